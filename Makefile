@@ -1,0 +1,60 @@
+# `make help` lists the targets. All run in .venv, which they make and renew by themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := build/demo
+
+SHELL := bash
+.DEFAULT_GOAL := help
+
+# The top-level folders that setup.py maps to fvexport.<folder>. The stamp's name holds them, since a new one has to be
+# installed once before it can be imported.
+EMPTY :=
+PACKAGES := $(filter-out fvexport tests,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
+STAMP := $(VENV)/installed$(subst $(EMPTY) ,,$(PACKAGES:%=-%))
+
+.PHONY: help demo test lint type pytest format clean
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP)  ## Export the encoder to ONNX and run it on a photograph (random weights, no download)
+	$(BIN)/fvexport onnx --res 1024 --out $(DEMO)/fastvithd-1024 --force
+	photo=$$($(BIN)/python -c 'from fvexport.encoder.image import sample_images as s; print(s()["astronaut"])') && \
+	$(BIN)/fvexport encode "$$photo" --artifact $(DEMO)/fastvithd-1024 --out $(DEMO)/features.safetensors --force
+
+test: lint type pytest  ## Lint, type check and run all tests
+
+lint: $(STAMP)  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not know that encoder/ is fvexport.encoder, so it sees the package as a tree of links, laid anew each time.
+# Its findings are printed with the paths of the repository.
+TYPES := build/types
+type: $(STAMP)  ## Check types in every file of the package
+	@rm -rf $(TYPES) && mkdir -p $(TYPES)/fvexport
+	@cd $(TYPES)/fvexport && ln -s ../../../fvexport/* $(PACKAGES:%=../../../%) .
+	set -o pipefail; cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
+	| sed -E 's#^fvexport/([a-z_]+/)#\1#'
+
+pytest: $(STAMP)  ## Run all tests (a part of them: .venv/bin/pytest tests/encoder)
+	$(BIN)/pytest
+
+format: $(STAMP)  ## Mend formatting and what else ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment, builds and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes first and alone, so that a build for this machine's disk or CPU is taken where pip knows of one.
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/installed*
+	@touch $@

@@ -1,0 +1,9 @@
+"""Measurements: speed claims, each with the command that reproduces it.
+
+What lives here
+    paired          timing of several candidates side by side, in one run
+    plain_onnx      our ONNX file against a plain `torch.onnx.export` of the same model
+    results/        measurements as JSON, with the environment they were taken in
+
+May import everything but `cli`; is imported by `cli` alone.
+"""

@@ -1,0 +1,14 @@
+"""The command `fvexport`: parse options, call the library once, show what it returned.
+
+What lives here
+    main        the group, and what becomes of errors
+    onnx, parity, inspect, encode, doctor
+                one command each
+    options     option types and option groups that commands share
+    render      tables for reports and verdicts
+    progress    a progress bar on the terminal
+    machine     what `doctor` finds out about this machine
+
+May import everything; nothing imports it. Only click and the standard library are imported with these modules, so
+that `fvexport --help` is quick: torch, onnx, rich and the rest are imported inside the commands.
+"""

@@ -1,0 +1,230 @@
+"""What `fvexport doctor` finds out. Nothing here may fail: whatever is broken is what it is asked about."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..export.options import PRECISIONS
+from ..export.targets import ORT_PACKAGE, TARGETS, Target, why_absent
+from ..progress import Progress, silent
+
+REQUIRED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors", "huggingface_hub", "PIL")
+OPTIONAL = {
+    "skimage": "photographs for parity without --images",
+    "transformers": "the language model",
+    "openvino": "Intel CPUs and GPUs",
+    "tensorrt": "NVIDIA engines",
+    "triton": "our own GPU kernels",
+}
+LABELS = {"skimage": "scikit-image", "PIL": "pillow"}
+"""What a package is called where it is not called as it is imported."""
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
+
+
+@dataclass(frozen=True)
+class Package:
+    """A Python package: its version, None where it is not installed, and why it cannot be used."""
+
+    name: str
+    version: str | None
+    required: bool
+    problem: str | None
+    note: str = ""
+
+    @property
+    def usable(self) -> bool:
+        return self.version is not None and self.problem is None
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """A row of the table of targets, and what keeps it from running here, if anything does."""
+
+    name: str
+    precisions: tuple[str, ...]
+    why_not: str | None
+    install: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Everything `doctor` reports.
+
+    Attributes:
+        packages: fvexport and Python, required ones, then optional ones.
+        providers: of onnxruntime.
+        gpus: name and memory of each NVIDIA GPU.
+        cpu: model, cores, cores usable by this process, features worth knowing.
+        memory_bytes, disk_bytes: available; free in the current folder. None where unknown.
+        targets: where an artifact can run.
+        commands: command -> what it can do here.
+        hub_offline: whether HF_HUB_OFFLINE forbids downloads.
+        problems: sentences on what is broken.
+        installs: commands that install what is missing.
+    """
+
+    packages: list[Package]
+    providers: list[str]
+    gpus: list[str]
+    cpu: dict[str, Any]
+    memory_bytes: int | None
+    disk_bytes: int | None
+    targets: list[TargetState]
+    commands: dict[str, str]
+    hub_offline: bool
+    problems: list[str]
+    installs: list[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        versions = {package.name: package.version for package in self.packages}
+        return {"platform": platform.platform(), "versions": versions} | asdict(self)
+
+
+def examine(progress: Progress = silent) -> Machine:
+    """Looks at this machine; imports every package, which takes seconds. Raises nothing."""
+    packages = [Package("fvexport", __version__, True, None), Package("python", platform.python_version(), True, None)]
+    names = [*REQUIRED, *OPTIONAL]
+    for done, name in enumerate(names):
+        progress(f"import {name}", done, len(names))
+        packages.append(_package(name))
+    targets = [_target(row) for row in TARGETS]
+    found = {p.name: p for p in packages}
+    problems = [f"{p.name}: {p.problem}" for p in packages if p.problem]
+    both = [d for d in ("onnxruntime", "onnxruntime-gpu") if _version(d)]
+    if len(both) > 1:
+        problems.append(f"{' and '.join(both)} overwrite one another: uninstall both, then install {ORT_PACKAGE}")
+    disk = None
+    with contextlib.suppress(OSError):
+        disk = shutil.disk_usage(Path.cwd()).free
+    missing = [p.name for p in packages if p.required and not p.usable]
+    installs = [f"pip install {ORT_PACKAGE if name == 'onnxruntime' else name}" for name in missing]
+    installs += [t.install for t in targets if t.why_not and t.install not in installs]
+    if not found["scikit-image"].usable:
+        installs.append("pip install scikit-image")
+    return Machine(
+        packages=packages,
+        providers=_providers(),
+        gpus=_gpus(),
+        cpu=_cpu(),
+        memory_bytes=_memory(),
+        disk_bytes=disk,
+        targets=targets,
+        commands=_commands(found, targets),
+        hub_offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+        problems=problems,
+        installs=installs,
+    )
+
+
+def _package(module: str) -> Package:
+    name, required = LABELS.get(module, module), module in REQUIRED
+    note = "required" if required else OPTIONAL[module]
+    try:
+        if importlib.util.find_spec(module) is None:
+            return Package(name, None, required, None, f"not installed ({note})")
+        imported = importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a broken package fails in any way at all
+        problem = f"fails to import: {_reason(error)}"
+        return Package(name, _version(name), required, problem, f"broken ({note})")
+    # Its own word first: onnxruntime and others are published under several names.
+    version = getattr(imported, "__version__", None) or _version(name) or "unknown"
+    return Package(name, str(version), required, None, note)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {text}"[:200]
+
+
+def _target(row: Target) -> TargetState:
+    try:
+        why_not = why_absent(row)
+    except (Exception, SystemExit) as error:  # it imports its runtime
+        why_not = f"{row.module} fails to import: {_reason(error)}"
+    return TargetState(row.name, tuple(row.precisions), why_not, row.install, row.note)
+
+
+def _commands(found: dict[str, Package], targets: list[TargetState]) -> dict[str, str]:
+    def without(*names: str) -> str | None:
+        missing = [name for name in names if not found[name].usable]
+        return f"not here: {', '.join(missing)} missing or broken" if missing else None
+
+    ready = [t.name for t in targets if t.why_not is None]
+    through = f"through {', '.join(ready)}" if ready else "not here: no target can run"
+    photographs = "" if found["scikit-image"].usable else "; name photographs with --images"
+    writes = f"writes {', '.join(PRECISIONS)}"
+    checks = f" and checks them {through}{photographs}" if ready else "; with --no-parity alone, no target can run"
+    return {
+        "onnx": without("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "pillow") or writes + checks,
+        "parity": without("torch", "onnx", "pillow") or through + (photographs if ready else ""),
+        "inspect": without("onnx") or "reads any artifact",
+        "encode": without("onnx", "pillow") or through,
+    }
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+
+        return list(onnxruntime.get_available_providers())
+    except (Exception, SystemExit):
+        return []
+
+
+def _gpus() -> list[str]:
+    """Asks the driver's own tool, since torch may be a CPU build; then torch."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    try:
+        import torch
+
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    except (Exception, SystemExit):
+        return []
+
+
+def _cpu() -> dict[str, Any]:
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags.update(value.split())
+    cores = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return {"model": model, "cores": cores, "usable": usable, "features": [f for f in CPU_FEATURES if f in flags]}
+
+
+def _memory() -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -1,0 +1,115 @@
+"""The group of commands, and the one place where errors become messages and exit codes.
+
+0 done, 1 something for the user to mend, 2 wrong usage, 130 interrupted. Any other exception is a bug of ours and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import FvexportError
+from . import render
+from .doctor import doctor
+from .encode import encode
+from .inspect import inspect
+from .onnx import onnx
+from .options import is_verbose, verbose_option
+from .parity import parity
+
+EPILOG = """\b
+Completion of options and names in your shell:
+  bash  eval "$(_FVEXPORT_COMPLETE=bash_source fvexport)"
+  zsh   eval "$(_FVEXPORT_COMPLETE=zsh_source fvexport)"
+  fish  _FVEXPORT_COMPLETE=fish_source fvexport | source
+"""
+
+
+class Commands(click.Group):
+    """Suggests the nearest command for a mistyped one, and shows users' errors as one line."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            known = self.list_commands(ctx)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
+            ctx.fail(f"No such command {name!r}. {hint}")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FvexportError as found:
+            if is_verbose(ctx):
+                traceback.print_exception(found)
+            render.error(str(found))
+            ctx.exit(1)
+
+
+@click.group(
+    "fvexport",
+    cls=Commands,
+    epilog=EPILOG,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="fvexport", message="%(prog)s %(version)s")
+@verbose_option
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Export FastViTHD, the vision encoder of FastVLM: files that run elsewhere, with proof that they are the same
+    model.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+for command in (onnx, parity, inspect, encode, doctor):
+    cli.add_command(command)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of the command `fvexport`; always ends in SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe that cannot show a character of ours, or of a file name, shows another instead.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = cli.main(None if args is None else list(args), prog_name="fvexport", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        render.error(_usage(error))
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        render.error("interrupted")
+        code = 130
+    except BrokenPipeError:
+        # The reader is gone (`| head`). Python would complain at exit when it flushes what is left.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: click.ClickException) -> str:
+    message = error.format_message()
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        end = "" if message.endswith((".", "?", ")")) else "."
+        return f"{message}{end} See `{error.ctx.command_path} --help`"
+    return message
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`fvexport onnx`: a checkpoint becomes an ONNX artifact."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from ..encoder.config import VARIANTS
+from ..export.options import DEFAULT_OPSET, OPSETS, InputKind, IoKind
+from .options import Batch, Named, Resolution, json_option, precision_options, verbose_option
+
+
+@click.command("onnx")
+@click.option(
+    "--checkpoint", metavar="SRC", help="File, folder or Hugging Face id; without it seeded weights that mean nothing."
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hugging Face checkpoint.")
+@click.option("--variant", type=Named(VARIANTS), help="Architecture; found out from a checkpoint, else fastvithd.")
+@click.option("--seed", type=int, metavar="N", help="For seeded weights.  [default: 0]")
+@click.option(
+    "--res", type=Resolution(), metavar="1024|HxW", default="1024", show_default=True, help="Multiples of 64 pixels."
+)
+@click.option(
+    "--batch", type=Batch(), metavar="N|dynamic", default="1", show_default=True, help="Images per call, or any number."
+)
+@click.option("--dynamic-res", is_flag=True, help="Any multiples of 64 at run time; --res is where it is checked.")
+@precision_options
+@click.option("--projector", is_flag=True, help="Append the connector, so that the output fits the language model.")
+@click.option(
+    "--input",
+    "input_kind",
+    type=Named(get_args(InputKind)),
+    default="float",
+    show_default=True,
+    help="Pixels in [0, 1], or 0 to 255.",
+)
+@click.option(
+    "--io", type=Named(get_args(IoKind)), default="fp32", show_default=True, help="Type of the inputs and outputs."
+)
+@click.option(
+    "--opset",
+    type=int,
+    metavar="N",
+    help=f"{OPSETS.start} to {OPSETS.stop - 1}.  [default: {DEFAULT_OPSET}; with --bf16 the first that has its Conv]",
+)
+@click.option("--simplify/--no-simplify", default=True, help="Run onnxsim.  [default: simplify]")
+@click.option("--parity/--no-parity", default=True, help="Compare with the eager model.  [default: parity]")
+@click.option("--images", metavar="PATH", help="Photographs to compare on: a file or folder.  [default: two]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: by content]")
+@click.option("--force", is_flag=True, help="Replace an artifact that stands there.")
+@json_option
+@verbose_option
+def onnx(
+    res: tuple[int, int], batch: int | None, dynamic_res: bool, precision: Any, projector: bool, input_kind: Any,
+    io: Any, opset: int | None, simplify: bool, checkpoint: str | None, revision: str | None, variant: str | None,
+    seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Export FastViTHD to ONNX, and prove that it is the same model.
+
+    Writes a folder: the graph, its weights, and a manifest with the verdict. A file that fails its verdict is not
+    written.
+    """
+    context = click.get_current_context()
+    if seed is not None and checkpoint is not None:
+        raise click.UsageError("--seed is for seeded weights; leave it out with --checkpoint", context)
+    if images is not None and not parity:
+        raise click.UsageError("--images is for the parity that --no-parity skips", context)
+    from ..export.onnx import export_onnx
+    from ..export.options import ExportOptions
+    from . import render
+    from .progress import progress_bar
+
+    options = ExportOptions(*res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify)
+    with progress_bar() as progress:
+        report = export_onnx(
+            checkpoint, out, options=options, variant=variant, revision=revision, seed=seed or 0, force=force,
+            parity=parity, images=images, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        render.print_json(
+            {
+                "artifact": str(report.artifact.path),
+                "manifest": asdict(report.artifact.manifest),
+                "verdict": report.verdict and report.verdict.to_dict(),
+                "seconds": report.seconds,
+                "notices": report.notices,
+            }
+        )
+    else:
+        render.export_report(report)

@@ -1,0 +1,120 @@
+"""Option types and groups of options that several commands take.
+
+What may be mistyped answers with the nearest name. Whether a value makes sense for the model is the library's to say.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import ConfigError
+from ..export.options import PRECISIONS, parse_batch, parse_resolution
+from ..export.targets import TARGETS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Named(click.Choice):  # type: ignore[type-arg]  # not generic before click 8.2
+    """One of a few names; a mistyped one answers with the nearest."""
+
+    name = "name"
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__(list(names))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        known = [str(choice) for choice in self.choices]
+        if value in known:
+            return str(value)
+        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
+        return self.fail(f"{value!r} is unknown. {hint}", param, ctx)
+
+
+class Resolution(click.ParamType):  # type: ignore[type-arg]
+    """`1024` or `512x384`, height first -> (height, width)."""
+
+    name = "resolution"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return parse_resolution(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Batch(click.ParamType):  # type: ignore[type-arg]
+    """A number, or `dynamic`, which becomes None."""
+
+    name = "batch"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if not isinstance(value, str):
+            return int(value)
+        try:
+            return parse_batch(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+
+
+def precision_options(command: F) -> F:
+    """`--fp32`, `--fp16`, `--bf16`: at most one of them, passed on as `precision`."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        chosen = [name for name in PRECISIONS if kwargs.pop(name)]
+        if len(chosen) > 1:
+            raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other", click.get_current_context())
+        return command(*args, precision=chosen[0] if chosen else "fp32", **kwargs)
+
+    meaning = {
+        "fp32": "Weights and activations in float32: the default.",
+        "fp16": "In float16.",
+        "bf16": "In bfloat16.",
+    }
+    for name in reversed(PRECISIONS):
+        wrapped = click.option(f"--{name}", name, is_flag=True, help=meaning[name])(wrapped)
+    return wrapped  # type: ignore[return-value]
+
+
+def json_option(command: F) -> F:
+    """`--json`, passed on as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
+
+
+def backend_option(command: F) -> F:
+    """`--backend`, a name from the table of targets."""
+    return click.option(
+        "--backend",
+        type=Named(target.name for target in TARGETS),
+        default=TARGETS[0].name,
+        show_default=True,
+        help="What runs the artifact.",
+    )(command)
+
+
+def verbose_option(command: F) -> F:
+    """`-v`, before or after the command's name: log to stderr, and a traceback with each error."""
+
+    def start(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+        if value and not is_verbose(ctx):
+            ctx.find_root().meta["fvexport.verbose"] = True
+            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)6d ms %(message)s")
+
+    return click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=start, help="Log to stderr; tracebacks of errors."
+    )(command)
+
+
+def is_verbose(ctx: click.Context) -> bool:
+    """Whether `-v` was given anywhere on the command line."""
+    return bool(ctx.find_root().meta.get("fvexport.verbose"))

@@ -1,0 +1,40 @@
+"""`fvexport parity`: the verdict on an artifact, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import backend_option, json_option, verbose_option
+
+
+@click.command("parity")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--checkpoint", metavar="SRC", help="Where its weights are.  [default: where it was made from]")
+@click.option("--images", metavar="DIR", help="Photographs to compare on: a file or folder.  [default: two]")
+@backend_option
+@click.option("--layers", is_flag=True, help="Compare every block's output; names the first that leaves its bound.")
+@json_option
+@verbose_option
+def parity(
+    artifact: Path, checkpoint: str | None, images: str | None, backend: str, layers: bool, as_json: bool
+) -> None:
+    """Compare an artifact with the eager model it was made from.
+
+    Exits with 1 where it does not pass.
+    """
+    from ..export.parity import check_parity
+    from . import render
+    from .progress import progress_bar
+
+    with progress_bar() as progress:
+        verdict = check_parity(
+            artifact, checkpoint=checkpoint, images=images, backend=backend, layers=layers, progress=progress
+        )
+    if as_json:
+        render.print_json({"artifact": str(artifact), "passed": verdict.passed} | verdict.to_dict())
+    else:
+        render.verdict(verdict)
+    if not verdict.passed:
+        click.get_current_context().exit(1)

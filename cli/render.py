@@ -1,0 +1,216 @@
+"""What the commands print: JSON for programs, tables for people. Tables fit 80 columns and hold no colour in a pipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..export.features import EncodeReport
+    from ..export.inspect import Inspection
+    from ..export.onnx import ExportReport
+    from ..export.parity import Verdict
+
+MAX_NAMES = 4
+"""Names of images listed in a row; the rest are counted."""
+
+
+def print_json(data: Any) -> None:
+    """`data`, and nothing else, on stdout."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", numbers_from: int = 1) -> None:
+    """A table on stdout; columns from `numbers_from` on are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # `str`, never markup: a file name may hold square brackets.
+    result = Table(
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD if any(header) else None,
+        show_header=any(header),
+        padding=(0, 1),
+    )
+    for index, name in enumerate(header):
+        result.add_column(Text(name), justify="right" if index >= numbers_from else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(Text(str(cell)) for cell in row))
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(result)
+    # rich fills lines up with spaces and draws empty borders; a pipe needs neither.
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    click.echo("\n".join(line for line in lines if line) + "\n")
+
+
+def facts(rows: Iterable[tuple[str, object]], *, title: str = "") -> None:
+    """A table of names and values."""
+    table(("", ""), rows, title=title, numbers_from=2)
+
+
+def notices(sentences: Iterable[str]) -> None:
+    """What a user should read, one line each, on stdout."""
+    for sentence in sentences:
+        click.echo(f"note: {sentence}")
+
+
+def error(message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+
+
+# --- numbers -----------------------------------------------------------------------------------
+
+
+def size(count: float) -> str:
+    """Bytes in kB, MB or GB."""
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
+
+
+def border(entry: Mapping[str, Any]) -> str:
+    """An input or output: `pixel_values float32 (1, 3, 1024, 1024)`."""
+    dtype = {"float": "float32"}.get(entry["dtype"], entry["dtype"])
+    return f"{entry['name']} {dtype} ({', '.join(map(str, entry['shape']))})"
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
+
+
+# --- reports -----------------------------------------------------------------------------------
+
+
+def export_report(report: ExportReport) -> None:
+    """The summary, the verdict, the notices, and the next command to type."""
+    manifest, seconds = report.artifact.manifest, report.seconds
+    made_from = manifest.checkpoint
+    graph = manifest.graph
+    total = sum(entry["bytes"] for entry in manifest.files.values())
+    origin = made_from["source"] + (f" at {made_from['revision'][:12]}" if made_from.get("revision") else "")
+    facts(
+        [
+            ("variant", manifest.variant),
+            ("checkpoint", f"{origin} ({made_from['form']}, sha256 {made_from['sha256'][:12]})"),
+            ("input", border(manifest.input)),
+            ("output", border(manifest.output)),
+            ("tokens", manifest.tokens if manifest.tokens is not None else "height / 64 x width / 64"),
+            ("precision", manifest.precision),
+            ("opset", manifest.opset),
+            ("nodes", f"{graph['nodes']} ({graph['nodes_traced']} as traced)"),
+            ("size", size(total)),
+            ("seconds", f"{sum(seconds.values()):.1f}: " + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items())),
+            ("artifact", report.artifact.path),
+        ],
+        title="ONNX artifact",
+    )
+    if report.verdict is not None:
+        verdict(report.verdict)
+    else:
+        notices([f"parity was not checked; `fvexport parity {_quoted(report.artifact.path)}` does it"])
+    notices(report.notices)
+    where = _quoted(report.artifact.path)
+    click.echo(f"next: fvexport encode photo.jpg --artifact {where} --out features.safetensors")
+
+
+def verdict(found: Verdict) -> None:
+    """The figures beside PyTorch's own and the thresholds, then every block where they were compared."""
+    ours, own, allowed = found.figures, found.torch, found.thresholds
+    bound = allowed.bound(own.rel_l2 if own.finite else None)
+    rows = [
+        ("max abs", f"{ours.max_abs:.2e}", f"{own.max_abs:.2e}", ""),
+        ("relative L2", f"{ours.rel_l2:.2e}", f"{own.rel_l2:.2e}", f"<= {bound:.2e}"),
+        ("cosine, mean", f"{ours.cosine:.7f}", f"{own.cosine:.7f}", ""),
+        ("cosine, worst token", f"{ours.cosine_min:.7f}", f"{own.cosine_min:.7f}", f">= {allowed.cosine_min}"),
+        ("SQNR, dB", f"{ours.sqnr_db:.1f}", f"{own.sqnr_db:.1f}", ""),
+    ]
+    header = ("against float32", "artifact", f"PyTorch {found.precision}", "allowed")
+    table(header, rows, title=f"parity: {found.status.upper()}, {found.reason}")
+    facts(
+        [
+            ("allowed", f"at most {allowed.over_torch:g} x PyTorch's own error, {allowed.rel_l2_floor:.1e} always, "
+                        f"{allowed.rel_l2_limit:.1e} at most"),
+            ("images", _some(found.images)),
+            ("resolutions", ", ".join(found.resolutions)),
+            ("backend", found.backend),
+        ]
+    )  # fmt: skip
+    if found.layers:
+        _layers(found)
+
+
+def _layers(found: Verdict) -> None:
+    def shown(value: float | None) -> str:
+        return "non-finite" if value is None else f"{value:.2e}"
+
+    rows = [
+        (f.name, shown(f.rel_l2), shown(f.torch_rel_l2), f"{f.bound:.2e}", "ok" if f.passed else "OVER")
+        for f in found.layers
+    ]
+    first = found.first_bad_layer
+    title = f"first block over its bound: {first}" if first else "every block is within its bound"
+    table(("block", "relative L2", f"PyTorch {found.precision}", "allowed", ""), rows, title=title)
+
+
+def inspection(found: Inspection) -> None:
+    """Borders and totals, operators by type, and the cost of each stage."""
+    height, width = found.resolution
+    facts(
+        [
+            ("variant", found.variant),
+            ("checkpoint", found.checkpoint),
+            ("precision", found.precision),
+            ("opset", found.opset),
+            *(("input", border(entry)) for entry in found.inputs),
+            *(("output", border(entry)) for entry in found.outputs),
+            ("tokens", f"{found.tokens} at {height}x{width}"),
+            ("parameters", f"{found.parameters / 1e6:.2f} M"),
+            ("nodes", f"{found.nodes}: " + ", ".join(f"{count} {op}" for op, count in found.ops.items())),
+            ("files", ", ".join(f"{name} {size(count)}" for name, count in found.files.items())),
+        ],
+        title=found.artifact,
+    )
+    rows = [
+        (s.name, s.nodes, f"{s.parameters / 1e6:.3f}", f"{s.gmacs:.4f}", _share(s.gmacs, found.gmacs),
+         f"{s.activation_bytes / 1e6:.1f}")
+        for s in found.stages
+    ]  # fmt: skip
+    rows.append(
+        ("all", found.nodes, f"{found.parameters / 1e6:.3f}", f"{found.gmacs:.4f}", "100 %",
+         f"{found.activation_bytes / 1e6:.1f}")
+    )  # fmt: skip
+    header = ("part", "nodes", "M parameters", "GMAC", "share", "activations, MB")
+    table(header, rows, title=f"one image of {height}x{width}")
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else ""
+
+
+def encode_report(report: EncodeReport) -> None:
+    """What was written; failures go to stderr, one line each."""
+    if report.encoded:
+        tokens, channels = report.shape
+        facts(
+            [
+                ("images", report.encoded),
+                ("features", f"float32 ({tokens}, {channels}) each, named after the image's path"),
+                ("seconds", f"{report.seconds:.1f} ({report.encoded / max(report.seconds, 1e-9):.1f} images/s)"),
+                ("file", report.out),
+            ]
+        )
+
+
+def _quoted(path: object) -> str:
+    import shlex
+
+    return shlex.quote(str(path))

@@ -1,0 +1,31 @@
+"""FastViTHD in PyTorch: the model, its exact fusion, its checkpoints, its connector, its images.
+
+What lives here
+    config          the architecture as a dataclass, and the named variants
+    fastvithd       the model, in its train, released and fused forms
+    reparameterize  train or released form -> fused form, exactly
+    connector       visual tokens -> the LLM's embedding width
+    seeded          deterministic weights for work without a checkpoint
+    checkpoint/     the public checkpoint forms: find, check, load
+    image           files and arrays -> RGB images that are safe to use
+    preprocess      images -> pixel_values, as the released models do it
+
+May be imported by every other folder; imports none of them (only `fvexport.errors` and
+`fvexport.progress`). Names load on first use, so that importing this package costs nothing.
+"""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "config": ["FastViTHDConfig", "ConnectorConfig", "VARIANTS", "get_variant"],
+        "fastvithd": ["FastViTHD"],
+        "connector": ["Connector"],
+        "reparameterize": ["reparameterize"],
+        "seeded": ["seed_weights"],
+        "checkpoint": ["Checkpoint", "load_checkpoint", "load_encoder"],
+        "image": ["load_image"],
+        "preprocess": ["Preprocessor"],
+    },
+)

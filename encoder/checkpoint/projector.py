@@ -1,0 +1,94 @@
+"""The connector's tensors in a checkpoint: LLaVA's `mm_projector`, transformers' `multi_modal_projector`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..config import ConnectorConfig
+from ..connector import Connector
+from .forms import PublicForm
+from .tensors import TensorInfo
+
+MAX_LAYERS = 16
+"""Linear layers believed; a damaged index beyond shows up as a surplus tensor."""
+
+
+@dataclass
+class ConnectorPlan:
+    """A connector on the meta device, the file's names by canonical ones, and what the file holds."""
+
+    module: Connector
+    names: dict[str, str]
+    found: dict[str, TensorInfo]
+    name_of: Callable[[str], str]
+
+
+def plan_connector(
+    form: PublicForm,
+    names: Collection[str],
+    describe: Callable[[Iterable[str]], dict[str, TensorInfo]],
+    kind: str | None,
+    in_channels: int,
+) -> ConnectorPlan | None:
+    """The connector that the file holds, or None where it holds none.
+
+    Args:
+        form: the checkpoint's form.
+        names: every tensor's name in the file.
+        describe: looks up shapes and dtypes.
+        kind: LLaVA's `mm_projector_type` where config.json tells it; else the names tell.
+        in_channels: channels of the encoder's tokens.
+
+    Raises:
+        ConfigError: a kind that is not known, or an identity between different widths.
+    """
+    prefix, own = next(((p, own) for p in form.connector if (own := [n for n in names if n.startswith(p)])), ("", []))
+    if not own:
+        if kind != "identity" or not form.connector:
+            return None
+        identity = Connector(ConnectorConfig("identity", in_channels, in_channels))
+        return ConnectorPlan(identity, {}, {}, lambda canonical: canonical)
+    parts = [name[len(prefix) :] for name in own]
+    kind = kind or _kind(parts)
+    found = describe(own)
+    widths = Counter(found[n].shape[0] for n in own if n in found and found[n].shape and found[n].shape[0] > 0)
+    # Every layer puts out the LLM's width; the first layer's input alone has another.
+    width = widths.most_common(1)[0][0] if widths else in_channels
+    with torch.device("meta"):
+        module = Connector(ConnectorConfig(kind, in_channels, in_channels if kind == "identity" else width))
+    to_canonical, to_own = _spelling(form, kind)
+    return ConnectorPlan(
+        module,
+        {to_canonical(part): prefix + part for part in parts},
+        found,
+        lambda canonical: prefix + to_own(canonical),
+    )
+
+
+def _kind(parts: Collection[str]) -> str:
+    if "weight" in parts:
+        return "linear"
+    layers = {int(m[1]) // 2 + 1 for part in parts if (m := re.match(r"(\d{1,3})\.", part))}
+    return f"mlp{max((n for n in layers if n <= MAX_LAYERS), default=2)}x_gelu"
+
+
+def _spelling(form: PublicForm, kind: str) -> tuple[Callable[[str], str], Callable[[str], str]]:
+    """(the form's names -> `Connector`'s, and back); what is no name of the form is marked surplus."""
+    if form.name == "transformers":  # linear_1, linear_2 -> 0, 2
+        table = {"linear_1": "0", "linear_2": "2"}
+    elif kind == "linear":  # a bare nn.Linear in LLaVA
+        table = {"": "0"}
+    else:
+        table = {str(i): str(i) for i in range(0, 2 * MAX_LAYERS, 2)}
+    back = {ours: theirs for theirs, ours in table.items()}
+
+    def translate(name: str, table: dict[str, str]) -> str:
+        layer, _, leaf = name.rpartition(".")
+        return f"{table[layer]}.{leaf}".removeprefix(".") if layer in table else f"?{name}"
+
+    return lambda name: translate(name, table), lambda name: translate(name, back)

@@ -1,0 +1,25 @@
+"""How checkpoint errors are worded: one line each, whatever a file's names and messages hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ...errors import CheckpointError
+
+
+def shown(text: object, limit: int = 160) -> str:
+    """`text` on one printable line of at most `limit` characters; names in files can hold anything."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def some(items: Iterable[object], limit: int = 3) -> str:
+    """The first few items and how many follow: `a, b, c and 12 more`."""
+    words = [shown(item) for item in items]
+    rest = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def unfit(source: object, what: str, mend: str) -> CheckpointError:
+    """The error to raise: whose fault it is, what was found, and what mends it."""
+    return CheckpointError(f"{shown(source)}: {shown(what, 1500)}; {shown(mend, 400)}")

@@ -1,0 +1,32 @@
+"""From a model to a file that runs elsewhere, and the proof that it is the same model.
+
+What lives here
+    options         what an export is asked for, checked before anything expensive
+    trace           PyTorch module -> ONNX graph, quietly and with readable names
+    passes          simplification and our own graph clean-up, weights standing aside
+    rules           what every exported graph must look like
+    onnx            the main job: checkpoint -> artifact
+    manifest        what an artifact says of itself
+    artifact        the folder: opened with checks, written whole or not at all
+    figures         error statistics between two sets of features
+    parity          the verdict: artifact against the eager model
+    inspect         operators, parameters, multiply-adds and activations of an artifact
+    features        many images -> one safetensors file, in bounded memory
+    targets         the table of places where an artifact runs
+    runtime/        one small class per place, behind `Encoder`
+
+May import `encoder`, `kernels` and `calibration`; may be imported by `benchmarks` and `cli`.
+"""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "artifact": ["Artifact"],
+        "onnx": ["ExportReport", "export_onnx"],
+        "options": ["ExportOptions"],
+        "parity": ["Verdict", "check_parity"],
+        "runtime": ["Encoder"],
+    },
+)

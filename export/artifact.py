@@ -1,0 +1,298 @@
+"""The artifact: a folder that is opened with checks, and written whole or not at all.
+
+    encoder.onnx        the graph
+    encoder.onnx.data   its weights, found beside it wherever the folder goes
+    manifest.json       what it is, how it was made, and the verdict
+
+This folder is the only thing that passes between commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import glob
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ArtifactError
+from .manifest import Manifest
+
+if TYPE_CHECKING:
+    import onnx
+
+MODEL_FILE = "encoder.onnx"
+DATA_FILE = "encoder.onnx.data"
+MANIFEST_FILE = "manifest.json"
+AGAIN = "export it again with `fvexport onnx --force`"
+
+# Scratch folders in use here. (A killed run's may carry our number: in containers they repeat.)
+_ACTIVE: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact: its folder, and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def model_path(self) -> Path:
+        """The ONNX file."""
+        return self.path / MODEL_FILE
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, verify: bool = False) -> Artifact:
+        """Opens a folder that `fvexport onnx` wrote.
+
+        Args:
+            path: the folder.
+            verify: read every file and compare its SHA-256, not only its size.
+
+        Raises:
+            ArtifactError: not an artifact, a damaged manifest, a file that is gone or was
+                changed, or weights that the graph looks for outside the folder.
+        """
+        folder = Path(path)
+        try:
+            _finish_swap(folder)
+            exists = folder.exists()
+        except OSError as error:
+            raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
+        if not exists:
+            raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`")
+        if not folder.is_dir():
+            raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
+        try:
+            text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise ArtifactError(f"{folder} holds no {MANIFEST_FILE}, so it is no artifact of fvexport") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArtifactError(f"cannot read {folder / MANIFEST_FILE} ({error}); {AGAIN}") from None
+        artifact = cls(folder, Manifest.from_json(text, str(folder / MANIFEST_FILE)))
+        artifact._check_files(verify)
+        return artifact
+
+    def _check_files(self, verify: bool) -> None:
+        if MODEL_FILE not in self.manifest.files:
+            raise ArtifactError(f"{self.path / MANIFEST_FILE} names no {MODEL_FILE}; {AGAIN}")
+        for name, entry in self.manifest.files.items():
+            if Path(name).name != name:
+                raise ArtifactError(f"{self.path / MANIFEST_FILE} names {name!r}, outside the folder; {AGAIN}")
+            file = self.path / name
+            if not _is_file(file):
+                raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}")
+            size = file.stat().st_size
+            if size != entry["bytes"]:
+                raise ArtifactError(f"{file} has {size} bytes instead of {entry['bytes']}; {AGAIN}")
+            if verify and _sha256(file) != entry.get("sha256"):
+                raise ArtifactError(f"{file} was changed after its export (SHA-256 differs); {AGAIN}")
+        check_external_data(self.model_path)
+
+
+def check_external_data(model_path: Path) -> None:
+    """Raises ArtifactError where the ONNX file is unreadable or its weights lie outside its folder."""
+    import onnx
+
+    try:
+        model = onnx.load(str(model_path), load_external_data=False)
+    except Exception as error:  # protobuf raises its own DecodeError, onnx others
+        raise ArtifactError(f"{model_path} is not a readable ONNX file ({_first_line(error)}); {AGAIN}") from None
+    nodes = [node for function in model.functions for node in function.node]
+    for tensor in (*_tensors(model.graph), *_node_tensors(nodes)):
+        location = next((e.value for e in tensor.external_data if e.key == "location"), None)
+        if location is None:
+            continue
+        file = model_path.parent / location
+        if Path(location).name != location or file.is_symlink():
+            raise ArtifactError(
+                f"{model_path} looks for weights at {location!r}, outside its folder; do not use it unless you made it"
+            )
+        if not _is_file(file):
+            raise ArtifactError(f"{file} is gone, which holds the weights of {model_path.name}; {AGAIN}")
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+    for attribute in (a for node in nodes for a in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for graph in (attribute.g, *attribute.graphs):
+            yield from _tensors(graph)
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long for the disk
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, object]]:
+    """Size and SHA-256 of every file of a folder but the manifest."""
+    return {
+        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        for file in sorted(folder.iterdir())
+        if file.name != MANIFEST_FILE
+    }
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+
+def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
+    """Fails before any work where the artifact could not be written at the end.
+
+    Raises:
+        ArtifactError: `out` exists and `force` is off, is something other than an artifact, lies
+            where nothing can be written, or on a disk with less than `need_bytes` free.
+    """
+    if out.name in ("", ".."):
+        raise ArtifactError(f"cannot write {out}: give --out the name of a folder of its own")
+    try:
+        _finish_swap(out)
+        _scratch(out).exists()
+    except OSError as error:
+        raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
+    if out.exists() or out.is_symlink():
+        empty = out.is_dir() and not any(out.iterdir())
+        if not empty and not (out / MANIFEST_FILE).is_file():
+            raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
+        if not empty and not force:
+            raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
+    parent = _existing_parent(out)
+    if not parent.is_dir():
+        raise ArtifactError(f"cannot write {out}: {parent} is not a folder; choose another --out")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {out}: no permission in {parent}; choose another --out")
+    free = shutil.disk_usage(parent).free
+    if free < need_bytes:
+        raise ArtifactError(
+            f"cannot write {out}: {need_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on its disk; "
+            "free some space or choose another --out"
+        )
+
+
+@contextlib.contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` to fill; takes its place when the block ends well, else vanishes.
+
+    Killed at any moment, `out` is the old artifact or the new one. What a killed run left behind
+    is removed by the next one.
+
+    Raises:
+        ArtifactError: the operating system refused (a full disk, a lost permission).
+    """
+    scratch = _scratch(out)
+    _ACTIVE.add(scratch)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(out)
+        scratch.mkdir()
+        yield scratch
+        _sync(scratch)
+        _swap(scratch, out)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise ArtifactError(f"cannot write {out}: {reason}; free some space or choose another --out") from error
+    finally:
+        _remove(scratch)
+        _ACTIVE.discard(scratch)
+
+
+def _scratch(out: Path) -> Path:
+    return out.absolute().parent / f".{out.name}.writing-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def _remove(path: Path) -> None:
+    # A link that stood at `out` goes itself; the folder it leads to is not ours to empty.
+    path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+
+
+def _existing_parent(path: Path) -> Path:
+    parent = path.absolute().parent
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    return parent
+
+
+def _sync(folder: Path) -> None:
+    for file in folder.iterdir():
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+
+def _swap(new: Path, out: Path) -> None:
+    """Puts `new` at `out`; the old folder, if any, ends at `new`'s name for the caller to remove."""
+    if not out.exists():
+        new.rename(out)
+    elif not _exchange(new, out):
+        # No atomic exchange here: the old folder waits under a name that `_finish_swap` knows.
+        old = out.parent / f".{out.name}.replaced"
+        _remove(old)
+        out.rename(old)
+        new.rename(out)
+        _remove(old)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Exchanges two names in one step (Linux renameat2); False where the system or disk cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    return renameat2 is not None and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
+
+
+def _finish_swap(out: Path) -> None:
+    """Ends what a run killed in `_swap` began: the old folder comes back, or goes if the new one stands."""
+    old = out.parent / f".{out.name}.replaced"
+    if old.is_dir():
+        with contextlib.suppress(OSError):
+            if out.exists():
+                _remove(old)
+            else:
+                old.rename(out)
+
+
+def _remove_stale(out: Path) -> None:
+    for leftover in out.absolute().parent.glob(f".{glob.escape(out.name)}.writing-*"):
+        match = re.fullmatch(r".*\.writing-(\d+)(-[0-9a-f]+)?", leftover.name, re.DOTALL)
+        if match and leftover not in _ACTIVE and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+            _remove(leftover)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

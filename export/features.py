@@ -1,0 +1,236 @@
+"""Many images -> one safetensors file, in memory that does not grow with their number.
+
+The format wants its header, which names every tensor, before the data. All features of one run have one shape, so
+the space that the header can need is known at once: it is reserved, the features follow as they come, and the
+header is written last, filled up with spaces. Source: the format's description at github.com/huggingface/safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from .. import __version__
+from ..errors import ArtifactError, ConfigError, ImageError
+from ..progress import Progress, silent
+from .artifact import _alive, _existing_parent
+from .runtime.encoder import Encoder
+
+METADATA = "__metadata__"
+MAX_HEADER_BYTES = 100_000_000
+"""Readers of safetensors refuse a longer header."""
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What `encode_images` did.
+
+    Attributes:
+        out: the file; it was not written where `encoded` is 0.
+        encoded: images whose features are in it.
+        failed: (image, reason) of the others.
+        seconds: for all of it.
+        shape: (tokens, channels) of one image's features.
+    """
+
+    out: Path
+    encoded: int
+    failed: list[tuple[str, str]]
+    seconds: float
+    shape: tuple[int, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        failed = [{"image": name, "reason": reason} for name, reason in self.failed]
+        return asdict(self) | {"out": str(self.out), "failed": failed, "shape": list(self.shape)}
+
+
+def encode_images(
+    images: Iterable[Path], encoder: Encoder, out: Path, *, force: bool = False, batch_size: int | None = None,
+    progress: Progress = silent,
+) -> EncodeReport:  # fmt: skip
+    """Writes the features of every image, each (N, C) float32, under its path as it was given (with forward slashes).
+
+    Bad images are reported and the others go on; a path given twice is encoded once. Memory holds one batch and the
+    paths. Killed at any moment, `out` is what it was before, or complete.
+
+    Args:
+        images: files.
+        encoder: what encodes them.
+        out: the .safetensors file.
+        force: replace a file that stands at `out`.
+        batch_size: images per call; by default the artifact's own, 1 where it takes any number.
+        progress: called as `encode` with the images done.
+
+    Raises:
+        ArtifactError: `out` exists and `force` is off, or it cannot be written (a full disk, no permission).
+        ConfigError: no images, or a batch size under 1.
+    """
+    start = time.perf_counter()
+    paths = {_key(path): path for path in images}
+    if not paths:
+        raise ConfigError("no images given; name at least one image or folder")
+    size = batch_size if batch_size is not None else encoder.batch or 1
+    if size < 1:
+        raise ConfigError(f"--batch-size must be at least 1; found {batch_size}")
+    file = _FeatureFile(out, list(paths), encoder.shape, _metadata(encoder))
+    _check_output(out, paths.values(), force=force, need_bytes=file.bytes_needed)
+
+    failed: list[tuple[str, str]] = []
+    with file:
+        waiting: list[tuple[str, np.ndarray]] = []
+        for done, (key, path) in enumerate(paths.items()):
+            progress("encode", done, len(paths))
+            try:
+                if key == METADATA:
+                    raise ImageError(f"{key} is a name that safetensors keeps for itself: rename the image")
+                waiting.append((key, encoder.preprocessor.pixels(path)))
+            except ImageError as error:
+                failed.append((key, _printable(str(error))))
+            if waiting and (len(waiting) == size or done == len(paths) - 1):
+                features = encoder.run(np.stack([pixels for _, pixels in waiting]))
+                for (name, _), one in zip(waiting, features, strict=True):
+                    if np.isfinite(one).all():
+                        file.append(name, one)
+                    else:
+                        failed.append((name, f"{name} has infinite or undefined features: encode it with an fp32 file"))
+                waiting.clear()
+        progress("encode", len(paths), len(paths))
+    return EncodeReport(out, len(file.names), failed, time.perf_counter() - start, encoder.shape)
+
+
+class _FeatureFile:
+    """A safetensors file that grows beside `out` and takes its place when the block ends well.
+
+    Nothing is created before the first features.
+    """
+
+    def __init__(self, out: Path, names: list[str], shape: tuple[int, int], metadata: dict[str, str]) -> None:
+        self.out = out
+        self.shape = shape
+        self.metadata = metadata
+        self.each = shape[0] * shape[1] * 4
+        self.names: list[str] = []
+        longest = len(self._header(names))
+        if longest > MAX_HEADER_BYTES:
+            raise ConfigError(
+                f"the names of {len(names)} images need a header of {longest / 1e6:.0f} MB, "
+                f"and safetensors allows {MAX_HEADER_BYTES / 1e6:.0f}; encode them in several files"
+            )
+        self.reserved = -(-longest // 8) * 8
+        self.bytes_needed = 8 + self.reserved + len(names) * self.each
+        self._scratch = out.parent / f".{out.name}.writing-{os.getpid()}"
+        self._stream: BinaryIO | None = None
+
+    def _header(self, names: list[str]) -> bytes:
+        content: dict[str, Any] = {METADATA: self.metadata}
+        for index, name in enumerate(names):
+            offsets = [index * self.each, (index + 1) * self.each]
+            content[name] = {"dtype": "F32", "shape": list(self.shape), "data_offsets": offsets}
+        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def append(self, name: str, features: np.ndarray) -> None:
+        """Writes one image's features (N, C)."""
+        assert features.shape == self.shape
+        with _os_errors(self.out):
+            if self._stream is None:
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                _remove_stale(self.out)
+                self._stream = self._scratch.open("wb")
+                self._stream.seek(8 + self.reserved)
+            self._stream.write(features.astype("<f4", copy=False).tobytes())
+        self.names.append(name)
+
+    def __enter__(self) -> _FeatureFile:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._stream is None:
+            return
+        try:
+            if kind is None:
+                with _os_errors(self.out):
+                    self._finish(self._stream)
+        finally:
+            # A full disk makes close fail once more, when it flushes what is left.
+            with contextlib.suppress(OSError):
+                self._stream.close()
+            self._scratch.unlink(missing_ok=True)
+
+    def _finish(self, stream: BinaryIO) -> None:
+        stream.seek(0)
+        stream.write(self.reserved.to_bytes(8, "little") + self._header(self.names).ljust(self.reserved))
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        self._scratch.replace(self.out)
+
+
+def _key(path: Path) -> str:
+    return _printable(Path(path).as_posix())
+
+
+def _printable(text: str) -> str:
+    """File names that are no UTF-8 hold bytes that no JSON can: those are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _metadata(encoder: Encoder) -> dict[str, str]:
+    manifest, frame = encoder.artifact.manifest, encoder.preprocessor
+    return {
+        "artifact_sha256": str(manifest.files[encoder.artifact.model_path.name].get("sha256", "")),
+        "checkpoint_sha256": str(manifest.checkpoint.get("sha256", "")),
+        "resolution": f"{frame.height}x{frame.width}",
+        "fvexport": __version__,
+    }
+
+
+def _check_output(out: Path, images: Iterable[Path], *, force: bool, need_bytes: int) -> None:
+    """Fails before any image is read where `out` could not be written at the end."""
+    if out.is_dir():
+        raise ArtifactError(f"{out} is a folder; name a .safetensors file with --out")
+    if out.exists() or out.is_symlink():
+        if not force:
+            raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
+        if any(path.exists() and out.exists() and path.samefile(out) for path in images):
+            raise ArtifactError(f"{out} is one of the images; choose another --out")
+    parent = _existing_parent(out)
+    if not parent.is_dir():
+        raise ArtifactError(f"cannot write {out}: {parent} is not a folder; choose another --out")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ArtifactError(f"cannot write {out}: no permission in {parent}; choose another --out")
+    free = shutil.disk_usage(parent).free
+    if free < need_bytes:
+        raise ArtifactError(
+            f"cannot write {out}: {need_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on its disk; "
+            "free some space or choose another --out"
+        )
+
+
+@contextmanager
+def _os_errors(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise ArtifactError(f"cannot write {out}: {reason}; free some space or choose another --out") from error
+
+
+def _remove_stale(out: Path) -> None:
+    """Removes what killed runs left beside `out`."""
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}.writing-*"):
+        pid = leftover.name.rpartition("-")[2]
+        if pid.isdecimal() and not _alive(int(pid)):
+            leftover.unlink(missing_ok=True)

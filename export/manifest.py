@@ -1,0 +1,110 @@
+"""What an artifact says of itself: `manifest.json`, and the same inside the ONNX file's metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..encoder.config import FastViTHDConfig
+from ..errors import ArtifactError, ConfigError
+from .options import PRECISIONS
+
+SCHEMA_VERSION = 1
+METADATA_KEY = "fvexport"
+
+
+@dataclass
+class Manifest:
+    """The manifest, field by field as it stands in JSON.
+
+    Attributes:
+        variant, config: the architecture (`FastViTHDConfig.to_dict`).
+        checkpoint: source, form, sha256 of the encoder's tensors, revision, trained.
+        precision: of weights and activations.
+        input, output: name, dtype and shape; a dynamic size stands as its name.
+        preprocessing: how an image becomes the input (`Preprocessor.to_dict`).
+        tokens: visual tokens of one image, or None where the resolution is dynamic.
+        opset: of the ONNX file.
+        options: every option of the export.
+        graph: nodes before and after simplification, and why it was skipped if it was.
+        files: name -> bytes and sha256 of every other file of the artifact.
+        versions: fvexport and the libraries that wrote the file.
+        created: UTC time, ISO 8601.
+        parity: the verdict, or None where it was skipped.
+    """
+
+    variant: str
+    config: dict[str, Any]
+    checkpoint: dict[str, Any]
+    precision: str
+    input: dict[str, Any]
+    output: dict[str, Any]
+    preprocessing: dict[str, Any]
+    tokens: int | None
+    opset: int
+    options: dict[str, Any]
+    graph: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    versions: dict[str, str]
+    created: str
+    parity: dict[str, Any] | None = None
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    @property
+    def architecture(self) -> FastViTHDConfig:
+        """The config as the dataclass that owns strides and token counts."""
+        return FastViTHDConfig.from_dict(self.config)
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """JSON text, the inverse of `from_json`."""
+        return json.dumps(asdict(self), indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Manifest:
+        """Reads a manifest; raises ArtifactError, naming `where`, for anything that is not one."""
+        again = "export it again with `fvexport onnx`"
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"{where} is not valid JSON ({error}); {again}") from None
+        if not isinstance(data, dict) or "schema_version" not in data:
+            raise ArtifactError(f"{where} is not an fvexport manifest; {again}")
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{where} has schema version {data['schema_version']!r}, this fvexport reads {SCHEMA_VERSION}; {again}"
+            )
+        try:
+            manifest = cls(**data)
+            _check_types(manifest)
+            manifest.architecture  # noqa: B018 - checks the config
+        except (TypeError, ConfigError) as error:
+            raise ArtifactError(f"{where} is damaged ({error}); {again}") from None
+        return manifest
+
+
+def _check_types(manifest: Manifest) -> None:
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "variant": str, "config": dict, "checkpoint": dict, "precision": str, "input": dict, "output": dict,
+        "preprocessing": dict, "options": dict, "graph": dict, "files": dict, "opset": int, "versions": dict,
+        "tokens": (int, type(None)), "parity": (dict, type(None)),
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise TypeError(f"{name} is a {type(getattr(manifest, name)).__name__}")
+    for border in (manifest.input, manifest.output):
+        if not {"name", "dtype", "shape"} <= border.keys():
+            raise TypeError("input and output need name, dtype and shape")
+        shape = border["shape"]
+        if not isinstance(shape, list) or not all(isinstance(size, int | str) for size in shape):
+            raise TypeError(f"{border['name']!r} has the shape {shape!r}")
+    if len(manifest.input["shape"]) != 4 or len(manifest.output["shape"]) != 3:
+        raise TypeError("the input must have four axes, the output three")
+    if manifest.precision not in PRECISIONS:
+        raise TypeError(f"unknown precision {manifest.precision!r}")
+    for name in ("source", "form", "sha256"):
+        if not isinstance(manifest.checkpoint.get(name), str):
+            raise TypeError(f"checkpoint names no {name}")
+    for name, entry in manifest.files.items():
+        if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
+            raise TypeError(f"files[{name!r}] has no size")

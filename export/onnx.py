@@ -1,0 +1,261 @@
+"""The main job: a checkpoint in, an ONNX artifact out, with the proof that it is the same model."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from .. import __version__
+from ..encoder.checkpoint import Checkpoint, load_checkpoint
+from ..encoder.config import FastViTHDConfig, get_variant
+from ..encoder.image import ImageLike
+from ..encoder.preprocess import Preprocessor
+from ..encoder.reparameterize import reparameterize
+from ..errors import ExportError
+from ..progress import Progress, silent
+from .artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
+from .figures import compare
+from .manifest import METADATA_KEY, Manifest
+from .options import ExportOptions
+from .parity import THRESHOLDS, Verdict, check_parity, photographs
+from .rules import check_rules
+from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+INLINE_BYTES = 1024
+"""Tensors under this size stay in the graph's file; shape inference must see them."""
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What `export_onnx` did.
+
+    Attributes:
+        artifact: the artifact, where it now lies.
+        verdict: of parity, or None where it was skipped.
+        seconds: per phase, in order.
+        notices: sentences that a user should read.
+    """
+
+    artifact: Artifact
+    verdict: Verdict | None
+    seconds: dict[str, float]
+    notices: list[str]
+
+
+def export_onnx(
+    checkpoint: Checkpoint | str | os.PathLike[str] | None = None, out: str | os.PathLike[str] | None = None, *,
+    options: ExportOptions | None = None, variant: str | None = None, revision: str | None = None, seed: int = 0,
+    force: bool = False, parity: bool = True, images: Sequence[ImageLike] | str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> ExportReport:  # fmt: skip
+    """Exports FastViTHD to an ONNX artifact and checks it.
+
+    Args:
+        checkpoint: a file, folder or Hugging Face id; None for seeded weights, which mean nothing.
+        out: the folder to write; None for one in the current folder, named after its content.
+        options: what to export; 1024 x 1024, batch 1, float32 by default.
+        variant, revision, seed: see `load_checkpoint`.
+        force: replace an artifact that stands at `out`.
+        parity: compare with the eager model; a file that fails is not written.
+        images: photographs to compare on.
+        progress: called as phases end.
+
+    Raises:
+        FvexportError: one of its kinds, saying what to do; `out` is then as it was.
+    """
+    options = options or ExportOptions()
+    options.check(FastViTHDConfig() if variant is None else get_variant(variant))
+    if out is not None:
+        check_writable(Path(out), force=force)
+    shown = photographs(images) if parity else {}
+
+    clock = _Clock(progress)
+    with clock("load"):
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(
+                checkpoint, variant=variant, revision=revision, seed=seed, require_connector=options.projector
+            )
+    info = checkpoint.info
+    target = Path(out) if out is not None else Path(options.default_name(info.variant))
+    weights = sum(p.numel() for p in checkpoint.encoder.parameters()) * BYTES[options.precision]
+    check_writable(target, force=force, need_bytes=int(1.1 * weights))
+
+    with clock("fuse"):
+        encoder = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8")
+        connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
+        module = ExportModule(encoder, connector, options)
+    with clock("trace"):
+        model = trace(module, options)
+    del encoder, connector, module  # the graph holds the weights from here on
+    with clock("simplify"):
+        model, graph = _simplified(model, options)
+
+    with writing(target) as folder:
+        with clock("write"):
+            _write(model, folder)
+            manifest = _manifest(checkpoint, options, graph, model)
+            del model
+        with clock("check"):
+            onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
+            proto = onnx.load(str(folder / MODEL_FILE), load_external_data=False)
+            check_rules(proto, checkpoint.encoder.config, projector=options.projector)
+        verdict = None
+        if parity:
+            with clock("parity"):
+                verdict = check_parity(
+                    Artifact(folder, manifest), checkpoint=checkpoint, images=list(shown.values()), progress=progress
+                )
+                verdict = replace(verdict, images=list(shown))
+            if not verdict.passed:
+                raise ExportError(
+                    f"parity failed, nothing written: {verdict.reason}; "
+                    "--no-parity writes it anyway, and `fvexport parity --layers` finds the block"
+                )
+            manifest.parity = verdict.to_dict()
+        _embed(proto, manifest, folder)
+        manifest.files = describe_files(folder)
+        (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
+    notices = [text for text in (info.notice, graph["kept_unsimplified"]) if text]
+    return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices)
+
+
+class _Clock:
+    """Seconds of each phase, and a word to the progress callback as it begins."""
+
+    PHASES = ("load", "fuse", "trace", "simplify", "write", "check", "parity")
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self.progress(phase, 0, None)
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
+
+
+def _simplified(model: ir.Model, options: ExportOptions) -> tuple[ir.Model, dict[str, Any]]:
+    """Our clean-up, then onnxsim where asked for and where it changes no number."""
+    from .passes import Simplification, name_dimensions, simplify, tidy
+
+    traced = len(model.graph)
+    tidy(model)
+    result = Simplification(len(model.graph), len(model.graph))
+    if options.simplify:
+        simplified, result = simplify(model)
+        if _operators(simplified) != _operators(model) and not _same_numbers(model, simplified, options):
+            result = replace(result, nodes_after=result.nodes_before, kept_unsimplified="onnxsim changed the numbers")
+        elif result.kept_unsimplified is None:
+            model = simplified
+    name_dimensions(model)
+    kept = result.kept_unsimplified
+    return model, {
+        "nodes_traced": traced,
+        "nodes": len(model.graph),
+        "kept_unsimplified": f"the graph was not simplified: {kept}" if kept else None,
+    }
+
+
+def _operators(model: ir.Model) -> list[tuple[str, tuple[str | None, ...]]]:
+    return sorted((node.op_type, tuple(v.name for v in node.outputs)) for node in model.graph)
+
+
+def _same_numbers(before: ir.Model, after: ir.Model, options: ExportOptions) -> bool:
+    """Runs both graphs on one input, at the size they were traced for."""
+    import onnxruntime as ort
+
+    batch, rng = options.batch or 1, np.random.default_rng(0)
+    shape = (batch, 3, options.height, options.width)
+    outputs = []
+    for model in (before, after):
+        with tempfile.TemporaryDirectory() as folder:
+            _write(model, Path(folder))
+            settings = ort.SessionOptions()
+            settings.log_severity_level = 4
+            try:
+                session = ort.InferenceSession(
+                    str(Path(folder) / MODEL_FILE), settings, providers=["CPUExecutionProvider"]
+                )
+            except Exception:  # a graph that does not load here (bf16, or a broken one) cannot be compared
+                return False
+        entry = session.get_inputs()[0]
+        dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
+        feed = rng.integers(0, 256, shape).astype(np.uint8) if dtype == np.uint8 else rng.random(shape).astype(dtype)
+        outputs.append(session.run(None, {INPUT_NAME: feed})[0].astype(np.float32))
+        rng = np.random.default_rng(0)
+    return compare(*outputs).rel_l2 <= THRESHOLDS[options.precision].rel_l2_floor
+
+
+def _write(model: ir.Model, folder: Path) -> None:
+    import onnx_ir as ir
+
+    ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=INLINE_BYTES)
+
+
+def _embed(proto: onnx.ModelProto, manifest: Manifest, folder: Path) -> None:
+    """Puts the manifest (but the files' hashes, of which this file is one) into the ONNX metadata."""
+    content = json.loads(manifest.to_json())
+    del content["files"]
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(content))
+    proto.producer_name, proto.producer_version = "fvexport", __version__
+    (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
+
+
+def _manifest(checkpoint: Checkpoint, options: ExportOptions, graph: dict[str, Any], model: ir.Model) -> Manifest:
+    info, config = checkpoint.info, checkpoint.encoder.config
+
+    def border(value: Any, name: str) -> dict[str, Any]:
+        shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
+        return {"name": name, "dtype": value.dtype.name.lower(), "shape": shape}
+
+    connector = checkpoint.connector.config if options.projector and checkpoint.connector else None
+    return Manifest(
+        variant=info.variant,
+        config=config.to_dict(),
+        checkpoint=asdict(info),
+        precision=options.precision,
+        input=border(model.graph.inputs[0], INPUT_NAME),
+        output=border(model.graph.outputs[0], OUTPUT_NAME),
+        preprocessing=Preprocessor(
+            options.height,
+            options.width,
+            image_aspect_ratio=info.image_aspect_ratio,  # type: ignore[arg-type]
+        ).to_dict(),
+        tokens=None if options.dynamic_res else config.tokens(options.height, options.width),
+        opset=options.effective_opset,
+        options=options.to_dict() | {"connector": asdict(connector) if connector else None},
+        graph=graph,
+        files={},
+        versions=_versions(),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"fvexport": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

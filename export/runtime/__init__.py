@@ -1,0 +1,22 @@
+"""Running an artifact: one small class per place, all behind `Encoder`.
+
+    base            what every backend is: pixel_values in, image_features out
+    onnxruntime     CPU and CUDA through onnxruntime
+    rounding        half precision on hardware that has none, value by value
+    eager           the PyTorch model itself, as the reference and as a backend
+    encoder         `Encoder`: images in, features out, whatever runs underneath
+
+May import `export` and `encoder`; is imported by `export.parity`, `benchmarks` and `cli`.
+"""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "base": ["Backend"],
+        "eager": ["EagerBackend"],
+        "encoder": ["Encoder"],
+        "onnxruntime": ["OnnxRuntimeBackend"],
+    },
+)

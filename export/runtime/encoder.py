@@ -1,0 +1,95 @@
+"""`Encoder`: images in, features out, whatever runs underneath."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from ...encoder.image import ImageLike
+from ...encoder.preprocess import Preprocessor
+from ...errors import ConfigError
+from ..artifact import Artifact
+from .onnxruntime import OnnxRuntimeBackend
+
+
+class Encoder:
+    """An artifact, ready to encode images.
+
+    >>> encoder = fvexport.Encoder("fastvithd-1024-fp32")
+    >>> features = encoder("photo.jpg")  # (1, 256, 3072) float32
+
+    Args:
+        artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
+        backend: a name from the table of targets.
+        resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
+        threads: for one operator; None leaves it to the runtime.
+
+    Raises:
+        ArtifactError: not a usable artifact.
+        ConfigError: a resolution that the artifact cannot take.
+        UnavailableError: the backend cannot run here.
+    """
+
+    def __init__(
+        self, artifact: str | os.PathLike[str] | Artifact, backend: str = "onnxruntime-cpu", *,
+        resolution: tuple[int, int] | None = None, threads: int | None = None,
+    ) -> None:  # fmt: skip
+        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+        manifest = self.artifact.manifest
+        self.preprocessor = preprocessor_of(self.artifact, resolution)
+        batch = manifest.input["shape"][0]
+        self.batch: int | None = batch if isinstance(batch, int) else None
+        self.uint8 = manifest.input["dtype"] == "uint8"
+        self.backend = OnnxRuntimeBackend(self.artifact, backend, threads=threads)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(tokens, channels) of one image's features."""
+        height, width = self.preprocessor.height, self.preprocessor.width
+        return self.artifact.manifest.architecture.tokens(height, width), self.artifact.manifest.output["shape"][-1]
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
+        """Files, Pillow images or (H, W, 3) arrays -> features (B, N, C) float32.
+
+        Raises ImageError for anything that is not a usable image.
+        """
+        several = [images] if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) else images
+        if not several:
+            return np.zeros((0, *self.shape), np.float32)
+        return self.run(np.stack([self.preprocessor.pixels(image) for image in several]))
+
+    def run(self, pixels: np.ndarray) -> np.ndarray:
+        """Preprocessed uint8 pixels (B, 3, H, W) -> features (B, N, C) float32.
+
+        Any B: a file with a fixed batch size runs as often as it takes, its last call filled up.
+        """
+        values = pixels if self.uint8 else pixels.astype(np.float32) / 255
+        if self.batch is None:
+            return self.backend.run(values)
+        results = []
+        for start in range(0, len(values), self.batch):
+            part = values[start : start + self.batch]
+            missing = self.batch - len(part)
+            filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
+            results.append(self.backend.run(filled)[: len(part)])
+        return np.concatenate(results) if results else np.zeros((0, *self.shape), np.float32)
+
+
+def preprocessor_of(artifact: Artifact, resolution: tuple[int, int] | None = None) -> Preprocessor:
+    """The artifact's own preprocessing, at another resolution where it is dynamic.
+
+    Raises ConfigError for a resolution that the artifact cannot take.
+    """
+    manifest = artifact.manifest
+    own = Preprocessor.from_dict(manifest.preprocessing)
+    if resolution is None or resolution == (own.height, own.width):
+        return own
+    if not manifest.options.get("dynamic_res"):
+        raise ConfigError(
+            f"{artifact.path} takes {own.height}x{own.width} alone; export with --dynamic-res for other resolutions"
+        )
+    manifest.architecture.check_resolution(*resolution)
+    return Preprocessor(*resolution, image_aspect_ratio=own.image_aspect_ratio)

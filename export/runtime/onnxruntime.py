@@ -1,0 +1,97 @@
+"""An artifact through onnxruntime, on the CPU or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from ...errors import ArtifactError
+from ..artifact import AGAIN, Artifact
+from ..targets import get_target, require
+from .rounding import with_rounding
+
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+WORDS = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+class OnnxRuntimeBackend:
+    """Runs `encoder.onnx` of an artifact.
+
+    Args:
+        artifact: an opened artifact.
+        target: `onnxruntime-cpu` or `onnxruntime-cuda`.
+        threads: for one operator; None leaves it to onnxruntime.
+        stored_half: compute a half-precision file as a GPU would, rounding each stored value
+            (see `rounding`). Always on for bf16 on the CPU, which has no other way.
+        taps: names of inner tensors to return too, by `run_taps`.
+
+    Raises:
+        UnavailableError: the target cannot run here.
+        ArtifactError: onnxruntime refuses the file.
+    """
+
+    def __init__(
+        self, artifact: Artifact, target: str = "onnxruntime-cpu", *, threads: int | None = None,
+        stored_half: bool = False, taps: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        row = get_target(target)
+        require(row)
+        import onnxruntime as ort
+
+        if row.provider == "CUDAExecutionProvider":
+            ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
+        precision = artifact.manifest.precision
+        rounds = precision in WORDS and (stored_half or precision not in row.precisions)
+        self.name = target
+        self.taps = tuple(taps)
+        self.computes = f"float32, each stored value rounded to {WORDS[precision]}" if rounds else "natively"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        source: str | bytes = str(artifact.model_path)
+        if rounds or taps:
+            options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
+            source = _prepared(artifact, precision if rounds else None, taps)
+        assert row.provider is not None
+        providers = [row.provider] if row.provider == "CPUExecutionProvider" else [row.provider, "CPUExecutionProvider"]
+        try:
+            self.session = ort.InferenceSession(source, options, providers=providers)
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            reason = str(error).splitlines()[0][:200]
+            raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {reason}; {AGAIN}") from None
+        if row.provider not in self.session.get_providers():
+            raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
+        entry = self.session.get_inputs()[0]
+        self.input_name = entry.name
+        self.input_dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
+
+    def run(self, pixel_values: np.ndarray) -> np.ndarray:
+        """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
+        return self._run(pixel_values)[0]
+
+    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The features, and the inner tensors asked for, all in float32."""
+        features, *inner = self._run(pixel_values)
+        return features, dict(zip(self.taps, inner, strict=True))
+
+    def _run(self, pixel_values: np.ndarray) -> list[np.ndarray]:
+        feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
+        return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
+
+
+def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str]) -> bytes:
+    """The graph with rounding and taps put in; its weights stay in their file."""
+    model = onnx.load(str(artifact.model_path), load_external_data=False)
+    if rounding:
+        model = with_rounding(model, rounding)
+    if taps:
+        made = {out for node in model.graph.node for out in node.output}
+        missing = [name for name in taps if name not in made]
+        if missing:
+            raise ArtifactError(f"{artifact.model_path} has no tensor {missing[0]!r} to compare; {AGAIN}")
+        # No type is stated: onnxruntime infers it, whatever the precision of that part of the graph.
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
+    return model.SerializeToString()

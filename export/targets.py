@@ -1,0 +1,102 @@
+"""The one table of places where an artifact runs: what each takes, and what it needs installed."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import platform
+import sys
+from dataclasses import dataclass
+
+from ..errors import UnavailableError
+from .options import Precision
+
+ORT_PACKAGE = (
+    "onnxruntime-gpu" if sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64") else "onnxruntime"
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One row.
+
+    Attributes:
+        name: what `--backend` takes.
+        precisions: that it runs natively.
+        module: that must be importable.
+        install: the command that installs it.
+        provider: onnxruntime's name for it, where it is one of its providers.
+        note: what a user should know.
+    """
+
+    name: str
+    precisions: tuple[Precision, ...]
+    module: str
+    install: str
+    provider: str | None = None
+    note: str = ""
+
+
+TARGETS: tuple[Target, ...] = (
+    Target(
+        "onnxruntime-cpu",
+        ("fp32", "fp16"),
+        "onnxruntime",
+        f"pip install {ORT_PACKAGE}",
+        "CPUExecutionProvider",
+        "fp16 is computed in float32; bf16 in float32 with every stored value rounded",
+    ),
+    Target(
+        "onnxruntime-cuda",
+        ("fp32", "fp16", "bf16"),
+        "onnxruntime",
+        "pip install onnxruntime-gpu  # and NVIDIA's CUDA 12 or 13 and cuDNN 9 libraries",
+        "CUDAExecutionProvider",
+        "needs an NVIDIA GPU",
+    ),
+)
+
+
+def get_target(name: str) -> Target:
+    """The row of that name; raises UnavailableError with the nearest name otherwise."""
+    for target in TARGETS:
+        if target.name == name:
+            return target
+    names = [t.name for t in TARGETS]
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
+    raise UnavailableError(f"unknown backend {name!r}; {hint}")
+
+
+def why_absent(target: Target) -> str | None:
+    """None where `target` can run here, else the reason in a few words."""
+    if importlib.util.find_spec(target.module) is None:
+        return f"{target.module} is not installed"
+    if target.provider is not None:
+        import onnxruntime
+
+        if target.provider not in onnxruntime.get_available_providers():
+            return f"this onnxruntime has no {target.provider}"
+        if target.provider == "CUDAExecutionProvider" and not _has_cuda_gpu():
+            return "no NVIDIA GPU found"
+    return None
+
+
+def require(target: Target) -> None:
+    """Raises UnavailableError with the reason and the command that mends it."""
+    reason = why_absent(target)
+    if reason is not None:
+        raise UnavailableError(f"backend {target.name} cannot run here: {reason}; `{target.install}`")
+
+
+def _has_cuda_gpu() -> bool:
+    """Whether NVIDIA's driver sees a GPU; asked of the driver, since torch may be a CPU build."""
+    import ctypes
+
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+        count = ctypes.c_int(0)
+        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+    except (OSError, AttributeError):
+        return False

@@ -1,0 +1,35 @@
+"""The errors that are the user's to mend: one line each, shown without a traceback.
+
+A message says what was wrong, what was found, and the option or command that mends it.
+Anything that is not an `FvexportError` is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class FvexportError(Exception):
+    """Base of every error a user can mend; the command line prints it and exits with 1."""
+
+
+class ConfigError(FvexportError, ValueError):
+    """A shape, variant or option that the model cannot have."""
+
+
+class CheckpointError(FvexportError):
+    """A checkpoint that is missing, unreadable, of another model, or with unfit tensors."""
+
+
+class ImageError(FvexportError):
+    """A file or array that is not a usable image."""
+
+
+class ArtifactError(FvexportError):
+    """An artifact folder that is missing, damaged, or cannot be written."""
+
+
+class ExportError(FvexportError):
+    """The exporter produced no graph, or a graph that breaks one of our rules."""
+
+
+class UnavailableError(FvexportError):
+    """Something this machine lacks; the message names the command that installs it."""

@@ -1,0 +1,74 @@
+"""Installs the folders of this repository as one package, `fvexport`.
+
+Each top-level folder with an `__init__.py` is a sub-package: `encoder/` is `fvexport.encoder`, and so on down.
+`fvexport/` holds what they all share. A new folder needs no edit here, only `pip install -e .` once more.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+NAME = "fvexport"
+
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / NAME / "__init__.py").read_text("utf-8"), re.M)[1]
+
+PACKAGES = {
+    package if package.split(".")[0] == NAME else f"{NAME}.{package}": package.replace(".", "/")
+    for package in find_packages(str(ROOT), exclude=["tests", "tests.*"])
+}
+
+# The GPU build of ONNX Runtime runs on the CPU too. Never both builds: they write the same folder.
+RUNTIME = [
+    'onnxruntime-gpu>=1.20; sys_platform == "linux" and platform_machine == "x86_64"',
+    'onnxruntime>=1.20; sys_platform != "linux" or platform_machine != "x86_64"',
+]
+
+# TensorRT, OpenVINO and Triton get an extra together with the code that uses them. The CUDA libraries of ONNX Runtime
+# need none: torch's default build for Linux brings the same ones.
+EXTRAS = {
+    "dev": [
+        "build",
+        "hypothesis",
+        "mypy",
+        "pre-commit",
+        "pre-commit-hooks",
+        "pytest>=8",
+        "pytest-timeout",
+        "ruff",
+        # Not used by the package: the tests compare with its image processor and models.
+        "transformers>=5",
+    ],
+}
+
+setup(
+    name=NAME,
+    version=VERSION,
+    description="Export, check and measure FastViTHD, the vision encoder of FastVLM",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=sorted(PACKAGES),
+    package_dir=PACKAGES,
+    package_data={NAME: ["py.typed"]},
+    entry_points={"console_scripts": ["fvexport = fvexport.cli.main:main"]},
+    install_requires=[
+        "torch>=2.8",
+        "numpy>=1.26",
+        "onnx>=1.18",
+        "onnxscript>=0.5",
+        "onnxsim>=0.4.36",
+        *RUNTIME,
+        "safetensors>=0.4.3",
+        "huggingface_hub>=0.26",
+        "pillow>=10.0",
+        "click>=8.1",
+        "rich>=13.0",
+        "lazy_loader>=0.4",
+        # Its wheel carries the photographs that parity compares on where the user names none.
+        "scikit-image>=0.22",
+    ],
+    extras_require=EXTRAS,
+)

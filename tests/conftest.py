@@ -1,0 +1,26 @@
+"""Fixtures shared by all tests, and what happens to tests that need a GPU where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `gpu` on a machine without one. Imports torch only where there are such tests."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, Path]:
+    """Real photographs by name, from scikit-image's wheel."""
+    from fvexport.encoder.image import sample_images
+
+    return sample_images()

@@ -1,0 +1,113 @@
+"""Golden checkpoints as tensors by name, and ways to write them in any of the public layouts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fvexport.encoder.checkpoint.forms import timm_to_apple
+
+GOLDEN = Path(__file__).parents[2] / "data" / "golden"
+LLAVA = "model.vision_tower.vision_tower.model."
+TRANSFORMERS = "model.vision_tower.timm_model."
+
+Tensors = dict[str, Tensor]
+Write = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower on several threads, much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Tensors]:
+    """`golden("llava_tiny")`: a copy of its tensors, by the file's names."""
+
+    def read(name: str) -> Tensors:
+        return {key: tensor.clone() for key, tensor in load_file(GOLDEN / name / "model.safetensors").items()}
+
+    return read
+
+
+@pytest.fixture
+def llava(golden: Callable[[str], Tensors]) -> Tensors:
+    return golden("llava_tiny")
+
+
+@pytest.fixture
+def timm(golden: Callable[[str], Tensors]) -> Tensors:
+    return golden("timm_tiny")
+
+
+@pytest.fixture
+def renamed(golden: Callable[[str], Tensors]) -> Callable[[str, str], Tensors]:
+    """`renamed("train", "open_clip")`: the same weights under the names of another form."""
+
+    def rename(weights: str, form: str) -> Tensors:
+        file, prefix = {"train": ("timm_tiny", ""), "released": ("transformers_tiny", TRANSFORMERS)}[weights]
+        own = {n.removeprefix(prefix): t for n, t in golden(file).items() if n.startswith(prefix)}
+        prefix = {
+            "timm": "", "open_clip": "visual.trunk.", "transformers": TRANSFORMERS,
+            "transformers_old": TRANSFORMERS.removeprefix("model."), "mobileclip": "image_encoder.model.",
+            "llava": LLAVA, "llava_old": LLAVA.removeprefix("model."), "apple": "",
+        }[form]  # fmt: skip
+        apple = form.startswith(("mobileclip", "llava", "apple"))
+        return {prefix + (timm_to_apple(name) if apple else name): tensor for name, tensor in own.items()}
+
+    return rename
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """`write(tensors, config={…}, name="model.safetensors")`: a folder in that layout."""
+
+    def to_folder(
+        tensors: Mapping[str, Any], *, config: Any = None, name: str = "model.safetensors", folder: str = "checkpoint"
+    ) -> Path:
+        path = tmp_path / folder
+        path.mkdir(exist_ok=True)
+        if config is not None:
+            (path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        if name.endswith(".safetensors"):
+            save_file({n: t.contiguous() for n, t in tensors.items()}, path / name)
+        else:
+            torch.save(dict(tensors), path / name)
+        return path
+
+    return to_folder
+
+
+@pytest.fixture
+def write_shards(tmp_path: Path) -> Callable[[list[Tensors]], Path]:
+    """One safetensors shard per dict, and their index."""
+
+    def to_folder(shards: list[Tensors]) -> Path:
+        path = tmp_path / "sharded"
+        path.mkdir(exist_ok=True)
+        weight_map = {}
+        for number, shard in enumerate(shards, start=1):
+            name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+            save_file({n: t.contiguous() for n, t in shard.items()}, path / name)
+            weight_map |= dict.fromkeys(shard, name)
+        index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+        (path / "model.safetensors.index.json").write_text(json.dumps(index))
+        return path
+
+    return to_folder

@@ -1,0 +1,63 @@
+"""The loaded models give what the reference implementations gave for the same weights and pixels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fvexport.encoder import reparameterize
+from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.encoder.fastvithd import FastViTHD
+
+TOLERANCE = 1e-5
+
+# Apple's flat `network` -> the part of ours whose output it is.
+TAPS = {
+    "stem": "stem.2", "conv_exp": "final_conv",
+    "network.0": "stages.0.blocks.0", "network.1": "stages.1.downsample", "network.2": "stages.1.blocks.0",
+    "network.3": "stages.2.downsample", "network.4": "stages.2.blocks.1", "network.5": "stages.3.downsample",
+    "network.6": "stages.3.pos_emb", "network.7": "stages.3.blocks.0", "network.8": "stages.4.downsample",
+    "network.9": "stages.4.pos_emb", "network.10": "stages.4.blocks.0",
+}  # fmt: skip
+
+
+def relative_l2(found: torch.Tensor, wanted: np.ndarray) -> float:
+    reference = torch.from_numpy(wanted).double()
+    assert found.shape == reference.shape
+    return float((found.double() - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["loaded", "fused"])
+@pytest.mark.parametrize("name", ["llava_tiny", "timm_tiny", "transformers_tiny"])
+def test_tokens_and_projection(golden_dir: Path, name: str, fused: bool) -> None:
+    checkpoint = load_checkpoint(golden_dir / name)
+    encoder = reparameterize(checkpoint.encoder) if fused else checkpoint.encoder
+    golden = np.load(golden_dir / name / "golden.npz")
+    sizes = [key.removeprefix("pixels_") for key in golden if key.startswith("pixels_")]
+    assert "256x256" in sizes
+    for size in sizes:
+        tokens = encoder(torch.from_numpy(golden[f"pixels_{size}"]))
+        assert relative_l2(tokens, golden[f"tokens_{size}"]) < TOLERANCE
+        if f"projected_{size}" in golden:
+            assert checkpoint.connector is not None
+            assert relative_l2(checkpoint.connector(tokens), golden[f"projected_{size}"]) < TOLERANCE
+    assert (checkpoint.connector is None) == (name == "timm_tiny")
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["loaded", "fused"])
+def test_every_layer(golden_dir: Path, fused: bool) -> None:
+    encoder: FastViTHD = load_checkpoint(golden_dir / "llava_tiny").encoder
+    if fused:
+        encoder = reparameterize(encoder)
+    golden = np.load(golden_dir / "llava_tiny" / "golden.npz")
+    outputs: dict[str, torch.Tensor] = {}
+    for name, module in encoder.named_blocks():
+        module.register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))
+    encoder(torch.from_numpy(golden["pixels_256x256"]))
+    taps = [key.removeprefix("tap_256x256/") for key in golden if key.startswith("tap_256x256/")]
+    assert len(taps) >= 12
+    errors = {tap: relative_l2(outputs[TAPS[tap]], golden[f"tap_256x256/{tap}"]) for tap in taps}
+    assert max(errors.values()) < TOLERANCE, errors
