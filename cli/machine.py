@@ -142,7 +142,7 @@ def _package(module: str) -> Package:
         return Package(name, _version(name), required, problem, f"broken ({note})")
     # Its own word first: onnxruntime and others are published under several names.
     version = getattr(imported, "__version__", None) or _version(name) or "unknown"
-    return Package(name, str(version), required, None, note)
+    return Package(name, str(version).removeprefix("v"), required, None, note)
 
 
 def _version(distribution: str) -> str | None:

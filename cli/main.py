@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -93,18 +94,27 @@ def main(args: Sequence[str] | None = None) -> None:
         render.error(_usage(error))
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        render.error("interrupted")
+        click.echo("interrupted", err=True)
         code = 130
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain at exit when it flushes what is left.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        render.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _usage(error: click.ClickException) -> str:
     message = error.format_message()
+    if isinstance(error, click.NoSuchOption) and error.possibilities:
+        # click's own wording differs by release, and lists all that are similar.
+        (near,) = difflib.get_close_matches(error.option_name, error.possibilities, n=1, cutoff=0)
+        message = f"No such option {error.option_name!r}. Did you mean {near!r}?"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         end = "" if message.endswith((".", "?", ")")) else "."
         return f"{message}{end} See `{error.ctx.command_path} --help`"

@@ -137,8 +137,8 @@ def verdict(found: Verdict) -> None:
     table(header, rows, title=f"parity: {found.status.upper()}, {found.reason}")
     facts(
         [
-            ("allowed", f"at most {allowed.over_torch:g} x PyTorch's own error, {allowed.rel_l2_floor:.1e} always, "
-                        f"{allowed.rel_l2_limit:.1e} at most"),
+            ("allowed", f"{allowed.over_torch:g} x PyTorch's own error, yet never under "
+                        f"{allowed.rel_l2_floor:.1e} or over {allowed.rel_l2_limit:.1e}"),
             ("images", _some(found.images)),
             ("resolutions", ", ".join(found.resolutions)),
             ("backend", found.backend),

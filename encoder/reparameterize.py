@@ -93,7 +93,7 @@ def bn_affine(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def conv_kernel(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """A convolution's (C_out, C_in / groups, k, k) kernel and (C_out,) bias in float64."""
     weight = conv.weight.double()
-    return weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.double()
+    return weight, weight.new_zeros(len(weight)) if conv.bias is None else conv.bias.to(torch.float64, copy=True)
 
 
 def conv_bn_kernel(block: ConvBN) -> tuple[Tensor, Tensor]:
@@ -300,4 +300,4 @@ def _fold_layer_scale(block: nn.Module, name: str, layer: nn.Conv2d | nn.Linear)
         assert layer.bias is not None
         layer.weight = _parameter(layer.weight.double() * rows, layer.weight)
         layer.bias = _parameter(layer.bias.double() * gamma, layer.bias)
-        setattr(block, name, nn.Identity())
+        setattr(block, name, nn.Identity().eval())

@@ -186,7 +186,7 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
             raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
         if not empty and not force:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
-    parent = _existing_parent(out)
+    parent = existing_parent(out)
     if not parent.is_dir():
         raise ArtifactError(f"cannot write {out}: {parent} is not a folder; choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -235,7 +235,8 @@ def _remove(path: Path) -> None:
     path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
 
 
-def _existing_parent(path: Path) -> Path:
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above `path` that exists: where it would be made."""
     parent = path.absolute().parent
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
@@ -284,11 +285,12 @@ def _finish_swap(out: Path) -> None:
 def _remove_stale(out: Path) -> None:
     for leftover in out.absolute().parent.glob(f".{glob.escape(out.name)}.writing-*"):
         match = re.fullmatch(r".*\.writing-(\d+)(-[0-9a-f]+)?", leftover.name, re.DOTALL)
-        if match and leftover not in _ACTIVE and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
+        if match and leftover not in _ACTIVE and (int(match[1]) == os.getpid() or not process_alive(int(match[1]))):
             _remove(leftover)
 
 
-def _alive(pid: int) -> bool:
+def process_alive(pid: int) -> bool:
+    """Whether a process of that number runs, be it ours or another user's."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -25,7 +25,7 @@ import numpy as np
 from .. import __version__
 from ..errors import ArtifactError, ConfigError, ImageError
 from ..progress import Progress, silent
-from .artifact import _alive, _existing_parent
+from .artifact import existing_parent, process_alive
 from .runtime.encoder import Encoder
 
 METADATA = "__metadata__"
@@ -206,7 +206,7 @@ def _check_output(out: Path, images: Iterable[Path], *, force: bool, need_bytes:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
         if any(path.exists() and out.exists() and path.samefile(out) for path in images):
             raise ArtifactError(f"{out} is one of the images; choose another --out")
-    parent = _existing_parent(out)
+    parent = existing_parent(out)
     if not parent.is_dir():
         raise ArtifactError(f"cannot write {out}: {parent} is not a folder; choose another --out")
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -232,5 +232,5 @@ def _remove_stale(out: Path) -> None:
     """Removes what killed runs left beside `out`."""
     for leftover in out.parent.glob(f".{glob.escape(out.name)}.writing-*"):
         pid = leftover.name.rpartition("-")[2]
-        if pid.isdecimal() and not _alive(int(pid)):
+        if pid.isdecimal() and not process_alive(int(pid)):
             leftover.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
+from ..encoder.preprocess import Preprocessor
 from ..errors import ArtifactError
 from .artifact import AGAIN, Artifact
 
@@ -91,8 +92,8 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
     model = onnx.load(str(artifact.model_path), load_external_data=False)
     graph = model.graph
     inputs, outputs = [_border(v) for v in graph.input], [_border(v) for v in graph.output]
-    frame = manifest.preprocessing["crop_size"]
-    resolution = (int(frame["height"]), int(frame["width"]))
+    frame = Preprocessor.from_dict(manifest.preprocessing)
+    resolution = (frame.height, frame.width)
     batch = inputs[0]["shape"][0] if isinstance(inputs[0]["shape"][0], int) else 1
     try:
         tensors = _tensors(model, (batch, 3, *resolution))

@@ -105,6 +105,10 @@ def _check_types(manifest: Manifest) -> None:
     for name in ("source", "form", "sha256"):
         if not isinstance(manifest.checkpoint.get(name), str):
             raise TypeError(f"checkpoint names no {name}")
+    crop = manifest.preprocessing["crop_size"]
+    for size, prepared in zip(manifest.input["shape"][2:], (crop["height"], crop["width"]), strict=True):
+        if isinstance(size, int) and size != prepared:
+            raise TypeError(f"input is {size} pixels and preprocessing makes {prepared}")
     for name, entry in manifest.files.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
             raise TypeError(f"files[{name!r}] has no size")

@@ -105,7 +105,7 @@ def export_onnx(
         model = trace(module, options)
     del encoder, connector, module  # the graph holds the weights from here on
     with clock("simplify"):
-        model, graph = _simplified(model, options)
+        model, graph = _simplified(model, options, checkpoint.encoder.config)
 
     with writing(target) as folder:
         with clock("write"):
@@ -153,7 +153,7 @@ class _Clock:
         self.seconds[phase] = time.perf_counter() - start
 
 
-def _simplified(model: ir.Model, options: ExportOptions) -> tuple[ir.Model, dict[str, Any]]:
+def _simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> tuple[ir.Model, dict[str, Any]]:
     """Our clean-up, then onnxsim where asked for and where it changes no number."""
     from .passes import Simplification, name_dimensions, simplify, tidy
 
@@ -162,10 +162,10 @@ def _simplified(model: ir.Model, options: ExportOptions) -> tuple[ir.Model, dict
     result = Simplification(len(model.graph), len(model.graph))
     if options.simplify:
         simplified, result = simplify(model)
-        if _operators(simplified) != _operators(model) and not _same_numbers(model, simplified, options):
-            result = replace(result, nodes_after=result.nodes_before, kept_unsimplified="onnxsim changed the numbers")
-        elif result.kept_unsimplified is None:
+        reason = result.kept_unsimplified or _spoiled(model, simplified, options, config)
+        if reason is None:
             model = simplified
+        result = replace(result, kept_unsimplified=reason)
     name_dimensions(model)
     kept = result.kept_unsimplified
     return model, {
@@ -173,6 +173,19 @@ def _simplified(model: ir.Model, options: ExportOptions) -> tuple[ir.Model, dict
         "nodes": len(model.graph),
         "kept_unsimplified": f"the graph was not simplified: {kept}" if kept else None,
     }
+
+
+def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> str | None:
+    """Why the simplified graph is not to be used, or None."""
+    from .passes import structure
+
+    try:
+        check_rules(structure(after), config, projector=options.projector)
+    except ExportError:
+        return "onnxsim's graph breaks our rules"
+    if _operators(before) != _operators(after) and not _same_numbers(before, after, options):
+        return "onnxsim changed the numbers"
+    return None
 
 
 def _operators(model: ir.Model) -> list[tuple[str, tuple[str | None, ...]]]:
@@ -226,7 +239,8 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions, graph: dict[str, A
 
     def border(value: Any, name: str) -> dict[str, Any]:
         shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
-        return {"name": name, "dtype": value.dtype.name.lower(), "shape": shape}
+        dtype = {"FLOAT": "float32"}.get(value.dtype.name, value.dtype.name.lower())
+        return {"name": name, "dtype": dtype, "shape": shape}
 
     connector = checkpoint.connector.config if options.projector and checkpoint.connector else None
     return Manifest(

@@ -88,17 +88,17 @@ def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
 
     Nodes keep their names and weights their values. Source: github.com/daquexian/onnx-simplifier.
     """
-    import onnxsim
-
     before = len(model.graph)
     names = {out.name: node.name for node in model.graph for out in node.outputs}
     weights = {n: v.const_value for n, v in model.graph.initializers.items() if _is_weight(v)}
     skeleton = _without_weights(model, weights)
     try:
+        import onnxsim
+
         proto, checked = onnxsim.simplify(skeleton)
         if not checked:
             return model, Simplification(before, before, "onnxsim's own check found other numbers")
-    except Exception as error:  # onnxsim raises bare RuntimeErrors from C++; the traced graph is as good
+    except Exception as error:  # a broken install, or a bare RuntimeError from its C++; the traced graph is as good
         return model, Simplification(before, before, f"onnxsim failed: {_first_line(error)}")
     result = ir.from_proto(proto)
     missing = [n for n in weights if n not in {v.name for v in result.graph.inputs}]
@@ -112,6 +112,11 @@ def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def structure(model: ir.Model) -> onnx.ModelProto:
+    """The graph alone, as a small proto whose weights are graph inputs; `model` stays as it is."""
+    return _without_weights(model, [n for n, v in model.graph.initializers.items() if _is_weight(v)])
 
 
 def _is_weight(value: ir.Value) -> bool:

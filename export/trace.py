@@ -54,10 +54,16 @@ class ExportModule(nn.Module):
         return x.to(self.io_dtype)
 
     def example(self, options: ExportOptions) -> Tensor:
-        """An input to trace with. Dynamic sizes are traced at values that are equal to no other."""
-        batch = options.batch or 2
-        width = options.width + 64 * options.dynamic_res
-        shape = (batch, 3, options.height, width)
+        """An input to trace with.
+
+        Dynamic sizes are traced at values that equal no other, and at two tokens or more: torch
+        takes a size of one for a constant.
+        """
+        height, width = options.height, options.width
+        if options.dynamic_res:
+            stride = self.encoder.config.stride
+            height, width = max(height, 2 * stride), max(width, 2 * stride) + stride
+        shape = (options.batch or 2, 3, height, width)
         if self.encoder.uint8_input:
             return torch.zeros(shape, dtype=torch.uint8)
         return torch.zeros(shape, dtype=self.io_dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from ...errors import CheckpointError
 
@@ -22,4 +23,5 @@ def some(items: Iterable[object], limit: int = 3) -> str:
 
 def unfit(source: object, what: str, mend: str) -> CheckpointError:
     """The error to raise: whose fault it is, what was found, and what mends it."""
-    return CheckpointError(f"{shown(source)}: {shown(what, 1500)}; {shown(mend, 400)}")
+    own = Path(str(source)).name  # a file that speaks of itself is named once
+    return CheckpointError(f"{shown(source)}: {shown(what, 1500).removeprefix(f'{own} ')}; {shown(mend, 400)}")

@@ -1,0 +1,92 @@
+"""One small artifact for all tests of the command line, and ways to call it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class Outcome:
+    """What a command left: exit code, stdout and stderr."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def one_line_error(self, *parts: str, code: int = 1) -> None:
+        """Asserts that it ended with one line on stderr, which holds `parts`, and nothing on stdout."""
+        assert self.code == code, self
+        assert self.out == ""
+        assert self.err.startswith("error: ") and self.err.count("\n") == 1, self.err
+        assert "Traceback" not in self.err
+        for part in parts:
+            assert part in self.err
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def fvexport(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Calls the entry point in this process (torch is imported once), in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: object) -> Outcome:
+        from fvexport.cli.main import main
+
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main([str(arg) for arg in args])
+        return Outcome(ended.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Command:
+    """Calls the command as a process of its own, in an empty folder."""
+
+    def call(*args: object) -> Outcome:
+        command = [sys.executable, "-m", "fvexport.cli.main", *map(str, args)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """What `fvexport onnx` printed for the small variant at 128 x 128, and the artifact."""
+    folder = tmp_path_factory.mktemp("cli") / "tiny 128"
+    command = ["onnx", "--variant", "tiny", "--res", "128", "--out", str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "fvexport.cli.main", *command],
+        cwd=folder.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return Outcome(done.returncode, done.stdout, done.stderr), folder
+
+
+@pytest.fixture(scope="session")
+def artifact(exported: tuple[Outcome, Path]) -> Path:
+    """An artifact of the small variant at 128 x 128; not to be changed."""
+    assert exported[0].code == 0, exported[0].err
+    return exported[1]
+
+
+@pytest.fixture
+def copied(artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the artifact to damage."""
+    return shutil.copytree(artifact, tmp_path / "copied")

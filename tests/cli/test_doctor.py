@@ -1,0 +1,51 @@
+"""`fvexport doctor`: answers on any machine, above all on a broken one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = {"onnx", "parity", "inspect", "encode"}
+
+
+def test_table(fvexport) -> None:
+    outcome = fvexport("doctor")
+    assert outcome.code == 0 and "\x1b" not in outcome.out
+    for word in ("torch", "onnxruntime-cpu", "openvino", "CPU", "disk", "memory", "Hugging Face", *COMMANDS):
+        assert word in outcome.out
+
+
+def test_json(fvexport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    answer = fvexport("doctor", "--json").json
+    assert {"fvexport", "python", "torch", "onnx", "onnxruntime", "onnxsim", "transformers", "openvino", "tensorrt",
+            "triton"} <= answer["versions"].keys()  # fmt: skip
+    assert answer["hub_offline"] is True
+    assert answer["commands"].keys() == COMMANDS
+    assert answer["cpu"]["cores"] >= 1 and answer["disk_bytes"] > 0
+    assert {"name", "precisions", "why_not", "install", "note"} == answer["targets"][0].keys()
+    assert answer["targets"][0]["name"] == "onnxruntime-cpu" and answer["targets"][0]["why_not"] is None
+
+
+@pytest.mark.parametrize("failure", ["ImportError('no libfoo.so.1')", "OSError('broken')", "SystemExit(3)", "1 / 0"])
+def test_broken_packages_are_reported(fvexport, failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("openvino", "onnxruntime"):
+        package = tmp_path / "site" / name
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text(f"raise {failure}" if "(" in failure else failure)
+        for loaded in [module for module in sys.modules if module.split(".")[0] == name]:
+            monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    outcome = fvexport("doctor", "--json")
+    assert outcome.code == 0
+    answer = outcome.json
+    packages = {package["name"]: package for package in answer["packages"]}
+    assert "fails to import" in packages["openvino"]["problem"]
+    assert "fails to import" in packages["onnxruntime"]["problem"]
+    assert all(target["why_not"] for target in answer["targets"])
+    assert "not here" in answer["commands"]["onnx"] and "not here" in answer["commands"]["encode"]
+    assert any(command.startswith("pip install onnxruntime") for command in answer["installs"])
+    table = fvexport("doctor")
+    assert table.code == 0 and "note: openvino: fails to import" in table.out
