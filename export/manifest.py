@@ -78,7 +78,7 @@ class Manifest:
             manifest = cls(**data)
             _check_types(manifest)
             manifest.architecture  # noqa: B018 - checks the config
-        except (TypeError, ConfigError) as error:
+        except (TypeError, KeyError, ConfigError) as error:
             raise ArtifactError(f"{where} is damaged ({error}); {again}") from None
         return manifest
 
@@ -105,7 +105,9 @@ def _check_types(manifest: Manifest) -> None:
     for name in ("source", "form", "sha256"):
         if not isinstance(manifest.checkpoint.get(name), str):
             raise TypeError(f"checkpoint names no {name}")
-    crop = manifest.preprocessing["crop_size"]
+    crop = manifest.preprocessing.get("crop_size")
+    if not isinstance(crop, dict) or not {"height", "width"} <= crop.keys():
+        raise TypeError("preprocessing has no crop_size")
     for size, prepared in zip(manifest.input["shape"][2:], (crop["height"], crop["width"]), strict=True):
         if isinstance(size, int) and size != prepared:
             raise TypeError(f"input is {size} pixels and preprocessing makes {prepared}")

@@ -84,7 +84,9 @@ def test_what_each_form_still_holds(tiny: dict[str, FastViTHD]) -> None:
     assert "LayerScale" in kinds["train"] & kinds["released"]
     assert not {"BatchNorm2d", "LayerScale", "ConvBN"} & kinds["fused"]
     names = {form: set(model.state_dict()) for form, model in tiny.items()}
-    assert not [n for n in names["released"] if re.search(r"conv_kxk|conv_scale|identity|large_conv|pos_enc|\.norm\.i", n)]
+    assert not [
+        n for n in names["released"] if re.search(r"conv_kxk|conv_scale|identity|large_conv|pos_enc|\.norm\.i", n)
+    ]
     assert all(".mlp.conv.bn." in n or not n.endswith("running_var") for n in names["released"])
     # A model made in a form has the names of one brought into it.
     assert all(set(FastViTHD(TINY, form=form).state_dict()) == names[form] for form in FORMS)
@@ -134,7 +136,7 @@ def test_refused_inputs(tiny: dict[str, FastViTHD], x: torch.Tensor, words: str)
 
 
 def test_uint8_model_refuses_floats_and_other_forms(tiny: dict[str, FastViTHD]) -> None:
-    with pytest.raises(ConfigError, match="uint8 0..255"):
+    with pytest.raises(ConfigError, match=r"uint8 0\.\.255"):
         reparameterize(tiny["train"], uint8_input=True)(torch.zeros(1, 3, 64, 64))
     for form in ("train", "released"):
         with pytest.raises(ConfigError, match="needs the fused form"):

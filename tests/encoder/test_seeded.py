@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.seeded import seed_weights
 from fvexport.errors import ConfigError
 
-SHA256 = ""
+SHA256 = "6c9a085a7eec6a6bb58a72854a20b50335cb108a3fc5ccbfe7a93de4b5e9a794"
 """Of the tiny model's seed 0. Artifacts remember it: other values for the same seed would orphan them."""
 
 
@@ -34,13 +33,14 @@ def photograph(photographs: dict[str, Path]) -> Tensor:
 
 
 @pytest.mark.parametrize(("threads", "hash_seed"), [("1", "1"), ("2", "77")])
-def test_same_in_every_process(threads: str, hash_seed: str) -> None:
+def test_same_in_every_process(tmp_path: Path, threads: str, hash_seed: str) -> None:
     code = (
         f"import torch; torch.set_num_threads({threads}); torch.manual_seed({hash_seed}); "
         "from fvexport.encoder import load_checkpoint as load; print(load(variant='tiny').info.sha256)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": threads}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
     assert result.stdout.strip() == SHA256
 
 
@@ -70,7 +70,9 @@ def test_negative_seed() -> None:
 def test_activations_stay_of_order_one(full: FastViTHD, photograph: Tensor) -> None:
     found: dict[str, float] = {}
     handles = [
-        module.register_forward_hook(lambda _m, _i, y, name=name: found.__setitem__(name, y.square().mean().sqrt().item()))
+        module.register_forward_hook(
+            lambda _m, _i, y, name=name: found.__setitem__(name, y.square().mean().sqrt().item())
+        )
         for name, module in full.named_blocks()
     ]
     full(photograph)
@@ -85,25 +87,28 @@ def change(model: FastViTHD, x: Tensor, wanted: Tensor) -> float:
     return float((model(x) - wanted).norm() / wanted.norm())
 
 
-def parts(model: FastViTHD) -> Iterator[tuple[str, nn.Parameter]]:
-    for name, module in model.named_modules():
-        if isinstance(module, LayerScale):
-            yield f"{name}.gamma", module.gamma
-
-
 @torch.inference_mode()
 def test_every_branch_of_every_block_counts(full: FastViTHD, photograph: Tensor) -> None:
-    """Each layer scale guards one residual branch: without it the features must move by far more than any tolerance."""
-    x = photograph[:, :, 64:192, 64:192]
-    wanted = full(x)
+    """Each layer scale guards one residual branch: without it the block's output must move far beyond any tolerance."""
     lost: dict[str, float] = {}
-    for name, gamma in parts(full):
-        kept = gamma.clone()
-        gamma.zero_()
-        lost[name] = change(full, x, wanted)
-        gamma.copy_(kept)
+
+    def without_each(name: str, block: nn.Module, x: Tensor, wanted: Tensor) -> None:
+        for part, module in block.named_modules():
+            if isinstance(module, LayerScale):
+                kept = module.gamma.clone()
+                module.gamma.zero_()
+                lost[f"{name}.{part}"] = float((block.forward(x) - wanted).norm() / wanted.norm())
+                module.gamma.copy_(kept)
+
+    handles = [
+        block.register_forward_hook(lambda module, x, y, name=name: without_each(name, module, x[0], y))
+        for name, block in full.named_blocks()
+    ]
+    full(photograph[:, :, :128, 64:192])
+    for handle in handles:
+        handle.remove()
     assert len(lost) == 2 * (2 + 12 + 24) + 2 * (4 + 2)
-    assert min(lost.values()) > 1e-3, min(lost, key=lost.__getitem__)
+    assert min(lost.values()) > 0.03, min(lost, key=lost.__getitem__)
 
 
 @torch.inference_mode()

@@ -1,0 +1,89 @@
+"""Artifacts of the tiny model, each exported once and copied by tests that damage them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
+from fvexport.export.artifact import Artifact
+from fvexport.export.onnx import export_onnx
+from fvexport.export.options import ExportOptions
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+Export = Callable[..., Artifact]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Models this small are slower on several threads, much slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Checkpoint:
+    """Seeded, in train form."""
+    return load_checkpoint(variant="tiny")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Export:
+    """`exported(precision="fp16", …)`: an artifact at 128 x 128 with these options, made once in a session.
+
+    `checkpoint="llava_tiny"` takes a golden one. Not to be written to: see `copied`.
+    """
+    made: dict[str, Artifact] = {}
+
+    def export(checkpoint: str | None = None, **options: Any) -> Artifact:
+        key = repr((checkpoint, sorted(options.items())))
+        if key not in made:
+            source: Any = tiny if checkpoint is None else GOLDEN / checkpoint
+            wanted = ExportOptions(**{"height": 128, "width": 128, **options})
+            out = tmp_path_factory.mktemp("artifact") / "made"
+            made[key] = export_onnx(source, out, options=wanted, parity=False).artifact
+        return made[key]
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def static(exported: Export) -> Artifact:
+    return exported()
+
+
+@pytest.fixture(scope="session")
+def dynamic(exported: Export) -> Artifact:
+    """Any batch, any resolution."""
+    return exported(batch=None, dynamic_res=True)
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Callable[[Artifact], Path]:
+    """`copied(artifact)`: a folder of its own to damage."""
+    return lambda artifact: Path(shutil.copytree(artifact.path, tmp_path / f"copy-{artifact.manifest.precision}"))
+
+
+@pytest.fixture(scope="session")
+def distance() -> Callable[[Any, Any], float]:
+    """Relative L2 in float64, of equal shapes."""
+
+    def relative_l2(found: Any, wanted: Any) -> float:
+        a, b = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+        assert a.shape == b.shape
+        return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+    return relative_l2

@@ -1,0 +1,238 @@
+"""Opening an artifact: whatever is wrong with the folder, one ArtifactError that says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from fvexport.errors import ArtifactError
+from fvexport.export.artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact, check_external_data
+from fvexport.export.manifest import Manifest
+from fvexport.export.runtime import Encoder
+
+Copy = Callable[[Artifact], Path]
+Keys = tuple[Any, ...]
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 3) | st.floats() | st.text(max_size=3) | st.just("x" * 400),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    file = folder / MANIFEST_FILE
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+def true_hashes(data: dict[str, Any], folder: Path) -> None:
+    for name in data["files"]:
+        content = (folder / name).read_bytes()
+        data["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def paths(data: Any, here: Keys = ()) -> list[Keys]:
+    """Where every value of a JSON document stands."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [here, *(p for key, value in items for p in paths(value, (*here, key)))]
+
+
+def test_opens(static: Artifact) -> None:
+    again = Artifact.open(str(static.path), verify=True)
+    assert again.manifest.to_json() == static.manifest.to_json()
+    assert sorted(f.name for f in static.path.iterdir()) == [MODEL_FILE, DATA_FILE, MANIFEST_FILE]
+    assert again.model_path == static.path / MODEL_FILE
+
+
+def test_moved_elsewhere_it_still_runs(
+    static: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: dict[str, Path]
+) -> None:
+    wanted = Encoder(static)(photographs["coffee"])
+    folder = tmp_path / "Ü ber" / "x[1]"
+    shutil.copytree(static.path, folder)
+    monkeypatch.chdir(folder.parent)
+    np.testing.assert_array_equal(Encoder("x[1]")(photographs["coffee"]), wanted)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_mutated_manifest_opens_or_is_refused(static: Artifact, tmp_path_factory: Any, data: st.DataObject) -> None:
+    document = json.loads((static.path / MANIFEST_FILE).read_text())
+    folder = tmp_path_factory.getbasetemp() / "mutated"
+    if not folder.exists():
+        shutil.copytree(static.path, folder)
+    *way, last = data.draw(st.sampled_from(paths(document)[1:]))
+    parent = document
+    for key in way:
+        parent = parent[key]
+    kind = data.draw(st.sampled_from(["replace", "remove", "rename"]))
+    value = parent.pop(last)
+    if kind == "replace":
+        value = data.draw(JSON)
+    if kind != "remove":
+        key = data.draw(st.text(max_size=4) | st.just("../x")) if kind == "rename" and isinstance(last, str) else last
+        parent.insert(last, value) if isinstance(parent, list) else parent.__setitem__(key, value)
+    (folder / MANIFEST_FILE).write_text(json.dumps(document))
+    try:
+        opened = Artifact.open(folder)
+    except ArtifactError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert opened.manifest.architecture.stride == 64
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.text(max_size=40) | JSON.map(json.dumps) | st.sampled_from(["[" * 100_000, '{"schema_version": 1}', "", "NaN"])
+)
+def test_any_text_is_no_manifest(text: str) -> None:
+    with pytest.raises(ArtifactError, match=r"where.*export it again"):
+        Manifest.from_json(text, "where")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("schema_version", 2, "schema version 2"),
+        ("config", None, "config is a NoneType"),
+        ("config", {}, "missing"),
+        ("precision", "fp8", "unknown precision 'fp8'"),
+        ("input", {"name": "x", "dtype": "float", "shape": None}, "has the shape None"),
+        ("output", {"name": "x", "dtype": "float", "shape": [1, 2]}, "the output three"),
+        ("checkpoint", {"form": "seeded"}, "names no source"),
+        ("files", {}, f"names no {MODEL_FILE}"),
+        ("files", {MODEL_FILE: {"bytes": "many"}}, "has no size"),
+    ],
+)
+def test_damaged_manifest(static: Artifact, copied: Copy, key: str, value: Any, words: str) -> None:
+    folder = copied(static)
+    edit(folder, lambda data: data.__setitem__(key, value))
+    with pytest.raises(ArtifactError, match=words):
+        Artifact.open(folder)
+
+
+def test_zero_head_dim_is_no_crash(static: Artifact, copied: Copy) -> None:
+    folder = copied(static)
+    edit(folder, lambda data: data["config"].__setitem__("head_dim", 0))
+    with pytest.raises(ArtifactError, match="damaged"):
+        Artifact.open(folder)
+
+
+@pytest.mark.parametrize("name", ["../encoder.onnx", "/etc/passwd", "sub/encoder.onnx", "x" * 300, "\0", ""])
+def test_file_names_of_the_manifest(static: Artifact, copied: Copy, name: str) -> None:
+    folder = copied(static)
+    edit(folder, lambda data: data["files"].__setitem__(name, {"bytes": 1, "sha256": ""}))
+    with pytest.raises(ArtifactError, match=r"outside the folder|is gone"):
+        Artifact.open(folder)
+
+
+@pytest.mark.parametrize("name", [MODEL_FILE, DATA_FILE])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "folder", "changed"])
+def test_damaged_file(static: Artifact, copied: Copy, name: str, damage: str) -> None:
+    folder = copied(static)
+    file = folder / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "folder":
+        file.mkdir()
+    elif damage == "changed":
+        file.write_bytes(content[:-9] + b"tampering")
+    words = {"truncated": f"{len(content) // 2} bytes instead of {len(content)}", "changed": "SHA-256 differs"}
+    with pytest.raises(ArtifactError, match=words.get(damage, "is gone")):
+        Artifact.open(folder, verify=damage == "changed")
+
+
+def test_changed_weights_are_seen_when_asked_for(static: Artifact, copied: Copy) -> None:
+    folder = copied(static)
+    with (folder / DATA_FILE).open("r+b") as stream:
+        stream.write(b"\0\0\0\0")
+    Artifact.open(folder)  # the size is right
+    with pytest.raises(ArtifactError, match=f"{DATA_FILE} was changed"):
+        Artifact.open(folder, verify=True)
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        *((location, "outside its folder") for location in ("../weights", "/etc/hostname", "sub/weights", "link")),
+        *((location, "is gone") for location in ("absent", "..", "x" * 300)),
+    ],
+)
+def test_weights_elsewhere(static: Artifact, copied: Copy, location: str, words: str) -> None:
+    folder = copied(static)
+    (folder.parent / "weights").write_bytes((folder / DATA_FILE).read_bytes())
+    (folder / "link").symlink_to(folder.parent / "weights")
+    proto = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    moved = [e for t in proto.graph.initializer for e in t.external_data if e.key == "location"]
+    assert moved
+    moved[-1].value = location
+    (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
+    edit(folder, lambda data: true_hashes(data, folder))
+    with pytest.raises(ArtifactError, match=words):
+        Artifact.open(folder, verify=True)
+
+
+@pytest.mark.parametrize("place", ["constant", "sparse", "subgraph", "function"])
+def test_weights_elsewhere_in_hidden_places(tmp_path: Path, place: str) -> None:
+    """Not only initializers can point at files."""
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../secret")
+    node = helper.make_node("Constant", [], ["t"], value=tensor)
+    graph = helper.make_graph([], "main", [], [])
+    model = helper.make_model(graph)
+    if place == "constant":
+        model.graph.node.append(node)
+    elif place == "sparse":
+        model.graph.sparse_initializer.add(values=tensor, dims=[3])
+    elif place == "subgraph":
+        inner = helper.make_graph([node], "inner", [], [])
+        model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner, else_branch=inner))
+    else:
+        model.functions.add(name="f", node=[node])
+    (tmp_path / "secret").write_bytes(b"1234")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="outside its folder"):
+        check_external_data(tmp_path / "a" / "m.onnx")
+
+
+def test_model_that_is_none(static: Artifact, copied: Copy) -> None:
+    folder = copied(static)
+    (folder / MODEL_FILE).write_text("<html>404</html>")
+    edit(folder, lambda data: true_hashes(data, folder))
+    with pytest.raises(ArtifactError, match="not a readable ONNX file"):
+        Artifact.open(folder, verify=True)
+
+
+def test_no_artifact_at_all(tmp_path: Path, static: Artifact, copied: Copy) -> None:
+    with pytest.raises(ArtifactError, match=r"no artifact at .*; make one with `fvexport onnx --out"):
+        Artifact.open(tmp_path / "nothing")
+    with pytest.raises(ArtifactError, match=f"holds no {MANIFEST_FILE}"):
+        Artifact.open(tmp_path)
+    with pytest.raises(ArtifactError, match="is a file"):
+        Artifact.open(static.model_path)
+    with pytest.raises(ArtifactError, match="cannot open"):
+        Artifact.open(tmp_path / ("x" * 300))
+    folder = copied(static)
+    (folder / MANIFEST_FILE).write_bytes(b"\xff\xfe{")
+    with pytest.raises(ArtifactError, match="cannot read"):
+        Artifact.open(folder)
+    (folder / MANIFEST_FILE).unlink()
+    (folder / MANIFEST_FILE).mkdir()
+    with pytest.raises(ArtifactError, match="cannot read"):
+        Artifact.open(folder)

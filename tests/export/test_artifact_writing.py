@@ -1,0 +1,262 @@
+"""Writing an artifact: killed at any moment, on a full disk, over an old one: the old or the new stands, never half."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fvexport.encoder.checkpoint import Checkpoint
+from fvexport.errors import ArtifactError
+from fvexport.export import artifact as module
+from fvexport.export.artifact import MANIFEST_FILE, Artifact, check_writable, writing
+from fvexport.export.onnx import export_onnx
+from fvexport.export.options import ExportOptions
+
+SMALL = ExportOptions(height=64, width=64)
+
+CHILD = """
+import shutil, sys
+from pathlib import Path
+from fvexport.export import artifact
+source, out, exchange = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "exchange"
+if not exchange:
+    artifact._exchange = lambda a, b: False
+print("ready", flush=True)
+while True:
+    with artifact.writing(out) as folder:
+        for file in source.iterdir():
+            shutil.copy(file, folder / file.name)
+"""
+
+
+def write(out: Path, text: str = "{}") -> None:
+    with writing(out) as folder:
+        (folder / MANIFEST_FILE).write_text(text)
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(f.name for f in folder.iterdir())
+
+
+@pytest.fixture(params=["renameat2", "two renames"])
+def out(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A path to write, with and without the atomic exchange."""
+    if request.param == "two renames":
+        monkeypatch.setattr(module, "_exchange", lambda a, b: False)
+    return tmp_path / "x[1] é"
+
+
+def test_new_and_replaced(out: Path) -> None:
+    write(out, "first")
+    write(out, "second")
+    assert (out / MANIFEST_FILE).read_text() == "second"
+    assert listing(out.parent) == [out.name]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+def test_interrupted_block_leaves_the_old_one(out: Path, error: type[BaseException]) -> None:
+    write(out, "old")
+    with pytest.raises(error), writing(out) as folder:  # noqa: PT012
+        (folder / MANIFEST_FILE).write_text("new")
+        raise error
+    assert (out / MANIFEST_FILE).read_text() == "old"
+    assert listing(out.parent) == [out.name]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_refusal_of_the_system_is_ours_to_tell(out: Path, number: int) -> None:
+    with pytest.raises(ArtifactError, match="the disk is full; free some space"), writing(out):
+        raise OSError(number, os.strerror(number))
+    assert listing(out.parent) == []
+
+
+def test_failed_rename_leaves_the_old_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(out, "old")
+
+    def refuse(new: Path, old: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module, "_swap", refuse)
+    with pytest.raises(ArtifactError, match="Permission denied"):
+        write(out, "new")
+    assert (out / MANIFEST_FILE).read_text() == "old"
+    assert listing(out.parent) == [out.name]
+
+
+def test_scratch_of_killed_runs_goes_and_that_of_living_ones_stays(out: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mine = f".{out.name}.writing-{os.getpid()}-00ff"  # a killed run that had our number, as happens in containers
+    for name in (
+        f".{out.name}.writing-{dead.pid}-0a",
+        mine,
+        f".{out.name}.writing-{os.getppid()}-1b",
+        ".y.writing-1-2",
+    ):
+        (out.parent / name).mkdir()
+    write(out)
+    assert listing(out.parent) == sorted([f".{out.name}.writing-{os.getppid()}-1b", ".y.writing-1-2", out.name])
+
+
+def test_two_threads_write_the_same_place(out: Path) -> None:
+    both, errors = threading.Barrier(2), []
+
+    def run(text: str) -> None:
+        try:
+            with writing(out) as folder:
+                both.wait(timeout=20)
+                (folder / MANIFEST_FILE).write_text(text)
+                both.wait(timeout=20)
+                time.sleep(0 if text == "a" else 0.2)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(text,)) for text in "ab"]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not errors
+    assert (out / MANIFEST_FILE).read_text() == "b"
+    assert listing(out.parent) == [out.name]
+
+
+def test_link_is_replaced_and_its_folder_left_alone(out: Path) -> None:
+    real = out.parent / "real"
+    write(real, "real")
+    out.symlink_to(real)
+    write(out, "new")
+    assert (real / MANIFEST_FILE).read_text() == "real"
+    assert (out / MANIFEST_FILE).read_text() == "new"
+    assert listing(out.parent) == ["real", out.name]
+
+
+def test_killed_between_two_renames(tmp_path: Path, static: Artifact) -> None:
+    out, waiting = tmp_path / "a", tmp_path / ".a.replaced"
+    shutil.copytree(static.path, waiting)  # as `_swap` leaves it when killed after its first rename
+    assert Artifact.open(out, verify=True).manifest == static.manifest
+    assert listing(tmp_path) == ["a"]
+    shutil.copytree(static.path, waiting)  # after its second one
+    with pytest.raises(ArtifactError, match="replace it with --force"):
+        check_writable(out, force=False)
+    assert listing(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("how", ["exchange", "renames"])
+def test_kill_at_any_moment(tmp_path: Path, static: Artifact, how: str) -> None:
+    out = tmp_path / "a"
+    shutil.copytree(static.path, out)
+    child_file = tmp_path.with_suffix(".py")
+    child_file.write_text(CHILD)
+    for moment in range(8):
+        command = [sys.executable, str(child_file), str(static.path), str(out), how]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path)
+        assert child.stdout is not None and child.stdout.readline()
+        time.sleep(0.0137 * moment)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stdout.close()
+        assert Artifact.open(out, verify=True).manifest == static.manifest
+    check_writable(out, force=True)
+    with writing(out) as folder:
+        shutil.copytree(static.path, folder, dirs_exist_ok=True)
+    assert listing(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "dangling link"])
+def test_what_is_no_artifact_is_never_replaced(tmp_path: Path, what: str) -> None:
+    out = tmp_path / "thing"
+    if what == "file":
+        out.write_text("mine")
+    elif what == "folder":
+        (out / "thesis").mkdir(parents=True)
+    else:
+        out.symlink_to(tmp_path / "nowhere")
+    for force in (False, True):
+        with pytest.raises(ArtifactError, match="no artifact of fvexport; choose another --out"):
+            check_writable(out, force=force)
+    assert listing(tmp_path) == ["thing"]
+
+
+def test_existing_artifact_needs_force_and_an_empty_folder_does_not(tmp_path: Path) -> None:
+    write(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="replace it with --force"):
+        check_writable(tmp_path / "a", force=False)
+    check_writable(tmp_path / "a", force=True)
+    (tmp_path / "empty").mkdir()
+    check_writable(tmp_path / "empty", force=False)
+    write(tmp_path / "empty")
+    assert listing(tmp_path) == ["a", "empty"]
+
+
+@pytest.mark.parametrize("out", [".", "..", "sub/..", "/"])
+def test_place_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="a folder of its own"):
+        check_writable(Path(out), force=True)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        check_writable(tmp_path / "file" / "a" / "b", force=False)
+    for name in ("x" * 300, "x" * 240):  # the second is too long for the scratch folder's name alone
+        with pytest.raises(ArtifactError, match="File name too long"):
+            check_writable(tmp_path / name, force=False)
+    with pytest.raises(ArtifactError, match=r"1000000000000 MB needed, \d+ MB free"):
+        check_writable(tmp_path / "a", force=False, need_bytes=10**18)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(ArtifactError, match="no permission"):
+        check_writable(tmp_path / "new" / "a", force=False)
+    assert listing(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a small disk here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_disk_too_small(small_disk: Path, tiny: Checkpoint) -> None:
+    with pytest.raises(ArtifactError, match=r"MB needed, 1 MB free"):
+        export_onnx(tiny, small_disk / "a", options=SMALL, parity=False)
+    assert listing(small_disk) == []
+
+
+def test_disk_that_fills_up(small_disk: Path, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another program took the space meanwhile: the early check saw enough."""
+    write(small_disk / "a", "old")
+    usage: Any = shutil.disk_usage(small_disk)._replace(free=10**12)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ArtifactError, match=r"cannot write .*free some space or choose another --out"):
+        export_onnx(tiny, small_disk / "a", options=SMALL, force=True, parity=False)
+    assert listing(small_disk) == ["a"]
+    assert (small_disk / "a" / MANIFEST_FILE).read_text() == "old"
+
+
+def test_disk_full_without_a_small_disk(tmp_path: Path, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnx_ir
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(onnx_ir, "save", full)
+    with pytest.raises(ArtifactError, match="the disk is full"):
+        export_onnx(tiny, tmp_path / "a", options=SMALL, parity=False)
+    assert listing(tmp_path) == []

@@ -1,0 +1,93 @@
+"""Every option that can be refused is refused before any work."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fvexport.encoder.config import FastViTHDConfig
+from fvexport.errors import ConfigError
+from fvexport.export.options import ExportOptions, parse_batch, parse_resolution
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp8"}, "unknown precision 'fp8'; known are fp32, fp16, bf16"),
+        ({"input": "int8"}, "unknown input 'int8'; known are float, uint8"),
+        ({"io": "fp16"}, "unknown io 'fp16'; known are fp32, model"),
+        ({"batch": 0}, "found 0"),
+        ({"batch": -1}, "found -1"),
+        ({"opset": 17}, "--opset goes from 18 to 23; found 17"),
+        ({"opset": 24}, "found 24"),
+        ({"opset": 0}, "found 0"),
+        ({"opset": 21, "precision": "bf16"}, "need opset 22 or later; found --opset 21"),
+    ],
+)
+def test_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ExportOptions(**options)
+    assert words in str(caught.value)
+
+
+def test_resolution_is_the_architectures_matter() -> None:
+    ExportOptions(height=1024, width=64).check(FastViTHDConfig())
+    with pytest.raises(ConfigError, match="--res 1024"):
+        ExportOptions(height=1000, width=1000).check(FastViTHDConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "opset"), [({}, 20), ({"precision": "fp16"}, 20), ({"precision": "bf16"}, 22), ({"opset": 18}, 18)]
+)
+def test_effective_opset(options: dict[str, Any], opset: int) -> None:
+    assert ExportOptions(**options).effective_opset == opset
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "tiny-1024-fp32"),
+        ({"height": 512, "width": 384, "precision": "fp16"}, "tiny-512x384-fp16"),
+        ({"batch": 4}, "tiny-1024-fp32-b4"),
+        ({"batch": None, "dynamic_res": True}, "tiny-dynamic-fp32-batch"),
+        ({"projector": True, "input": "uint8"}, "tiny-1024-fp32-projector-uint8"),
+    ],
+)
+def test_default_name(options: dict[str, Any], name: str) -> None:
+    assert ExportOptions(**options).default_name("tiny") == name
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["x", "X", " x "]))
+def test_resolution_round_trip(height: int, width: int, times: str) -> None:
+    assert parse_resolution(f"{height}{times}{width}") == (height, width)
+    assert parse_resolution(str(height)) == (height, height)
+    assert parse_resolution(ExportOptions(height=height, width=width).resolution) == (height, width)
+
+
+@pytest.mark.parametrize("text", ["", "x", "1024x", "x1024", "1x2x3", "-64", "64.0", "1e3", "big", "512*384", "²"])
+def test_no_resolution(text: str) -> None:
+    with pytest.raises(ConfigError, match="1024 or 512x384"):
+        parse_resolution(text)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_parsed_or_refused(text: str) -> None:
+    for parse in (parse_resolution, parse_batch):
+        try:
+            parse(text)
+        except ConfigError as error:
+            assert repr(text) in str(error)
+
+
+@pytest.mark.parametrize(("text", "batch"), [("1", 1), ("16", 16), ("dynamic", None)])
+def test_batch(text: str, batch: int | None) -> None:
+    assert parse_batch(text) == batch
+
+
+def test_to_dict_holds_every_option() -> None:
+    options = ExportOptions(batch=None, opset=21, io="model")
+    assert ExportOptions(**json.loads(json.dumps(options.to_dict()))) == options

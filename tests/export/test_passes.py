@@ -1,0 +1,235 @@
+"""Clean-up of a traced graph: what onnxsim gets wrong is not taken over, and reshapes become constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import onnxsim
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from fvexport.encoder.checkpoint import Checkpoint
+from fvexport.export.onnx import export_onnx
+from fvexport.export.options import ExportOptions
+from fvexport.export.passes import WEIGHT_BYTES, name_dimensions, reshapes_to_constants, simplify, tidy
+
+SMALL = ExportOptions(height=64, width=64)
+FLOAT = TensorProto.FLOAT
+
+
+def no_text(*_: Any, **__: Any) -> Any:
+    raise RuntimeError
+
+
+def with_text(*_: Any, **__: Any) -> Any:
+    raise ValueError("cannot fold this\nand more")
+
+
+def not_checked(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    return model, False
+
+
+def without_a_weight(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.input[-1]
+    return result, True
+
+
+def without_a_gelu(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    gelu = next(n for n in result.graph.node if n.op_type == "Gelu")
+    for node in result.graph.node:
+        node.input[:] = [gelu.input[0] if name == gelu.output[0] else name for name in node.input]
+    result.graph.node.remove(gelu)
+    return result, True
+
+
+def other_attribute(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    """The same operators and names, and yet other numbers."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for node in result.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
+                attribute.f = 0.5
+    return result, True
+
+
+def other_wiring(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    add = [n for n in result.graph.node if n.op_type == "Add"][-1]
+    add.input[1] = add.input[0]
+    return result, True
+
+
+def does_not_run(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    """Loads, and fails on the first image."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    bad = helper.make_node("Gather", ["pixel_values", "far"], ["gone"], name="bad", axis=0)
+    result.graph.initializer.append(numpy_helper.from_array(np.array([99]), "far"))
+    result.graph.node.insert(0, bad)
+    conv = next(n for n in result.graph.node if n.op_type == "Conv")
+    conv.input[0] = "gone"
+    return result, True
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (no_text, "onnxsim failed: RuntimeError"),
+        (with_text, "onnxsim failed: cannot fold this"),
+        (not_checked, "own check found other numbers"),
+        (without_a_weight, "dropped 1 weights"),
+        (without_a_gelu, "breaks our rules"),
+        (other_attribute, "changed the numbers"),
+        (other_wiring, "changed the numbers"),
+        (does_not_run, "changed the numbers"),
+    ],
+)
+def test_wrong_simplification_is_not_taken(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tiny: Checkpoint, wrong: Any, words: str
+) -> None:
+    monkeypatch.setattr(onnxsim, "simplify", wrong)
+    report = export_onnx(tiny, tmp_path / "a", options=SMALL)
+    assert report.verdict is not None and report.verdict.passed
+    kept = report.artifact.manifest.graph["kept_unsimplified"]
+    assert words in kept
+    assert kept in report.notices
+    assert len(kept.splitlines()) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_right_simplification_is_taken(exported: Callable[..., Any], precision: Any) -> None:
+    assert exported(precision=precision).manifest.graph["kept_unsimplified"] is None
+
+
+def chain(shape: list[Any], steps: list[list[Any]]) -> ir.Model:
+    """A graph of Reshapes whose targets are all computed at run time (here: read from inputs)."""
+    nodes, values = [], [helper.make_tensor_value_info("x", FLOAT, shape)]
+    inputs = values[:]
+    for index, after in enumerate(steps):
+        target = f"target_{index}"
+        inputs.append(helper.make_tensor_value_info(target, TensorProto.INT64, [len(after)]))
+        nodes.append(helper.make_node("Reshape", [values[-1].name, target], [f"y{index}"], f"r{index}", allowzero=1))
+        values.append(helper.make_tensor_value_info(f"y{index}", FLOAT, after))
+    graph = helper.make_graph(nodes, "chain", inputs, [values[-1]], value_info=values[1:-1])
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+
+
+def run(model: ir.Model, feed: dict[str, np.ndarray]) -> np.ndarray:
+    proto = ir.to_proto(model)
+    proto.ir_version = 10
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = {entry.name for entry in session.get_inputs()}
+    return session.run(None, {name: value for name, value in feed.items() if name in wanted})[0]
+
+
+def targets(model: ir.Model) -> list[Any]:
+    found = []
+    for node in model.graph:
+        if node.op_type == "Reshape":
+            value = node.inputs[1]
+            found.append(value.const_value.numpy().tolist() if value.is_initializer() else value.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "target"),
+    [
+        (["b", 6, "n"], ["b", 2, 3, "n"], [0, 2, 3, -1]),
+        (["b", 6, 4, 4], ["b", 6, 16], [0, 6, 16]),
+        ([2, 6, 4], [2, 24], [2, 24]),
+        (["b", "h", "w"], ["b", "h*w"], [0, -1]),
+        (["b", "n"], ["n", "b"], "target_0"),
+        (["b", "n"], [None, None], "target_0"),
+        ([None, 4], [None, 2, 2], [-1, 2, 2]),
+    ],
+)
+def test_reshape_targets(before: list[Any], after: list[Any], target: Any) -> None:
+    model = chain(before, [after])
+    reshapes_to_constants(model)
+    assert targets(model) == [target]
+
+
+def test_two_unknown_sizes_come_from_a_tensor_that_has_them() -> None:
+    model = chain(["b", "h", "w"], [["b", "hw"], ["b", "h", "w"]])
+    reshapes_to_constants(model)
+    assert [node.op_type for node in model.graph] == ["Reshape", "Reshape"]  # inputs are no node's output: left alone
+    model = chain(["hw", "b"], [["b", "h", "w"], ["b", "hw"], ["b", "h", "w"]])
+    reshapes_to_constants(model)
+    assert [node.op_type for node in model.graph] == ["Reshape", "Reshape", "Shape", "Reshape"]
+    x = np.arange(24, dtype=np.float32).reshape(12, 2)
+    feed = {"x": x, "target_0": np.array([2, 3, 4]), "target_1": np.array([2, 12]), "target_2": np.array([2, 3, 4])}
+    np.testing.assert_array_equal(run(model, feed), x.reshape(2, 3, 4))
+
+
+def test_sizes_without_a_name_equal_nothing() -> None:
+    """Two tensors of unknown sizes need not have the same ones."""
+    model = chain(["a", "b", "c"], [[None, None], [None, None, "c"], [None, None]])
+    reshapes_to_constants(model)
+    assert targets(model) == ["target_0", "target_1", "target_2"]
+    model = chain(["a", "b", "c"], [["d", "e"], ["f", "g"], ["h", "i"]])
+    for node in model.graph:
+        node.outputs[0].shape = None
+    reshapes_to_constants(model)
+    assert targets(model) == ["target_0", "target_1", "target_2"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.permutations(["b", "h", "w"]))
+def test_reshapes_keep_their_results(b: int, h: int, w: int, order: list[str]) -> None:
+    sizes = {"b": b, "h": h, "w": w}
+    steps = [["b*h", 2, "w"], [*order, 2], ["b", "h*w", 2], [*order, 2], ["b", 2, "h*w"]]
+    concrete = [[int(eval(str(d), {}, sizes)) for d in step] for step in steps]
+    x = np.arange(b * h * w * 2, dtype=np.float32).reshape(b, h, 2, w)
+    model = chain(["b", "h", 2, "w"], steps)
+    feed = {"x": x, **{f"target_{i}": np.array(shape) for i, shape in enumerate(concrete)}}
+    wanted = run(model, feed)
+    tidy(model)
+    np.testing.assert_array_equal(run(model, feed), wanted)
+
+
+def convolution() -> ir.Model:
+    weight = np.arange(4 * 3 * 9, dtype=np.float32).reshape(4, 3, 3, 3)
+    assert weight.nbytes >= WEIGHT_BYTES
+    nodes = [
+        helper.make_node("Conv", ["pixel_values", "w"], ["a"], "first", pads=[1] * 4),
+        helper.make_node("Identity", ["a"], ["b"], "useless"),
+        helper.make_node("Relu", ["b"], ["image_features"], "last"),
+    ]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("pixel_values", FLOAT, ["s0", 3, 8, 8])],
+        [helper.make_tensor_value_info("image_features", FLOAT, ["s0", 4, 8, 8])],
+        [numpy_helper.from_array(weight, "w")],
+    )  # fmt: skip
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+
+
+def test_weights_stand_aside_and_come_back() -> None:
+    model = convolution()
+    wanted = model.graph.initializers["w"].const_value.numpy()
+    result, done = simplify(model)
+    assert (done.nodes_before, done.nodes_after, done.kept_unsimplified) == (3, 2, None)
+    assert [node.name for node in result.graph] == ["first", "last"]
+    for after in (model, result):  # the graph given is as it was
+        assert [value.name for value in after.graph.inputs] == ["pixel_values"]
+        np.testing.assert_array_equal(after.graph.initializers["w"].const_value.numpy(), wanted)
+
+
+def test_dimensions_get_plain_names() -> None:
+    model = convolution()
+    name_dimensions(model)
+    assert [str(d) for d in model.graph.inputs[0].shape] == ["batch", "3", "8", "8"]
+    assert [str(d) for d in model.graph.outputs[0].shape] == ["batch", "4", "8", "8"]
+    assert model.graph.node("first").outputs[0].shape is None
