@@ -3,7 +3,8 @@
 What lives here
     options         what an export is asked for, checked before anything expensive
     trace           PyTorch module -> ONNX graph, quietly and with readable names
-    passes          simplification and our own graph clean-up, weights standing aside
+    passes          our own graph clean-up, and onnxsim, with weights standing aside
+    simplification  whether the simplified graph is taken
     rules           what every exported graph must look like
     onnx            the main job: checkpoint -> artifact
     manifest        what an artifact says of itself

@@ -219,6 +219,9 @@ def writing(out: Path) -> Iterator[Path]:
         _sync(scratch)
         _swap(scratch, out)
     except OSError as error:
+        named = error.filename is not None and Path(os.fsdecode(error.filename)).absolute()
+        if named and not named.is_relative_to(out.absolute().parent):
+            raise  # of something else than what is written here
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise ArtifactError(f"cannot write {out}: {reason}; free some space or choose another --out") from error
     finally:

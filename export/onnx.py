@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
 from .. import __version__
@@ -24,21 +22,19 @@ from ..encoder.config import FastViTHDConfig, get_variant
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from ..errors import ExportError
+from ..errors import CheckpointError, ExportError
 from ..progress import Progress, silent
-from .artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
-from .figures import compare
+from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .manifest import METADATA_KEY, Manifest
 from .options import ExportOptions
-from .parity import THRESHOLDS, Verdict, check_parity, photographs
+from .parity import Verdict, check_parity, photographs
 from .rules import check_rules
+from .simplification import simplified, write_graph
 from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-INLINE_BYTES = 1024
-"""Tensors under this size stay in the graph's file; shape inference must see them."""
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
@@ -93,6 +89,8 @@ def export_onnx(
                 checkpoint, variant=variant, revision=revision, seed=seed, require_connector=options.projector
             )
     info = checkpoint.info
+    if options.projector and checkpoint.connector is None:
+        raise CheckpointError(f"{info.source}: has no connector; leave out --projector, or give a FastVLM checkpoint")
     target = Path(out) if out is not None else Path(options.default_name(info.variant))
     weights = sum(p.numel() for p in checkpoint.encoder.parameters()) * BYTES[options.precision]
     check_writable(target, force=force, need_bytes=int(1.1 * weights))
@@ -105,11 +103,11 @@ def export_onnx(
         model = trace(module, options)
     del encoder, connector, module  # the graph holds the weights from here on
     with clock("simplify"):
-        model, graph = _simplified(model, options, checkpoint.encoder.config)
+        model, graph = simplified(model, options, checkpoint.encoder.config)
 
     with writing(target) as folder:
         with clock("write"):
-            _write(model, folder)
+            write_graph(model, folder)
             manifest = _manifest(checkpoint, options, graph, model)
             del model
         with clock("check"):
@@ -151,77 +149,6 @@ class _Clock:
         start = time.perf_counter()
         yield
         self.seconds[phase] = time.perf_counter() - start
-
-
-def _simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> tuple[ir.Model, dict[str, Any]]:
-    """Our clean-up, then onnxsim where asked for and where it changes no number."""
-    from .passes import Simplification, name_dimensions, simplify, tidy
-
-    traced = len(model.graph)
-    tidy(model)
-    result = Simplification(len(model.graph), len(model.graph))
-    if options.simplify:
-        simplified, result = simplify(model)
-        reason = result.kept_unsimplified or _spoiled(model, simplified, options, config)
-        if reason is None:
-            model = simplified
-        result = replace(result, kept_unsimplified=reason)
-    name_dimensions(model)
-    kept = result.kept_unsimplified
-    return model, {
-        "nodes_traced": traced,
-        "nodes": len(model.graph),
-        "kept_unsimplified": f"the graph was not simplified: {kept}" if kept else None,
-    }
-
-
-def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> str | None:
-    """Why the simplified graph is not to be used, or None."""
-    from .passes import structure
-
-    try:
-        check_rules(structure(after), config, projector=options.projector)
-    except ExportError:
-        return "onnxsim's graph breaks our rules"
-    if _operators(before) != _operators(after) and not _same_numbers(before, after, options):
-        return "onnxsim changed the numbers"
-    return None
-
-
-def _operators(model: ir.Model) -> list[tuple[str, tuple[str | None, ...]]]:
-    return sorted((node.op_type, tuple(v.name for v in node.outputs)) for node in model.graph)
-
-
-def _same_numbers(before: ir.Model, after: ir.Model, options: ExportOptions) -> bool:
-    """Runs both graphs on one input, at the size they were traced for."""
-    import onnxruntime as ort
-
-    batch, rng = options.batch or 1, np.random.default_rng(0)
-    shape = (batch, 3, options.height, options.width)
-    outputs = []
-    for model in (before, after):
-        with tempfile.TemporaryDirectory() as folder:
-            _write(model, Path(folder))
-            settings = ort.SessionOptions()
-            settings.log_severity_level = 4
-            try:
-                session = ort.InferenceSession(
-                    str(Path(folder) / MODEL_FILE), settings, providers=["CPUExecutionProvider"]
-                )
-            except Exception:  # a graph that does not load here (bf16, or a broken one) cannot be compared
-                return False
-        entry = session.get_inputs()[0]
-        dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
-        feed = rng.integers(0, 256, shape).astype(np.uint8) if dtype == np.uint8 else rng.random(shape).astype(dtype)
-        outputs.append(session.run(None, {INPUT_NAME: feed})[0].astype(np.float32))
-        rng = np.random.default_rng(0)
-    return compare(*outputs).rel_l2 <= THRESHOLDS[options.precision].rel_l2_floor
-
-
-def _write(model: ir.Model, folder: Path) -> None:
-    import onnx_ir as ir
-
-    ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=INLINE_BYTES)
 
 
 def _embed(proto: onnx.ModelProto, manifest: Manifest, folder: Path) -> None:

@@ -98,8 +98,8 @@ class ExportOptions:
 
 def parse_resolution(text: str) -> tuple[int, int]:
     """`1024` -> (1024, 1024); `512x384` -> (512, 384), height first. Raises ConfigError."""
-    sides = text.lower().split("x")
-    if len(sides) <= 2 and all(side.strip().isdecimal() for side in sides):
+    sides = [side.strip() for side in text.lower().split("x")]
+    if len(sides) <= 2 and all(side.isdecimal() for side in sides):
         height, width = int(sides[0]), int(sides[-1])
         return height, width
     raise ConfigError(f"resolution must look like 1024 or 512x384 (height x width); found {text!r}")

@@ -185,9 +185,9 @@ def judge(
         also = "" if torch_figures.finite else "; PyTorch overflows in this precision too"
         return "non-finite", f"the artifact's output has infinite or undefined values{also}"
     bound = thresholds.bound(torch_figures.rel_l2 if torch_figures.finite else None)
-    if figures.rel_l2 > bound:
+    if not figures.rel_l2 <= bound:  # so written that an undefined figure fails too
         return "fail", f"relative L2 error {figures.rel_l2:.1e} is over the bound of {bound:.1e}"
-    if figures.cosine_min < thresholds.cosine_min:
+    if not figures.cosine_min >= thresholds.cosine_min:
         return "fail", f"the worst token's cosine {figures.cosine_min:.6f} is under {thresholds.cosine_min}"
     return "pass", f"relative L2 error {figures.rel_l2:.1e} within {bound:.1e}"
 
@@ -216,8 +216,14 @@ def source_checkpoint(artifact: Artifact, source: str | None = None) -> Checkpoi
             f"{artifact.path} was made from other weights (sha256 {wanted[:12]}…) than {checkpoint.info.source} "
             f"({checkpoint.info.sha256[:12]}…); name the right one with --checkpoint, or export again"
         )
-    if artifact.manifest.options.get("projector") and checkpoint.connector is None:
-        raise ArtifactError(f"{artifact.path} ends with a connector and {checkpoint.info.source} has none")
+    if artifact.manifest.options.get("projector"):
+        if checkpoint.connector is None:
+            raise ArtifactError(f"{artifact.path} ends with a connector and {checkpoint.info.source} has none")
+        if checkpoint.info.connector_sha256 != made_from.get("connector_sha256"):
+            raise ArtifactError(
+                f"{artifact.path} ends with another connector than that of {checkpoint.info.source}; "
+                "name the right one with --checkpoint, or export again"
+            )
     return checkpoint
 
 

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 
 class FvexportError(Exception):
-    """Base of every error a user can mend; the command line prints it and exits with 1."""
+    """Base of every error a user can mend; the command line prints it and exits with 1.
+
+    Its message is one line, whatever names and foreign messages it quotes.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: object) -> str:
+    """`text` without line breaks, runs of blanks and control characters; names in files can hold anything."""
+    # Surrogates stand for a file name's undecodable bytes; whoever prints them decides how.
+    kept = (c if c.isprintable() or "\ud800" <= c <= "\udfff" else " " for c in str(text))
+    return " ".join("".join(kept).split())
 
 
 class ConfigError(FvexportError, ValueError):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, one_line
 
 
 def shown(text: object, limit: int = 160) -> str:
     """`text` on one printable line of at most `limit` characters; names in files can hold anything."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    line = one_line(text)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

@@ -66,6 +66,8 @@ class Encoder:
 
         Any B: a file with a fixed batch size runs as often as it takes, its last call filled up.
         """
+        if not len(pixels):
+            return np.zeros((0, *self.shape), np.float32)
         values = pixels if self.uint8 else pixels.astype(np.float32) / 255
         if self.batch is None:
             return self.backend.run(values)
@@ -75,7 +77,7 @@ class Encoder:
             missing = self.batch - len(part)
             filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
             results.append(self.backend.run(filled)[: len(part)])
-        return np.concatenate(results) if results else np.zeros((0, *self.shape), np.float32)
+        return np.concatenate(results)
 
 
 def preprocessor_of(artifact: Artifact, resolution: tuple[int, int] | None = None) -> Preprocessor:

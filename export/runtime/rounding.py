@@ -35,6 +35,9 @@ def with_rounding(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     for border in (*graph.input, *graph.output):
         if border.type.tensor_type.elem_type == half:
             border.type.tensor_type.elem_type = TensorProto.FLOAT
+            if border in graph.input:
+                rounded = cast(border.name, half, f"{border.name}/half")
+                wide[border.name] = cast(rounded, TensorProto.FLOAT, f"{border.name}/wide")
     for node in graph.node:
         new = nodes.append
         copy = onnx.NodeProto()

@@ -74,8 +74,8 @@ def test_revision_without_a_repository(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "parts"),
     [
-        ("a.safetensors", b"", ["a.safetensors is empty", "download it again"]),
-        ("a.pt", b"", ["a.pt is empty"]),
+        ("a.safetensors", b"", ["is empty", "download it again"]),
+        ("a.pt", b"", ["is empty"]),
         ("a.safetensors", b"<!DOCTYPE html><html>", ["is a web page"]),
         ("a.pt", b"\n  <html>", ["is a web page"]),
         ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", ["git lfs pull"]),
@@ -136,7 +136,7 @@ def test_no_permission(open_folder: Path, llava: Tensors, request: pytest.Fixtur
     locked = open_folder / "locked"
     locked.mkdir(mode=0o000)
     request.getfixturevalue("no_privileges")
-    refusal(file, "weights.pt cannot be read (Permission denied)", "check its permissions")
+    refusal(file, "weights.pt: cannot be read (Permission denied)", "check its permissions")
     refusal(locked, "cannot be listed (Permission denied)")
     refusal(locked / "model.safetensors", "Permission denied")
 
@@ -217,7 +217,7 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, timm: Tensors, save: str) -
         file.write_bytes(pickle.dumps({"callback": Code(marker)}, protocol=2))
     else:
         torch.save(content, file, _use_new_zipfile_serialization=save == "zip")
-    refusal(file, "weights.pt was refused and nothing in it was run", "system", "state dict")
+    refusal(file, "weights.pt: was refused and nothing in it was run", "system", "state dict")
     assert not marker.exists()
 
 
@@ -243,7 +243,7 @@ def test_pickle_without_names(tmp_path: Path, content: object, what: str) -> Non
 
 def test_numpy_archive(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.ones(2))
-    refusal(tmp_path / "a.npz", "a.npz is cut off or damaged")
+    refusal(tmp_path / "a.npz", "a.npz: is cut off or damaged")
 
 
 # --- other models ------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""Whether a simplified graph is taken: it must keep our rules and give the traced graph's numbers."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from ..encoder.config import FastViTHDConfig
+from ..errors import ArtifactError, ExportError
+from .artifact import DATA_FILE, MODEL_FILE
+from .figures import compare
+from .options import ExportOptions
+from .parity import THRESHOLDS
+from .passes import Simplification, name_dimensions, simplify, structure, tidy
+from .rules import check_rules
+from .runtime.onnxruntime import EXTERNAL_FOLDER
+from .runtime.rounding import with_rounding
+
+INLINE_BYTES = 1024
+"""Tensors under this size stay in the graph's file; shape inference must see them."""
+
+
+def write_graph(model: ir.Model, folder: Path) -> None:
+    """Writes the graph and, beside it, its weights."""
+    ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=INLINE_BYTES)
+
+
+def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> tuple[ir.Model, dict[str, Any]]:
+    """Our clean-up, then onnxsim where it is asked for and does no harm; and what the manifest says of it."""
+    traced = len(model.graph)
+    tidy(model)
+    result = Simplification(len(model.graph), len(model.graph))
+    if options.simplify:
+        other, result = simplify(model)
+        reason = result.kept_unsimplified or _spoiled(model, other, options, config)
+        if reason is None:
+            model = other
+        result = replace(result, kept_unsimplified=reason)
+    name_dimensions(model)
+    kept = result.kept_unsimplified
+    return model, {
+        "nodes_traced": traced,
+        "nodes": len(model.graph),
+        "kept_unsimplified": f"the graph was not simplified: {kept}" if kept else None,
+    }
+
+
+def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> str | None:
+    """Why the simplified graph is not to be used, or None."""
+    old, new = structure(before), structure(after)
+    try:
+        check_rules(new, config, projector=options.projector)
+    except ExportError:
+        return "onnxsim's graph breaks our rules"
+    if _content(old) == _content(new):
+        return None
+    try:
+        same = _output(after, options), _output(before, options)
+        close = compare(*same).rel_l2 <= THRESHOLDS[options.precision].rel_l2_floor
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write temporary files in {tempfile.gettempdir()} ({error.strerror}); free some space, set TMPDIR, "
+            "or export with --no-simplify"
+        ) from error
+    except Exception:  # onnxruntime's exceptions share no public base; a graph that does not run is not the same
+        close = False
+    return None if close else "onnxsim changed the numbers"
+
+
+def _content(model: onnx.ModelProto) -> list[Any]:
+    """What a graph computes, whatever the order and names of its nodes."""
+    constants = {t.name: (t.data_type, tuple(t.dims), t.raw_data) for t in model.graph.initializer}
+    return sorted(
+        repr(
+            (
+                node.op_type,
+                [constants.get(name, name) for name in node.input],
+                list(node.output),
+                sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute),
+            )
+        )
+        for node in model.graph.node
+    )
+
+
+def _output(model: ir.Model, options: ExportOptions) -> np.ndarray:
+    """The features of one seeded input at the size that the graph was traced for."""
+    import onnxruntime as ort
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_graph(model, Path(folder))
+        proto = onnx.load(str(Path(folder) / MODEL_FILE), load_external_data=False)
+        if options.precision != "fp32":
+            proto = with_rounding(proto, options.precision)
+        settings = ort.SessionOptions()
+        settings.log_severity_level = 4
+        settings.add_session_config_entry(EXTERNAL_FOLDER, folder)
+        session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        entry = session.get_inputs()[0]
+        shape = (options.batch or 1, 3, options.height, options.width)
+        levels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+        feed = levels if entry.type == "tensor(uint8)" else levels.astype(np.float32) / 255
+        return session.run(None, {entry.name: feed})[0].astype(np.float32)
