@@ -8,6 +8,7 @@ What lives here
     rules           what every exported graph must look like
     onnx            the main job: checkpoint -> artifact
     manifest        what an artifact says of itself
+    place           where results are written: checks, scratch beside, leftovers
     artifact        the folder: opened with checks, written whole or not at all
     figures         error statistics between two sets of features
     parity          the verdict: artifact against the eager model

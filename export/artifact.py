@@ -11,13 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import glob
 import hashlib
 import os
-import re
-import secrets
-import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArtifactError
 from .manifest import Manifest
+from .place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
 
 if TYPE_CHECKING:
     import onnx
@@ -34,9 +30,6 @@ MODEL_FILE = "encoder.onnx"
 DATA_FILE = "encoder.onnx.data"
 MANIFEST_FILE = "manifest.json"
 AGAIN = "export it again with `fvexport onnx --force`"
-
-# Scratch folders in use here. (A killed run's may carry our number: in containers they repeat.)
-_ACTIVE: set[Path] = set()
 
 
 @dataclass(frozen=True)
@@ -177,7 +170,7 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
         raise ArtifactError(f"cannot write {out}: give --out the name of a folder of its own")
     try:
         _finish_swap(out)
-        _scratch(out).exists()
+        new_scratch(out).exists()
     except OSError as error:
         raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
     if out.exists() or out.is_symlink():
@@ -186,17 +179,7 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
             raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
         if not empty and not force:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
-    parent = existing_parent(out)
-    if not parent.is_dir():
-        raise ArtifactError(f"cannot write {out}: {parent} is not a folder; choose another --out")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ArtifactError(f"cannot write {out}: no permission in {parent}; choose another --out")
-    free = shutil.disk_usage(parent).free
-    if free < need_bytes:
-        raise ArtifactError(
-            f"cannot write {out}: {need_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on its disk; "
-            "free some space or choose another --out"
-        )
+    check_place(out, need_bytes)
 
 
 @contextlib.contextmanager
@@ -209,41 +192,12 @@ def writing(out: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the operating system refused (a full disk, a lost permission).
     """
-    scratch = _scratch(out)
-    _ACTIVE.add(scratch)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(out)
+    with os_errors(out), scratch_beside(out) as scratch:
+        prepare(out)
         scratch.mkdir()
         yield scratch
         _sync(scratch)
         _swap(scratch, out)
-    except OSError as error:
-        named = error.filename is not None and Path(os.fsdecode(error.filename)).absolute()
-        if named and not named.is_relative_to(out.absolute().parent):
-            raise  # of something else than what is written here
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise ArtifactError(f"cannot write {out}: {reason}; free some space or choose another --out") from error
-    finally:
-        _remove(scratch)
-        _ACTIVE.discard(scratch)
-
-
-def _scratch(out: Path) -> Path:
-    return out.absolute().parent / f".{out.name}.writing-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _remove(path: Path) -> None:
-    # A link that stood at `out` goes itself; the folder it leads to is not ours to empty.
-    path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
-
-
-def existing_parent(path: Path) -> Path:
-    """The nearest folder above `path` that exists: where it would be made."""
-    parent = path.absolute().parent
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    return parent
 
 
 def _sync(folder: Path) -> None:
@@ -259,10 +213,10 @@ def _swap(new: Path, out: Path) -> None:
     elif not _exchange(new, out):
         # No atomic exchange here: the old folder waits under a name that `_finish_swap` knows.
         old = out.parent / f".{out.name}.replaced"
-        _remove(old)
+        remove(old)
         out.rename(old)
         new.rename(out)
-        _remove(old)
+        remove(old)
 
 
 def _exchange(a: Path, b: Path) -> bool:
@@ -280,24 +234,6 @@ def _finish_swap(out: Path) -> None:
     if old.is_dir():
         with contextlib.suppress(OSError):
             if out.exists():
-                _remove(old)
+                remove(old)
             else:
                 old.rename(out)
-
-
-def _remove_stale(out: Path) -> None:
-    for leftover in out.absolute().parent.glob(f".{glob.escape(out.name)}.writing-*"):
-        match = re.fullmatch(r".*\.writing-(\d+)(-[0-9a-f]+)?", leftover.name, re.DOTALL)
-        if match and leftover not in _ACTIVE and (int(match[1]) == os.getpid() or not process_alive(int(match[1]))):
-            _remove(leftover)
-
-
-def process_alive(pid: int) -> bool:
-    """Whether a process of that number runs, be it ours or another user's."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

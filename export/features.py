@@ -8,14 +8,10 @@ header is written last, filled up with spaces. Source: the format's description 
 from __future__ import annotations
 
 import contextlib
-import errno
-import glob
 import json
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +21,7 @@ import numpy as np
 from .. import __version__
 from ..errors import ArtifactError, ConfigError, ImageError
 from ..progress import Progress, silent
-from .artifact import existing_parent, process_alive
+from .place import check_place, new_scratch, os_errors, prepare
 from .runtime.encoder import Encoder
 
 METADATA = "__metadata__"
@@ -131,7 +127,7 @@ class _FeatureFile:
             )
         self.reserved = -(-longest // 8) * 8
         self.bytes_needed = 8 + self.reserved + len(names) * self.each
-        self._scratch = out.parent / f".{out.name}.writing-{os.getpid()}"
+        self._scratch = new_scratch(out)
         self._stream: BinaryIO | None = None
 
     def _header(self, names: list[str]) -> bytes:
@@ -144,10 +140,9 @@ class _FeatureFile:
     def append(self, name: str, features: np.ndarray) -> None:
         """Writes one image's features (N, C)."""
         assert features.shape == self.shape
-        with _os_errors(self.out):
+        with os_errors(self.out):
             if self._stream is None:
-                self.out.parent.mkdir(parents=True, exist_ok=True)
-                _remove_stale(self.out)
+                prepare(self.out)
                 self._stream = self._scratch.open("wb")
                 self._stream.seek(8 + self.reserved)
             self._stream.write(features.astype("<f4", copy=False).tobytes())
@@ -161,7 +156,7 @@ class _FeatureFile:
             return
         try:
             if kind is None:
-                with _os_errors(self.out):
+                with os_errors(self.out):
                     self._finish(self._stream)
         finally:
             # A full disk makes close fail once more, when it flushes what is left.
@@ -206,31 +201,4 @@ def _check_output(out: Path, images: Iterable[Path], *, force: bool, need_bytes:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
         if any(path.exists() and out.exists() and path.samefile(out) for path in images):
             raise ArtifactError(f"{out} is one of the images; choose another --out")
-    parent = existing_parent(out)
-    if not parent.is_dir():
-        raise ArtifactError(f"cannot write {out}: {parent} is not a folder; choose another --out")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ArtifactError(f"cannot write {out}: no permission in {parent}; choose another --out")
-    free = shutil.disk_usage(parent).free
-    if free < need_bytes:
-        raise ArtifactError(
-            f"cannot write {out}: {need_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on its disk; "
-            "free some space or choose another --out"
-        )
-
-
-@contextmanager
-def _os_errors(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
-        raise ArtifactError(f"cannot write {out}: {reason}; free some space or choose another --out") from error
-
-
-def _remove_stale(out: Path) -> None:
-    """Removes what killed runs left beside `out`."""
-    for leftover in out.parent.glob(f".{glob.escape(out.name)}.writing-*"):
-        pid = leftover.name.rpartition("-")[2]
-        if pid.isdecimal() and not process_alive(int(pid)):
-            leftover.unlink(missing_ok=True)
+    check_place(out, need_bytes)

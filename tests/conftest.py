@@ -24,3 +24,9 @@ def photographs() -> dict[str, Path]:
     from fvexport.encoder.image import sample_images
 
     return sample_images()
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Tiny checkpoints in three public forms, with outputs of the reference implementations."""
+    return Path(__file__).parent / "data" / "golden"

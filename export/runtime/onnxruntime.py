@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, UnavailableError
 from ..artifact import AGAIN, Artifact
 from ..targets import get_target, require
 from .rounding import with_rounding
@@ -65,6 +65,11 @@ class OnnxRuntimeBackend:
         if row.provider not in self.session.get_providers():
             raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
         entry = self.session.get_inputs()[0]
+        if entry.type == "tensor(bfloat16)":
+            raise UnavailableError(
+                f"{artifact.model_path} takes bfloat16, which NumPy has not: run it from C++ or torch, "
+                "or export without --io model"
+            )
         self.input_name = entry.name
         self.input_dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
 

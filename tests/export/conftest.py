@@ -30,11 +30,6 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    return GOLDEN
-
-
-@pytest.fixture(scope="session")
 def tiny() -> Checkpoint:
     """Seeded, in train form."""
     return load_checkpoint(variant="tiny")

@@ -186,7 +186,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, encoder, monke
     if moment == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
-        monkeypatch.setattr(features, "_remove_stale", full)
+        monkeypatch.setattr(features, "prepare", full)
     with pytest.raises(ArtifactError, match="the disk is full"):
         features.encode_images([image], encoder, out, force=True)
     assert out.read_text() == "old"

@@ -31,11 +31,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="session")
-def golden_dir() -> Path:
-    return GOLDEN
-
-
 @pytest.fixture
 def golden() -> Callable[[str], Tensors]:
     """`golden("llava_tiny")`: a copy of its tensors, by the file's names."""
