@@ -6,9 +6,9 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,6 @@ import onnx
 from .. import __version__
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.config import FastViTHDConfig, get_variant
-from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..errors import CheckpointError, ExportError
@@ -27,7 +26,7 @@ from ..progress import Progress, silent
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .manifest import METADATA_KEY, Manifest
 from .options import ExportOptions
-from .parity import Verdict, check_parity, photographs
+from .parity import Images, Verdict, check_parity, photographs
 from .rules import check_rules
 from .simplification import simplified, write_graph
 from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
@@ -58,7 +57,7 @@ class ExportReport:
 def export_onnx(
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None, out: str | os.PathLike[str] | None = None, *,
     options: ExportOptions | None = None, variant: str | None = None, revision: str | None = None, seed: int = 0,
-    force: bool = False, parity: bool = True, images: Sequence[ImageLike] | str | os.PathLike[str] | None = None,
+    force: bool = False, parity: bool = True, images: Images = None,
     progress: Progress = silent,
 ) -> ExportReport:  # fmt: skip
     """Exports FastViTHD to an ONNX artifact and checks it.
@@ -95,16 +94,7 @@ def export_onnx(
     weights = sum(p.numel() for p in checkpoint.encoder.parameters()) * BYTES[options.precision]
     check_writable(target, force=force, need_bytes=int(1.1 * weights))
 
-    with clock("fuse"):
-        encoder = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8")
-        connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
-        module = ExportModule(encoder, connector, options)
-    with clock("trace"):
-        model = trace(module, options)
-    del encoder, connector, module  # the graph holds the weights from here on
-    with clock("simplify"):
-        model, graph = simplified(model, options, checkpoint.encoder.config)
-
+    model, graph = _graph(checkpoint, options, clock)
     with writing(target) as folder:
         with clock("write"):
             write_graph(model, folder)
@@ -118,9 +108,8 @@ def export_onnx(
         if parity:
             with clock("parity"):
                 verdict = check_parity(
-                    Artifact(folder, manifest), checkpoint=checkpoint, images=list(shown.values()), progress=progress
+                    Artifact(folder, manifest), checkpoint=checkpoint, images=shown, progress=progress
                 )
-                verdict = replace(verdict, images=list(shown))
             if not verdict.passed:
                 raise ExportError(
                     f"parity failed, nothing written: {verdict.reason}; "
@@ -134,10 +123,20 @@ def export_onnx(
     return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices)
 
 
+def _graph(checkpoint: Checkpoint, options: ExportOptions, clock: _Clock) -> tuple[ir.Model, dict[str, Any]]:
+    """The graph that will be written, which then alone holds the fused weights; and the manifest's words on it."""
+    with clock("fuse"):
+        encoder = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8")
+        connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
+        module = ExportModule(encoder, connector, options)
+    with clock("trace"):
+        model = trace(module, options)
+    with clock("simplify"):
+        return simplified(model, options, checkpoint.encoder.config)
+
+
 class _Clock:
     """Seconds of each phase, and a word to the progress callback as it begins."""
-
-    PHASES = ("load", "fuse", "trace", "simplify", "write", "check", "parity")
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

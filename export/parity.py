@@ -9,7 +9,7 @@ tests: error only has a meaning beside the error that the precision itself makes
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,9 @@ from .runtime.eager import EagerBackend
 from .runtime.encoder import preprocessor_of
 from .runtime.onnxruntime import OnnxRuntimeBackend
 from .trace import DTYPES
+
+Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
+"""Photographs to compare on: named ones, files, folders, or None for two that scikit-image ships."""
 
 MAX_IMAGES = 8
 """Photographs looked at when a folder is given; more would cost time and change no verdict."""
@@ -115,7 +118,7 @@ class Verdict:
 
 def check_parity(
     artifact: str | os.PathLike[str] | Artifact, *, checkpoint: Checkpoint | str | None = None,
-    images: Sequence[ImageLike] | str | os.PathLike[str] | None = None, backend: str = "onnxruntime-cpu",
+    images: Images = None, backend: str = "onnxruntime-cpu",
     layers: bool = False, progress: Progress = silent,
 ) -> Verdict:  # fmt: skip
     """Compares an artifact with the eager model it was made from.
@@ -227,8 +230,10 @@ def source_checkpoint(artifact: Artifact, source: str | None = None) -> Checkpoi
     return checkpoint
 
 
-def photographs(images: Sequence[ImageLike] | str | os.PathLike[str] | None) -> dict[str, ImageLike]:
+def photographs(images: Images) -> dict[str, ImageLike]:
     """Name -> image: the given ones, or two photographs that scikit-image ships."""
+    if isinstance(images, Mapping):
+        return dict(images)
     if images is None:
         samples = sample_images()
         return {f"scikit-image {name}": samples[name] for name in ("astronaut", "coffee")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,14 @@ def photographs() -> dict[str, Path]:
 def golden_dir() -> Path:
     """Tiny checkpoints in three public forms, with outputs of the reference implementations."""
     return Path(__file__).parent / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Models as small as the tests' are slower on several threads, much slower on a busy machine."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

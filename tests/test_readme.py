@@ -92,3 +92,21 @@ def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_thresholds_stand_in_the_docs() -> None:
+    from fvexport.export.parity import THRESHOLDS
+
+    page = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (fp32|fp16|bf16) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.M)
+    written = {name: tuple(map(float, values)) for name, *values in rows}
+    assert written == {n: (t.rel_l2_floor, t.rel_l2_limit, t.cosine_min) for n, t in THRESHOLDS.items()}
+
+
+def test_every_option_of_the_export_stands_in_the_docs() -> None:
+    from fvexport.cli.onnx import onnx
+
+    page = (ROOT / "docs/onnx.md").read_text(encoding="utf-8")
+    options = {name for option in onnx.params for name in (*option.opts, *option.secondary_opts) if name != "-v"}
+    assumed = {"--simplify", "--parity", "--verbose", "--json"}  # defaults, and what every command takes
+    assert {name for name in options - assumed if name not in page} == set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,19 +19,13 @@ from fvexport.encoder.reparameterize import merge_branches, reparameterize
 from fvexport.encoder.seeded import seed_weights
 from fvexport.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = 1e-12
 seeds = st.integers(0, 2**31)
 kernels = st.sampled_from([1, 3, 5, 7])
 channels = st.integers(1, 9)
 fast = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

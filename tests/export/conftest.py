@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.export.artifact import Artifact
@@ -20,13 +19,9 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 Export = Callable[..., Artifact]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Models this small are slower on several threads, much slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(autouse=True)
+def always_one_thread(one_thread: None) -> None:
+    """For every test of this folder."""
 
 
 @pytest.fixture(scope="session")
