@@ -20,7 +20,7 @@ import torch
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.image import ImageLike, find_images, sample_images
 from ..encoder.reparameterize import reparameterize
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, CheckpointError, ConfigError
 from ..progress import Progress, silent
 from .artifact import Artifact
 from .figures import Figures, compare, worst
@@ -210,9 +210,17 @@ def source_checkpoint(artifact: Artifact, source: str | None = None) -> Checkpoi
             None, variant=artifact.manifest.variant, seed=int(made_from["source"].removeprefix("seeded:"))
         )
     else:
-        checkpoint = load_checkpoint(
-            source or made_from["source"], revision=made_from.get("revision") if source is None else None
-        )
+        try:
+            checkpoint = load_checkpoint(
+                source or made_from["source"], revision=made_from.get("revision") if source is None else None
+            )
+        except CheckpointError as error:
+            if source is not None:
+                raise
+            raise CheckpointError(
+                f"{artifact.path} was made from {made_from['source']}, which cannot be loaded now ({error}); "
+                "name its place with --checkpoint"
+            ) from error
     wanted = artifact.manifest.checkpoint["sha256"]
     if checkpoint.info.sha256 != wanted:
         raise ArtifactError(

@@ -169,3 +169,14 @@ def test_images(static: Artifact, tiny: Checkpoint, tmp_path: Path, photographs:
     assert len(check_parity(static, checkpoint=tiny, images=tmp_path).images) == MAX_IMAGES
     array = np.zeros((70, 80, 3), np.uint8)
     assert check_parity(static, checkpoint=tiny, images=[array]).images == ["image 0"]
+
+
+def test_checkpoint_that_moved_away(tmp_path: Path, golden_dir: Path) -> None:
+    """The artifact remembers where its weights were; where they are now is the user's to say."""
+    shutil.copy(golden_dir / "timm_tiny" / "model.safetensors", tmp_path / "old.safetensors")
+    options = ExportOptions(height=128, width=128)
+    artifact = export_onnx(tmp_path / "old.safetensors", tmp_path / "a", options=options, parity=False).artifact
+    (tmp_path / "old.safetensors").rename(tmp_path / "new.safetensors")
+    with pytest.raises(CheckpointError, match=r"was made from .*old\.safetensors.*--checkpoint"):
+        check_parity(artifact)
+    assert check_parity(artifact, checkpoint=str(tmp_path / "new.safetensors")).passed
