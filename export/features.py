@@ -21,7 +21,7 @@ import numpy as np
 from .. import __version__
 from ..errors import ArtifactError, ConfigError, ImageError
 from ..progress import Progress, silent
-from .place import check_place, new_scratch, os_errors, prepare
+from .place import check_place, os_errors, prepare, scratch_beside
 from .runtime.encoder import Encoder
 
 METADATA = "__metadata__"
@@ -127,7 +127,8 @@ class _FeatureFile:
             )
         self.reserved = -(-longest // 8) * 8
         self.bytes_needed = 8 + self.reserved + len(names) * self.each
-        self._scratch = new_scratch(out)
+        self._held = contextlib.ExitStack()
+        self._scratch: Path | None = None
         self._stream: BinaryIO | None = None
 
     def _header(self, names: list[str]) -> bytes:
@@ -143,6 +144,7 @@ class _FeatureFile:
         with os_errors(self.out):
             if self._stream is None:
                 prepare(self.out)
+                self._scratch = self._held.enter_context(scratch_beside(self.out))
                 self._stream = self._scratch.open("wb")
                 self._stream.seek(8 + self.reserved)
             self._stream.write(features.astype("<f4", copy=False).tobytes())
@@ -152,25 +154,25 @@ class _FeatureFile:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._stream is None:
-            return
-        try:
-            if kind is None:
-                with os_errors(self.out):
-                    self._finish(self._stream)
-        finally:
-            # A full disk makes close fail once more, when it flushes what is left.
-            with contextlib.suppress(OSError):
-                self._stream.close()
-            self._scratch.unlink(missing_ok=True)
+        with self._held:
+            if self._stream is None or self._scratch is None:
+                return
+            try:
+                if kind is None:
+                    with os_errors(self.out):
+                        self._finish(self._stream, self._scratch)
+            finally:
+                # A full disk makes close fail once more, when it flushes what is left.
+                with contextlib.suppress(OSError):
+                    self._stream.close()
 
-    def _finish(self, stream: BinaryIO) -> None:
+    def _finish(self, stream: BinaryIO, scratch: Path) -> None:
         stream.seek(0)
         stream.write(self.reserved.to_bytes(8, "little") + self._header(self.names).ljust(self.reserved))
         stream.flush()
         os.fsync(stream.fileno())
         stream.close()
-        self._scratch.replace(self.out)
+        scratch.replace(self.out)
 
 
 def _key(path: Path) -> str:

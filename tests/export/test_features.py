@@ -226,3 +226,24 @@ def test_killed_half_way(tmp_path: Path, artifact: Path, encoder) -> None:
     assert list(folder.iterdir()) == [out]
     with safe_open(out, "np") as file:
         assert len(list(file.keys())) == 8
+
+
+def test_two_runs_at_once_in_one_process(tmp_path: Path, encoder) -> None:
+    """Neither takes the other's unfinished file for that of a killed run."""
+    from fvexport.export.features import encode_images
+
+    images = [make_image(tmp_path / f"{i}.png", i) for i in range(6)]
+    out = tmp_path / "f.safetensors"
+    inner = []
+
+    def meanwhile(_task: str, done: int, _total: int | None) -> None:
+        if done == 4 and not inner:  # the outer run has written some features by now
+            inner.append(None)
+            inner[0] = encode_images(images[:2], encoder, out, force=True)
+
+    report = encode_images(images, encoder, out, force=True, progress=meanwhile)
+    assert inner[0].encoded == 2
+    assert report.encoded == 6
+    with safe_open(out, "np") as file:
+        assert len(file.keys()) == 6
+    assert not list(tmp_path.glob(".f.safetensors*"))
