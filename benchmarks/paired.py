@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from ..versions import versions_of
 
 
 @dataclass(frozen=True)
@@ -74,18 +75,12 @@ def _p10_p90(values: list[float]) -> tuple[float, float]:
 
 def environment() -> dict[str, Any]:
     """What a measurement was taken on: processor, versions, date."""
-    versions = {}
-    for name in ("fvexport", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_name(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions_of("fvexport", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy"),
     }
 
 

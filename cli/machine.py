@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..errors import first_line
 from ..export.options import PRECISIONS
 from ..export.targets import ORT_PACKAGE, TARGETS, Target, why_absent
 from ..progress import Progress, silent
+from ..versions import version_of
 
 REQUIRED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors", "huggingface_hub", "PIL")
 OPTIONAL = {
@@ -104,7 +105,7 @@ def examine(progress: Progress = silent) -> Machine:
     targets = [_target(row) for row in TARGETS]
     found = {p.name: p for p in packages}
     problems = [f"{p.name}: {p.problem}" for p in packages if p.problem]
-    both = [d for d in ("onnxruntime", "onnxruntime-gpu") if _version(d)]
+    both = [d for d in ("onnxruntime", "onnxruntime-gpu") if version_of(d)]
     if len(both) > 1:
         problems.append(f"{' and '.join(both)} overwrite one another: uninstall both, then install {ORT_PACKAGE}")
     disk = None
@@ -139,22 +140,14 @@ def _package(module: str) -> Package:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a broken package fails in any way at all
         problem = f"fails to import: {_reason(error)}"
-        return Package(name, _version(name), required, problem, f"broken ({note})")
+        return Package(name, version_of(name), required, problem, f"broken ({note})")
     # Its own word first: onnxruntime and others are published under several names.
-    version = getattr(imported, "__version__", None) or _version(name) or "unknown"
+    version = getattr(imported, "__version__", None) or version_of(name) or "unknown"
     return Package(name, str(version).removeprefix("v"), required, None, note)
 
 
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
-
-
 def _reason(error: BaseException) -> str:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {text}"[:200]
+    return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
 def _target(row: Target) -> TargetState:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import one_line
+
 if TYPE_CHECKING:
     from ..export.features import EncodeReport
     from ..export.inspect import Inspection
@@ -63,7 +65,7 @@ def notices(sentences: Iterable[str]) -> None:
 
 def error(message: str) -> None:
     """One line on stderr, whatever the message holds."""
-    click.echo(f"error: {' '.join(message.splitlines())}", err=True)
+    click.echo(f"error: {one_line(message)}", err=True)
 
 
 # --- numbers -----------------------------------------------------------------------------------
@@ -78,8 +80,7 @@ def size(count: float) -> str:
 
 def border(entry: Mapping[str, Any]) -> str:
     """An input or output: `pixel_values float32 (1, 3, 1024, 1024)`."""
-    dtype = {"float": "float32"}.get(entry["dtype"], entry["dtype"])
-    return f"{entry['name']} {dtype} ({', '.join(map(str, entry['shape']))})"
+    return f"{entry['name']} {entry['dtype']} ({', '.join(map(str, entry['shape']))})"
 
 
 def _some(names: Sequence[str]) -> str:

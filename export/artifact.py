@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, first_line
 from .manifest import Manifest
 from .place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
 
@@ -100,7 +100,7 @@ def check_external_data(model_path: Path) -> None:
     try:
         model = onnx.load(str(model_path), load_external_data=False)
     except Exception as error:  # protobuf raises its own DecodeError, onnx others
-        raise ArtifactError(f"{model_path} is not a readable ONNX file ({_first_line(error)}); {AGAIN}") from None
+        raise ArtifactError(f"{model_path} is not a readable ONNX file ({first_line(error)}); {AGAIN}") from None
     nodes = [node for function in model.functions for node in function.node]
     for tensor in (*_tensors(model.graph), *_node_tensors(nodes)):
         location = next((e.value for e in tensor.external_data if e.key == "location"), None)
@@ -133,10 +133,6 @@ def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]
 
 def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long for the disk
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, object]]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..errors import CheckpointError, ExportError
 from ..progress import Progress, silent
+from ..versions import versions_of
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .manifest import METADATA_KEY, Manifest
 from .options import ExportOptions
@@ -116,9 +116,10 @@ def export_onnx(
                     "--no-parity writes it anyway, and `fvexport parity --layers` finds the block"
                 )
             manifest.parity = verdict.to_dict()
-        _embed(proto, manifest, folder)
-        manifest.files = describe_files(folder)
-        (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
+        with clock("write"):
+            _embed(proto, manifest, folder)
+            manifest.files = describe_files(folder)
+            (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
     notices = [text for text in (info.notice, graph["kept_unsimplified"]) if text]
     return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices)
 
@@ -147,7 +148,7 @@ class _Clock:
         self.progress(phase, 0, None)
         start = time.perf_counter()
         yield
-        self.seconds[phase] = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def _embed(proto: onnx.ModelProto, manifest: Manifest, folder: Path) -> None:
@@ -193,9 +194,4 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions, graph: dict[str, A
 
 def _versions() -> dict[str, str]:
     found = {"fvexport": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for name in ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | versions_of("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "onnxruntime-gpu", "numpy")

@@ -32,6 +32,9 @@ from .trace import DTYPES
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
 """Photographs to compare on: named ones, files, folders, or None for two that scikit-image ships."""
 
+LayerErrors = tuple[float | None, float | None]
+"""A block's relative L2 error in the artifact and in PyTorch; None where it is not finite."""
+
 MAX_IMAGES = 8
 """Photographs looked at when a folder is given; more would cost time and change no verdict."""
 
@@ -118,8 +121,8 @@ class Verdict:
 
 def check_parity(
     artifact: str | os.PathLike[str] | Artifact, *, checkpoint: Checkpoint | str | None = None,
-    images: Images = None, backend: str = "onnxruntime-cpu",
-    layers: bool = False, progress: Progress = silent,
+    images: Images = None, backend: str = "onnxruntime-cpu", layers: bool = False,
+    progress: Progress = silent,
 ) -> Verdict:  # fmt: skip
     """Compares an artifact with the eager model it was made from.
 
@@ -153,18 +156,16 @@ def check_parity(
     candidate = OnnxRuntimeBackend(artifact, backend, stored_half=backend == "onnxruntime-cpu", taps=taps)
 
     rows: list[tuple[Figures, Figures]] = []
-    layer_rows: dict[str, list[tuple[float | None, float | None]]] = {name: [] for name in taps}
+    layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
     runs = list(_runs(artifact, list(named.values())))
-    resolutions = sorted({f"{p.shape[2]}x{p.shape[3]}" for p in runs}, key=lambda r: -int(r.split("x")[0]))
     for done, pixels in enumerate(runs):
         progress("parity", done, len(runs))
         values = pixels.astype(np.float32) / 255
         feed = pixels if uint8 else values
         if layers:
-            expected, ours, torch_layers = _run_eager_layers(reference, own, values)
-            actual, inner = candidate.run_taps(feed)
-            for name, (block, torch_error) in torch_layers.items():
-                layer_rows[name].append((_rel_l2(block, inner[name]), torch_error))
+            expected, ours, actual, errors = _run_layers(reference, own, candidate, values, feed)
+            for name, pair in errors.items():
+                layer_rows[name].append(pair)
         else:
             expected, ours, actual = reference.run(values), own.run(values), candidate.run(feed)
         rows.append((compare(expected, actual), compare(expected, ours)))
@@ -173,9 +174,11 @@ def check_parity(
     figures, torch_figures = worst([a for a, _ in rows]), worst([b for _, b in rows])
     layer_figures = [_layer_figure(name, found, thresholds) for name, found in layer_rows.items()]
     status, reason = judge(figures, torch_figures, thresholds)
+    sizes = sorted({p.shape[2:] for p in runs}, reverse=True)
     return Verdict(
         status, reason, precision, figures, torch_figures, thresholds,
-        images=list(named), resolutions=resolutions, backend=f"{candidate.name}, computing {candidate.computes}",
+        images=list(named), resolutions=[f"{height}x{width}" for height, width in sizes],
+        backend=f"{candidate.name}, computing {candidate.computes}",
         layers=layer_figures, first_bad_layer=next((f.name for f in layer_figures if not f.passed), None),
     )  # fmt: skip
 
@@ -285,15 +288,16 @@ def _runs(artifact: Artifact, images: list[ImageLike]) -> Iterable[np.ndarray]:
         yield np.stack((pixels * 2)[: max(2, len(pixels))])
 
 
-def _run_eager_layers(
-    reference: EagerBackend, own: EagerBackend, values: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, dict[str, tuple[np.ndarray, float | None]]]:
-    """Features of both, and per block the reference's output and PyTorch's own error there."""
+def _run_layers(
+    reference: EagerBackend, own: EagerBackend, candidate: OnnxRuntimeBackend, values: np.ndarray, feed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, LayerErrors]]:
+    """Features of all three, and per block the candidate's error and PyTorch's own."""
     blocks: dict[str, np.ndarray] = {}
     errors: dict[str, float | None] = {}
     expected = reference.run_taps(values, blocks.__setitem__)
     ours = own.run_taps(values, lambda name, y: errors.__setitem__(name, _rel_l2(blocks[name], y)))
-    return expected, ours, {name: (block, errors[name]) for name, block in blocks.items()}
+    actual, inner = candidate.run_taps(feed)
+    return expected, ours, actual, {name: (_rel_l2(b, inner[name]), errors[name]) for name, b in blocks.items()}
 
 
 def _rel_l2(reference: np.ndarray, candidate: np.ndarray) -> float | None:
@@ -303,7 +307,7 @@ def _rel_l2(reference: np.ndarray, candidate: np.ndarray) -> float | None:
     return float((a - b).double().norm() / a.double().norm().clamp_min(1e-300))
 
 
-def _layer_figure(name: str, found: list[tuple[float | None, float | None]], thresholds: Thresholds) -> LayerFigure:
+def _layer_figure(name: str, found: list[LayerErrors], thresholds: Thresholds) -> LayerFigure:
     ours = [a for a, _ in found]
     theirs = [b for _, b in found]
     torch_worst = None if None in theirs else max(b for b in theirs if b is not None)

@@ -15,6 +15,8 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from ..errors import first_line
+
 WEIGHT_BYTES = 256
 """Initializers from this size on are weights; smaller ones are shapes, axes and scalars."""
 
@@ -101,7 +103,7 @@ def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
         if not checked:
             return model, Simplification(before, before, "onnxsim's own check found other numbers")
     except Exception as error:  # a broken install, or a bare RuntimeError from its C++; the traced graph is as good
-        return model, Simplification(before, before, f"onnxsim failed: {_first_line(error)}")
+        return model, Simplification(before, before, f"onnxsim failed: {first_line(error)}")
     result = ir.from_proto(proto)
     missing = [n for n in weights if n not in {v.name for v in result.graph.inputs}]
     if missing:
@@ -110,10 +112,6 @@ def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
     for node in result.graph:
         node.name = names.get(node.outputs[0].name) or f"{node.outputs[0].name}/{node.op_type}"
     return result, Simplification(before, len(result.graph))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def structure(model: ir.Model) -> onnx.ModelProto:

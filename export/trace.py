@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
-from ..errors import ExportError
+from ..errors import ExportError, first_line
 from .options import ExportOptions
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def trace(module: ExportModule, options: ExportOptions) -> ir.Model:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"torch.onnx could not export the model: {str(error).splitlines()[0]}") from error
+            raise ExportError(f"torch.onnx could not export the model: {first_line(error)}") from error
     assert program is not None
     model = program.model
     name_after_modules(model, [name for name, _ in module.encoder.named_blocks()])

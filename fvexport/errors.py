@@ -17,6 +17,11 @@ class FvexportError(Exception):
         super().__init__(one_line(message))
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of a foreign error's message, or its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
 def one_line(text: object) -> str:
     """`text` without line breaks, runs of blanks and control characters; names in files can hold anything."""
     # Surrogates stand for a file name's undecodable bytes; whoever prints them decides how.

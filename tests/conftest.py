@@ -42,3 +42,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def golden_taps() -> dict[str, str]:
+    """Apple's flat `network` -> the part of ours whose output it is, as the llava golden's taps are named."""
+    return {
+        "stem": "stem.2", "conv_exp": "final_conv",
+        "network.0": "stages.0.blocks.0", "network.1": "stages.1.downsample", "network.2": "stages.1.blocks.0",
+        "network.3": "stages.2.downsample", "network.4": "stages.2.blocks.1", "network.5": "stages.3.downsample",
+        "network.6": "stages.3.pos_emb", "network.7": "stages.3.blocks.0", "network.8": "stages.4.downsample",
+        "network.9": "stages.4.pos_emb", "network.10": "stages.4.blocks.0",
+    }  # fmt: skip

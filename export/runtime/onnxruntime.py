@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from ...errors import ArtifactError, UnavailableError
+from ...errors import ArtifactError, UnavailableError, first_line
 from ..artifact import AGAIN, Artifact
 from ..targets import get_target, require
 from .rounding import with_rounding
@@ -60,8 +60,7 @@ class OnnxRuntimeBackend:
         try:
             self.session = ort.InferenceSession(source, options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions share no public base
-            reason = str(error).splitlines()[0][:200]
-            raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {reason}; {AGAIN}") from None
+            raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {first_line(error)}; {AGAIN}") from None
         if row.provider not in self.session.get_providers():
             raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
         entry = self.session.get_inputs()[0]

@@ -26,15 +26,6 @@ SMALL = ExportOptions(height=64, width=64)
 DYNAMIC = {"batch": None, "dynamic_res": True}
 Distance = Callable[[Any, Any], float]
 
-# Apple's flat `network` -> the part of ours whose output it is.
-TAPS = {
-    "stem": "stem.2", "conv_exp": "final_conv",
-    "network.0": "stages.0.blocks.0", "network.1": "stages.1.downsample", "network.2": "stages.1.blocks.0",
-    "network.3": "stages.2.downsample", "network.4": "stages.2.blocks.1", "network.5": "stages.3.downsample",
-    "network.6": "stages.3.pos_emb", "network.7": "stages.3.blocks.0", "network.8": "stages.4.downsample",
-    "network.9": "stages.4.pos_emb", "network.10": "stages.4.blocks.0",
-}  # fmt: skip
-
 
 def golden(folder: Path, name: str) -> dict[str, np.ndarray]:
     return dict(np.load(folder / name / "golden.npz"))
@@ -72,17 +63,17 @@ def test_golden_dynamic(exported: Any, golden_dir: Path, distance: Distance, nam
         assert distance(three[[0, 2]], np.concatenate([wanted, wanted])) < TOLERANCE
 
 
-def test_golden_taps(exported: Any, golden_dir: Path, distance: Distance) -> None:
+def test_golden_taps(exported: Any, golden_dir: Path, golden_taps: dict[str, str], distance: Distance) -> None:
     data = golden(golden_dir, "llava_tiny")
     names = [key.removeprefix("tap_256x256/") for key in data if key.startswith("tap_256x256/")]
     assert len(names) >= 12
     for artifact in (exported("llava_tiny", height=256, width=256), exported("llava_tiny", **DYNAMIC, projector=True)):
-        backend = OnnxRuntimeBackend(artifact, taps=[TAPS[name] for name in names])
+        backend = OnnxRuntimeBackend(artifact, taps=[golden_taps[name] for name in names])
         features, inner = backend.run_taps(data["pixels_256x256"])
         assert (
             distance(features, data["projected_256x256" if features.shape[-1] == 64 else "tokens_256x256"]) < TOLERANCE
         )
-        errors = {name: distance(inner[TAPS[name]], data[f"tap_256x256/{name}"]) for name in names}
+        errors = {name: distance(inner[golden_taps[name]], data[f"tap_256x256/{name}"]) for name in names}
         assert max(errors.values()) < TOLERANCE, errors
 
 

@@ -14,15 +14,6 @@ from fvexport.encoder.fastvithd import FastViTHD
 
 TOLERANCE = 1e-5
 
-# Apple's flat `network` -> the part of ours whose output it is.
-TAPS = {
-    "stem": "stem.2", "conv_exp": "final_conv",
-    "network.0": "stages.0.blocks.0", "network.1": "stages.1.downsample", "network.2": "stages.1.blocks.0",
-    "network.3": "stages.2.downsample", "network.4": "stages.2.blocks.1", "network.5": "stages.3.downsample",
-    "network.6": "stages.3.pos_emb", "network.7": "stages.3.blocks.0", "network.8": "stages.4.downsample",
-    "network.9": "stages.4.pos_emb", "network.10": "stages.4.blocks.0",
-}  # fmt: skip
-
 
 def relative_l2(found: torch.Tensor, wanted: np.ndarray) -> float:
     reference = torch.from_numpy(wanted).double()
@@ -48,7 +39,7 @@ def test_tokens_and_projection(golden_dir: Path, name: str, fused: bool) -> None
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["loaded", "fused"])
-def test_every_layer(golden_dir: Path, fused: bool) -> None:
+def test_every_layer(golden_dir: Path, golden_taps: dict[str, str], fused: bool) -> None:
     encoder: FastViTHD = load_checkpoint(golden_dir / "llava_tiny").encoder
     if fused:
         encoder = reparameterize(encoder)
@@ -59,5 +50,5 @@ def test_every_layer(golden_dir: Path, fused: bool) -> None:
     encoder(torch.from_numpy(golden["pixels_256x256"]))
     taps = [key.removeprefix("tap_256x256/") for key in golden if key.startswith("tap_256x256/")]
     assert len(taps) >= 12
-    errors = {tap: relative_l2(outputs[TAPS[tap]], golden[f"tap_256x256/{tap}"]) for tap in taps}
+    errors = {tap: relative_l2(outputs[golden_taps[tap]], golden[f"tap_256x256/{tap}"]) for tap in taps}
     assert max(errors.values()) < TOLERANCE, errors
