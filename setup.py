@@ -25,10 +25,15 @@ RUNTIME = [
     'onnxruntime>=1.20; sys_platform != "linux" or platform_machine != "x86_64"',
 ]
 
-# TensorRT, OpenVINO and Triton get an extra together with the code that uses them. The CUDA libraries of ONNX Runtime
-# need none: torch's default build for Linux brings the same ones.
+# The first that reads our fp16 files.
+OPENVINO = ["openvino>=2025.0"]
+
+# TensorRT and Triton get an extra together with the code that uses them. The CUDA libraries of ONNX Runtime need none:
+# torch's default build for Linux brings the same ones.
 EXTRAS = {
+    "openvino": OPENVINO,
     "dev": [
+        *OPENVINO,
         "build",
         "hypothesis",
         "mypy",

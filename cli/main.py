@@ -20,6 +20,7 @@ import click
 from .. import __version__
 from ..errors import FvexportError
 from . import render
+from .calibrate import calibrate
 from .doctor import doctor
 from .encode import encode
 from .inspect import inspect
@@ -77,7 +78,7 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (onnx, parity, inspect, encode, doctor):
+for command in (onnx, calibrate, parity, inspect, encode, doctor):
     cli.add_command(command)
 
 

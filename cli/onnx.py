@@ -10,7 +10,16 @@ import click
 
 from ..encoder.config import VARIANTS
 from ..export.options import DEFAULT_OPSET, OPSETS, InputKind, IoKind
-from .options import Batch, Named, Resolution, json_option, precision_options, verbose_option
+from .options import (
+    Batch,
+    Named,
+    Resolution,
+    calibration_from,
+    json_option,
+    precision_options,
+    quantization_options,
+    verbose_option,
+)
 
 
 @click.command("onnx")
@@ -28,6 +37,7 @@ from .options import Batch, Named, Resolution, json_option, precision_options, v
 )
 @click.option("--dynamic-res", is_flag=True, help="Any multiples of 64 at run time; --res is where it is checked.")
 @precision_options
+@quantization_options
 @click.option("--projector", is_flag=True, help="Append the connector, so that the output fits the language model.")
 @click.option(
     "--input",
@@ -57,6 +67,8 @@ def onnx(
     res: tuple[int, int], batch: int | None, dynamic_res: bool, precision: Any, projector: bool, input_kind: Any,
     io: Any, opset: int | None, simplify: bool, checkpoint: str | None, revision: str | None, variant: str | None,
     seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool, as_json: bool,
+    target: Any, calib: str | None, ranges: str | None, samples: int | None, method: Any, min_sqnr: float | None,
+    min_cosine: float | None,
 ) -> None:  # fmt: skip
     """Export FastViTHD to ONNX, and prove that it is the same model.
 
@@ -66,18 +78,23 @@ def onnx(
     context = click.get_current_context()
     if seed is not None and checkpoint is not None:
         raise click.UsageError("--seed is for seeded weights; leave it out with --checkpoint", context)
-    if images is not None and not parity:
+    given = {
+        "calib": calib, "ranges": ranges, "samples": samples, "method": method, "min_sqnr": min_sqnr,
+        "min_cosine": min_cosine,
+    }  # fmt: skip
+    calibration = calibration_from(precision, given)
+    if images is not None and not parity and calibration.bound is None:
         raise click.UsageError("--images is for the parity that --no-parity skips", context)
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
     from . import render
     from .progress import progress_bar
 
-    options = ExportOptions(*res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify)
+    options = ExportOptions(*res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify, target)
     with progress_bar() as progress:
         report = export_onnx(
             checkpoint, out, options=options, variant=variant, revision=revision, seed=seed or 0, force=force,
-            parity=parity, images=images, progress=progress,
+            parity=parity, images=images, calibration=calibration, progress=progress,
         )  # fmt: skip
     if as_json:
         render.print_json(

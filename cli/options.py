@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import click
 
+from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
+from ..calibration.policy import QUANT_TARGETS
 from ..errors import ConfigError
 from ..export.options import PRECISIONS, parse_batch, parse_resolution
 from ..export.targets import TARGETS
@@ -67,7 +69,7 @@ class Batch(click.ParamType):  # type: ignore[type-arg]
 
 
 def precision_options(command: F) -> F:
-    """`--fp32`, `--fp16`, `--bf16`: at most one of them, passed on as `precision`."""
+    """`--fp32`, `--fp16`, `--bf16`, `--int8`, `--fp8`: at most one of them, passed on as `precision`."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -78,12 +80,71 @@ def precision_options(command: F) -> F:
 
     meaning = {
         "fp32": "Weights and activations in float32: the default.",
-        "fp16": "In float16.",
+        "fp16": "In float16, scaled so that nothing overflows.",
         "bf16": "In bfloat16.",
+        "int8": "Q/DQ in 8-bit integers where the target gains from them.",
+        "fp8": "Q/DQ in FP8 (E4M3), for TensorRT on Hopper and later.",
     }
     for name in reversed(PRECISIONS):
         wrapped = click.option(f"--{name}", name, is_flag=True, help=meaning[name])(wrapped)
     return wrapped  # type: ignore[return-value]
+
+
+def calibration_options(command: F) -> F:
+    """`--calib`, `--samples`, `--method`: what ranges are taken on, and how they are chosen."""
+    for option in (
+        click.option("--method", type=Named(METHODS), help=f"How ranges are chosen.  [default: {METHODS[0]}]"),
+        click.option(
+            "--samples",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help=f"Pictures to calibrate on.  [default: {DEFAULT_SAMPLES}; {FP16_SAMPLES} with --fp16]",
+        ),
+        click.option(
+            "--calib",
+            metavar="SRC",
+            help="Photographs: a folder, a list, or `sample`, scikit-image's.  [default: sample]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def quantization_options(command: F) -> F:
+    """What else an export of a quantized file takes."""
+    for option in (
+        click.option("--min-cosine", type=float, metavar="C", help="The same, as the worst token's cosine."),
+        click.option(
+            "--min-sqnr", type=float, metavar="DB", help="Keep layers in float until the features reach this SQNR."
+        ),
+        click.option("--ranges", metavar="FILE", help="What `fvexport calibrate` wrote, instead of --calib."),
+        click.option(
+            "--target",
+            type=Named(QUANT_TARGETS),
+            help=f"Runtime that a quantized file is for.  [default: {QUANT_TARGETS[0]}]",
+        ),
+    ):
+        command = option(command)
+    return calibration_options(command)
+
+
+def calibration_from(precision: str, given: dict[str, Any]) -> Any:
+    """The `CalibrationOptions` of `calibration_options` and `quantization_options`; refuses what has no effect.
+
+    Args:
+        precision: that was asked for.
+        given: option names and values, None where not given.
+    """
+    from ..calibration.options import CalibrationOptions
+    from ..export.options import QUANTIZED
+
+    takes = {"fp16": ("calib", "ranges", "samples"), **dict.fromkeys(QUANTIZED, tuple(given))}.get(precision, ())
+    for name, value in given.items():
+        if value is not None and name not in takes:
+            raise click.UsageError(
+                f"--{name.replace('_', '-')} has no effect with --{precision}", click.get_current_context()
+            )
+    return CalibrationOptions(**{name: value for name, value in given.items() if value is not None})
 
 
 def json_option(command: F) -> F:

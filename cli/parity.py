@@ -24,17 +24,22 @@ def parity(
 
     Exits with 1 where it does not pass.
     """
+    from ..export.artifact import Artifact
     from ..export.parity import check_parity
-    from . import render
+    from . import render, render_quantized
     from .progress import progress_bar
 
     with progress_bar() as progress:
+        opened = Artifact.open(artifact)
+        quantized = opened.manifest.quantization is not None
         verdict = check_parity(
-            artifact, checkpoint=checkpoint, images=images, backend=backend, layers=layers, progress=progress
+            opened, checkpoint=checkpoint, images=images, backend=backend, layers=layers or quantized, progress=progress
         )
     if as_json:
         render.print_json({"artifact": str(artifact), "passed": verdict.passed} | verdict.to_dict())
     else:
-        render.verdict(verdict)
+        render.verdict(verdict, blocks=layers)
+        if quantized and not layers:
+            render_quantized.curve(verdict)
     if not verdict.passed:
         click.get_current_context().exit(1)

@@ -114,8 +114,12 @@ def export_report(report: ExportReport) -> None:
         ],
         title="ONNX artifact",
     )
+    if manifest.quantization is not None:
+        from .render_quantized import quantization
+
+        quantization(manifest.quantization, report.verdict)
     if report.verdict is not None:
-        verdict(report.verdict)
+        verdict(report.verdict, blocks=manifest.quantization is None)
     else:
         notices([f"parity was not checked; `fvexport parity {_quoted(report.artifact.path)}` does it"])
     notices(report.notices)
@@ -123,7 +127,7 @@ def export_report(report: ExportReport) -> None:
     click.echo(f"next: fvexport encode photo.jpg --artifact {where} --out features.safetensors")
 
 
-def verdict(found: Verdict) -> None:
+def verdict(found: Verdict, *, blocks: bool = True) -> None:
     """The figures beside PyTorch's own and the thresholds, then every block where they were compared."""
     ours, own, allowed = found.figures, found.torch, found.thresholds
     bound = allowed.bound(own.rel_l2 if own.finite else None)
@@ -145,7 +149,7 @@ def verdict(found: Verdict) -> None:
             ("backend", found.backend),
         ]
     )  # fmt: skip
-    if found.layers:
+    if found.layers and blocks:
         _layers(found)
 
 

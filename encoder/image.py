@@ -108,6 +108,10 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return found
 
 
+HELD_OUT = ("astronaut", "coffee")
+"""The photographs that parity looks at where none are named; calibration leaves them out."""
+
+
 def sample_images() -> dict[str, Path]:
     """Photographs that scikit-image's wheel carries, by name (`astronaut`, `chelsea`, `coffee`, ...): no download.
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from ..encoder.config import FastViTHDConfig
 from ..errors import ArtifactError, ConfigError
-from .options import PRECISIONS
+from .options import PRECISIONS, QUANTIZED
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "fvexport"
+FLOATS = tuple(p for p in PRECISIONS if p not in QUANTIZED)
 
 
 @dataclass
@@ -32,6 +33,8 @@ class Manifest:
         versions: fvexport and the libraries that wrote the file.
         created: UTC time, ISO 8601.
         parity: the verdict, or None where it was skipped.
+        quantization: of an int8 or fp8 file: target, method, data, layers, what was predicted; None otherwise.
+        fp16: what keeps a half-precision file from overflowing (`Fp16Plan.to_dict`), or None where nothing is needed.
     """
 
     variant: str
@@ -49,12 +52,19 @@ class Manifest:
     versions: dict[str, str]
     created: str
     parity: dict[str, Any] | None = None
+    quantization: dict[str, Any] | None = None
+    fp16: dict[str, Any] | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
     def architecture(self) -> FastViTHDConfig:
         """The config as the dataclass that owns strides and token counts."""
         return FastViTHDConfig.from_dict(self.config)
+
+    @property
+    def float_precision(self) -> str:
+        """Of everything that is not quantized: fp32, fp16 or bf16."""
+        return str(self.quantization["float_precision"]) if self.quantization else self.precision
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """JSON text, the inverse of `from_json`."""
@@ -88,6 +98,7 @@ def _check_types(manifest: Manifest) -> None:
         "variant": str, "config": dict, "checkpoint": dict, "precision": str, "input": dict, "output": dict,
         "preprocessing": dict, "options": dict, "graph": dict, "files": dict, "opset": int, "versions": dict,
         "tokens": (int, type(None)), "parity": (dict, type(None)),
+        "quantization": (dict, type(None)), "fp16": (dict, type(None)),
     }  # fmt: skip
     for name, kind in kinds.items():
         if not isinstance(getattr(manifest, name), kind):
@@ -102,6 +113,8 @@ def _check_types(manifest: Manifest) -> None:
         raise TypeError("the input must have four axes, the output three")
     if manifest.precision not in PRECISIONS:
         raise TypeError(f"unknown precision {manifest.precision!r}")
+    if manifest.precision in QUANTIZED and (manifest.quantization or {}).get("float_precision") not in FLOATS:
+        raise TypeError(f"a quantized file of unknown float precision {manifest.quantization!r}")
     for name in ("source", "form", "sha256"):
         if not isinstance(manifest.checkpoint.get(name), str):
             raise TypeError(f"checkpoint names no {name}")

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from safetensors.torch import save_file
 
 from .. import __version__
+from ..calibration.options import CalibrationOptions
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.config import FastViTHDConfig, get_variant
 from ..encoder.preprocess import Preprocessor
@@ -26,15 +28,21 @@ from ..versions import versions_of
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .manifest import METADATA_KEY, Manifest
 from .options import ExportOptions
-from .parity import Images, Verdict, check_parity, photographs
-from .rules import check_rules
+from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
+from .prepare import Prepared, prepare
+from .rules import check_quantized, check_rules
 from .simplification import simplified, write_graph
+from .targets import get_target, why_absent
 from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
+"""Per weight, at most: of a quantized file's, a few stay in float32."""
+
+JUDGES = {"tensorrt": "onnxruntime-cpu", "onnxruntime-cpu": "onnxruntime-cpu", "openvino": "openvino"}
+"""What runs a quantized file for its verdict, by target."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class ExportReport:
 def export_onnx(
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None, out: str | os.PathLike[str] | None = None, *,
     options: ExportOptions | None = None, variant: str | None = None, revision: str | None = None, seed: int = 0,
-    force: bool = False, parity: bool = True, images: Images = None,
+    force: bool = False, parity: bool = True, images: Images = None, calibration: CalibrationOptions | None = None,
     progress: Progress = silent,
 ) -> ExportReport:  # fmt: skip
     """Exports FastViTHD to an ONNX artifact and checks it.
@@ -69,17 +77,20 @@ def export_onnx(
         variant, revision, seed: see `load_checkpoint`.
         force: replace an artifact that stands at `out`.
         parity: compare with the eager model; a file that fails is not written.
-        images: photographs to compare on.
+        images: photographs to compare on, and to measure a bound on.
+        calibration: pictures, method and bound of a quantized file; also what FP16's largest values are looked for on.
         progress: called as phases end.
 
     Raises:
         FvexportError: one of its kinds, saying what to do; `out` is then as it was.
     """
     options = options or ExportOptions()
+    calibration = calibration or CalibrationOptions()
     options.check(FastViTHDConfig() if variant is None else get_variant(variant))
     if out is not None:
         check_writable(Path(out), force=force)
-    shown = photographs(images) if parity else {}
+    bound = options.quantized and calibration.bound is not None
+    shown = photographs(images) if parity or bound else {}
 
     clock = _Clock(progress)
     with clock("load"):
@@ -94,42 +105,69 @@ def export_onnx(
     weights = sum(p.numel() for p in checkpoint.encoder.parameters()) * BYTES[options.precision]
     check_writable(target, force=force, need_bytes=int(1.1 * weights))
 
-    model, graph = _graph(checkpoint, options, clock)
+    with clock("prepare"):
+        prepared = prepare(checkpoint, options, calibration, shown, progress)
+    notices = [*prepared.notices]
+    model, graph = _graph(checkpoint, prepared, options, clock)
     with writing(target) as folder:
         with clock("write"):
             write_graph(model, folder)
-            manifest = _manifest(checkpoint, options, graph, model)
+            manifest = _manifest(checkpoint, options, graph, model, prepared)
+            if prepared.block_scales:
+                save_file(prepared.block_scales, folder / BLOCK_SCALES_FILE)
             del model
         with clock("check"):
             onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
             proto = onnx.load(str(folder / MODEL_FILE), load_external_data=False)
             check_rules(proto, checkpoint.encoder.config, projector=options.projector)
+            if manifest.quantization:
+                check_quantized(proto, manifest.quantization["quantized"])
         verdict = None
         if parity:
             with clock("parity"):
-                verdict = check_parity(
-                    Artifact(folder, manifest), checkpoint=checkpoint, images=shown, progress=progress
-                )
-            if not verdict.passed:
-                raise ExportError(
-                    f"parity failed, nothing written: {verdict.reason}; "
-                    "--no-parity writes it anyway, and `fvexport parity --layers` finds the block"
-                )
-            manifest.parity = verdict.to_dict()
+                verdict = _judged(Artifact(folder, manifest), checkpoint, prepared, shown, notices, progress)
         with clock("write"):
             _embed(proto, manifest, folder)
             manifest.files = describe_files(folder)
             (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
-    notices = [text for text in (info.notice, graph["kept_unsimplified"]) if text]
+    notices = [text for text in (info.notice, graph["kept_unsimplified"], *notices) if text]
     return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices)
 
 
-def _graph(checkpoint: Checkpoint, options: ExportOptions, clock: _Clock) -> tuple[ir.Model, dict[str, Any]]:
-    """The graph that will be written, which then alone holds the fused weights; and the manifest's words on it."""
-    with clock("fuse"):
-        encoder = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8")
-        connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
-        module = ExportModule(encoder, connector, options)
+def _judged(
+    artifact: Artifact, checkpoint: Checkpoint, prepared: Prepared, shown: Images, notices: list[str],
+    progress: Progress,
+) -> Verdict:  # fmt: skip
+    """The verdict, which the manifest then holds; raises ExportError where the file does not pass."""
+    manifest = artifact.manifest
+    backend = "onnxruntime-cpu"
+    if manifest.quantization:
+        backend = JUDGES[manifest.quantization["target"]]
+        if (reason := why_absent(get_target(backend))) is not None:
+            notices.append(f"judged by onnxruntime-cpu, since {reason}: `{get_target(backend).install}`")
+            backend = "onnxruntime-cpu"
+    verdict = check_parity(
+        artifact, checkpoint=checkpoint, images=shown, backend=backend, layers=manifest.quantization is not None,
+        exported=prepared.encoder if prepared.changed else None, progress=progress,
+    )  # fmt: skip
+    if not verdict.passed:
+        raise ExportError(
+            f"parity failed, nothing written: {verdict.reason}; "
+            "--no-parity writes it anyway, and `fvexport parity --layers` finds the block"
+        )
+    manifest.parity = verdict.to_dict()
+    if manifest.quantization:
+        manifest.quantization["predicted"] = verdict.torch.to_dict()
+        manifest.quantization["blocks"] = {layer.name: layer.torch_rel_l2 for layer in verdict.layers}
+    return verdict
+
+
+def _graph(
+    checkpoint: Checkpoint, prepared: Prepared, options: ExportOptions, clock: _Clock
+) -> tuple[ir.Model, dict[str, Any]]:
+    """The graph that will be written; and the manifest's words on it."""
+    connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
+    module = ExportModule(prepared.encoder, connector, options)
     with clock("trace"):
         model = trace(module, options)
     with clock("simplify"):
@@ -161,7 +199,9 @@ def _embed(proto: onnx.ModelProto, manifest: Manifest, folder: Path) -> None:
     (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
 
 
-def _manifest(checkpoint: Checkpoint, options: ExportOptions, graph: dict[str, Any], model: ir.Model) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint, options: ExportOptions, graph: dict[str, Any], model: ir.Model, prepared: Prepared
+) -> Manifest:
     info, config = checkpoint.info, checkpoint.encoder.config
 
     def border(value: Any, name: str) -> dict[str, Any]:
@@ -189,6 +229,8 @@ def _manifest(checkpoint: Checkpoint, options: ExportOptions, graph: dict[str, A
         files={},
         versions=_versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        quantization=prepared.quantization,
+        fp16=prepared.fp16,
     )
 
 

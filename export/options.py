@@ -8,19 +8,24 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from ..calibration.policy import SCHEMES, Policy, QuantTarget
 from ..encoder.config import FastViTHDConfig
 from ..errors import ConfigError
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 InputKind = Literal["float", "uint8"]
 IoKind = Literal["fp32", "model"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
+DEFAULT_TARGET: QuantTarget = "tensorrt"
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 """The first opset with Gelu as one operator; runtimes from 2024 on read it."""
 BF16_OPSET = 22
 """The first opset whose Conv takes bfloat16."""
+QDQ_OPSET = 19
+"""The first opset whose QuantizeLinear takes float16 and makes FP8."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,13 @@ class ExportOptions:
         height, width: image size in pixels; with `dynamic_res` the size it is traced and checked at.
         batch: images per call, or None for any number.
         dynamic_res: height and width may be any multiples of 64 at run time.
-        precision: of weights and activations.
+        precision: of weights and activations; `int8` and `fp8` quantize what the target's policy names.
         projector: append the connector, so that the output fits the LLM's embeddings.
         input: `float` takes pixel_values in [0, 1]; `uint8` takes 0..255.
         io: dtype of inputs and outputs, `fp32` or that of the model.
         opset: ONNX operator set; None for 20, or 22 with bf16.
         simplify: run onnxsim.
+        target: the runtime that a quantized file is for; None for tensorrt, and without meaning otherwise.
     """
 
     height: int = 1024
@@ -49,6 +55,7 @@ class ExportOptions:
     io: IoKind = "fp32"
     opset: int | None = None
     simplify: bool = True
+    target: QuantTarget | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -65,10 +72,32 @@ class ExportOptions:
                 raise ConfigError(f"--opset goes from {OPSETS.start} to {OPSETS.stop - 1}; found {self.opset}")
             if self.precision == "bf16" and self.opset < BF16_OPSET:
                 raise ConfigError(f"bfloat16 convolutions need opset {BF16_OPSET} or later; found --opset {self.opset}")
+            if self.quantized and self.opset < QDQ_OPSET:
+                raise ConfigError(f"Q/DQ needs opset {QDQ_OPSET} or later; found --opset {self.opset}")
+        if self.quantized:
+            _ = self.policy
+        elif self.target is not None:
+            raise ConfigError(f"--target is for --int8 and --fp8; leave it out with --{self.precision}")
 
     def check(self, config: FastViTHDConfig) -> None:
         """Raises ConfigError where the architecture has no such resolution."""
         config.check_resolution(self.height, self.width)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the file carries Q/DQ."""
+        return self.precision in QUANTIZED
+
+    @property
+    def policy(self) -> Policy:
+        """Which layers a quantized file quantizes."""
+        assert self.quantized
+        return Policy(self.target or DEFAULT_TARGET, "fp8" if self.precision == "fp8" else "int8")
+
+    @property
+    def float_precision(self) -> Precision:
+        """Of everything that is not quantized."""
+        return SCHEMES[self.policy.target].float_precision if self.quantized else self.precision
 
     @property
     def effective_opset(self) -> int:
@@ -83,6 +112,8 @@ class ExportOptions:
     def default_name(self, variant: str) -> str:
         """The folder an artifact goes to when none is named."""
         parts = [variant, "dynamic" if self.dynamic_res else self.resolution, self.precision]
+        if self.quantized:
+            parts.append(self.policy.target)
         if self.batch != 1:
             parts.append(f"b{self.batch}" if self.batch else "batch")
         if self.projector:

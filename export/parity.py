@@ -8,6 +8,7 @@ tests: error only has a meaning beside the error that the precision itself makes
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,17 +17,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
+from ..calibration.fp16 import Fp16Plan, fit_fp16
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
-from ..encoder.image import ImageLike, find_images, sample_images
+from ..encoder.connector import Connector
+from ..encoder.fastvithd import FastViTHD
+from ..encoder.image import HELD_OUT, ImageLike, find_images, sample_images
 from ..encoder.reparameterize import reparameterize
 from ..errors import ArtifactError, CheckpointError, ConfigError
 from ..progress import Progress, silent
 from .artifact import Artifact
 from .figures import Figures, compare, worst
+from .manifest import Manifest
+from .runtime.backends import ArtifactBackend, make_backend
 from .runtime.eager import EagerBackend
 from .runtime.encoder import preprocessor_of
-from .runtime.onnxruntime import OnnxRuntimeBackend
 from .trace import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
@@ -34,6 +40,9 @@ Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] 
 
 LayerErrors = tuple[float | None, float | None]
 """A block's relative L2 error in the artifact and in PyTorch; None where it is not finite."""
+
+BLOCK_SCALES_FILE = "block_scales.safetensors"
+"""Factors of block outputs over the checkpoint's, in artifacts that carry their stream at another scale."""
 
 MAX_IMAGES = 8
 """Photographs looked at when a folder is given; more would cost time and change no verdict."""
@@ -65,6 +74,9 @@ THRESHOLDS: dict[str, Thresholds] = {
     "fp32": Thresholds(over_torch=2, rel_l2_floor=1e-5, rel_l2_limit=1e-3, cosine_min=0.99999),
     "fp16": Thresholds(over_torch=2, rel_l2_floor=2e-3, rel_l2_limit=3e-2, cosine_min=0.999),
     "bf16": Thresholds(over_torch=2, rel_l2_floor=1.6e-2, rel_l2_limit=1.5e-1, cosine_min=0.98),
+    # 3 dB of what the same quantization loses in PyTorch, as measured at export; never under 14 and 11 dB.
+    "int8": Thresholds(over_torch=1.41, rel_l2_floor=1e-2, rel_l2_limit=2e-1, cosine_min=0.95),
+    "fp8": Thresholds(over_torch=1.41, rel_l2_floor=2e-2, rel_l2_limit=2.8e-1, cosine_min=0.9),
 }
 
 
@@ -122,7 +134,7 @@ class Verdict:
 def check_parity(
     artifact: str | os.PathLike[str] | Artifact, *, checkpoint: Checkpoint | str | None = None,
     images: Images = None, backend: str = "onnxruntime-cpu", layers: bool = False,
-    progress: Progress = silent,
+    exported: FastViTHD | None = None, progress: Progress = silent,
 ) -> Verdict:  # fmt: skip
     """Compares an artifact with the eager model it was made from.
 
@@ -132,6 +144,8 @@ def check_parity(
         images: files or a folder; by default two photographs from scikit-image.
         backend: what runs the artifact.
         layers: compare every block's output, and name the first that leaves its bound.
+        exported: the module that was exported, where it is at hand: what PyTorch loses with the same quantization.
+            Without it, a quantized artifact's own record of that counts.
         progress: called as images are done.
 
     Raises:
@@ -150,10 +164,10 @@ def check_parity(
 
     reference = EagerBackend(checkpoint.encoder, connector)
     uint8 = manifest.input["dtype"] == "uint8"
-    stores = None if precision == "fp32" else DTYPES[precision]
-    own = EagerBackend(reparameterize(checkpoint.encoder), connector, stores=stores)
+    own = _own(checkpoint, manifest, exported, connector)
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
-    candidate = OnnxRuntimeBackend(artifact, backend, stored_half=backend == "onnxruntime-cpu", taps=taps)
+    candidate = make_backend(artifact, backend, stored_half=backend == "onnxruntime-cpu", taps=taps)
+    compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {}, manifest)
 
     rows: list[tuple[Figures, Figures]] = []
     layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
@@ -161,19 +175,15 @@ def check_parity(
     for done, pixels in enumerate(runs):
         progress("parity", done, len(runs))
         values = pixels.astype(np.float32) / 255
-        feed = pixels if uint8 else values
-        if layers:
-            expected, ours, actual, errors = _run_layers(reference, own, candidate, values, feed)
-            for name, pair in errors.items():
-                layer_rows[name].append(pair)
-        else:
-            expected, ours, actual = reference.run(values), own.run(values), candidate.run(feed)
-        rows.append((compare(expected, actual), compare(expected, ours)))
+        figures_pair, errors = compared.run(values, pixels if uint8 else values, layers=layers)
+        rows.append(figures_pair)
+        for name, pair in errors.items():
+            layer_rows[name].append(pair)
     progress("parity", len(runs), len(runs))
 
     figures, torch_figures = worst([a for a, _ in rows]), worst([b for _, b in rows])
     layer_figures = [_layer_figure(name, found, thresholds) for name, found in layer_rows.items()]
-    status, reason = judge(figures, torch_figures, thresholds)
+    status, reason = judge(figures, torch_figures, thresholds, bound_db=(manifest.quantization or {}).get("bound_db"))
     sizes = sorted({p.shape[2:] for p in runs}, reverse=True)
     return Verdict(
         status, reason, precision, figures, torch_figures, thresholds,
@@ -183,10 +193,30 @@ def check_parity(
     )  # fmt: skip
 
 
+def _own(
+    checkpoint: Checkpoint, manifest: Manifest, exported: FastViTHD | None, connector: Connector | None
+) -> EagerBackend | None:
+    """PyTorch with the same precision, scales and quantizers; None where only its record is left."""
+    stores = None if manifest.float_precision == "fp32" else DTYPES[manifest.float_precision]
+    if exported is None:
+        if manifest.quantization:
+            return None
+        exported = reparameterize(checkpoint.encoder)
+        if manifest.fp16:
+            exported = fit_fp16(exported, Fp16Plan.from_dict(manifest.fp16))
+    return EagerBackend(exported, connector, stores=stores)
+
+
+def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
+    """Block -> (C, 1, 1) or (1, 1, 1) factor of its output over the checkpoint's, where it has one."""
+    file = artifact.path / BLOCK_SCALES_FILE
+    return {name: scale[:, None, None] for name, scale in load_file(file).items()} if file.is_file() else {}
+
+
 def judge(
-    figures: Figures, torch_figures: Figures, thresholds: Thresholds
+    figures: Figures, torch_figures: Figures, thresholds: Thresholds, *, bound_db: float | None = None
 ) -> tuple[Literal["pass", "fail", "non-finite"], str]:
-    """Status and one sentence."""
+    """Status and one sentence; `bound_db` is the SQNR that the user asked for."""
     if not figures.finite:
         also = "" if torch_figures.finite else "; PyTorch overflows in this precision too"
         return "non-finite", f"the artifact's output has infinite or undefined values{also}"
@@ -195,6 +225,8 @@ def judge(
         return "fail", f"relative L2 error {figures.rel_l2:.1e} is over the bound of {bound:.1e}"
     if not figures.cosine_min >= thresholds.cosine_min:
         return "fail", f"the worst token's cosine {figures.cosine_min:.6f} is under {thresholds.cosine_min}"
+    if bound_db is not None and not figures.sqnr_db >= bound_db:
+        return "fail", f"SQNR {figures.sqnr_db:.1f} dB is under the {bound_db:.1f} dB asked for"
     return "pass", f"relative L2 error {figures.rel_l2:.1e} within {bound:.1e}"
 
 
@@ -247,7 +279,7 @@ def photographs(images: Images) -> dict[str, ImageLike]:
         return dict(images)
     if images is None:
         samples = sample_images()
-        return {f"scikit-image {name}": samples[name] for name in ("astronaut", "coffee")}
+        return {f"scikit-image {name}": samples[name] for name in HELD_OUT}
     if isinstance(images, str | os.PathLike):
         images = [images]
     named: dict[str, ImageLike] = {}
@@ -288,16 +320,59 @@ def _runs(artifact: Artifact, images: list[ImageLike]) -> Iterable[np.ndarray]:
         yield np.stack((pixels * 2)[: max(2, len(pixels))])
 
 
-def _run_layers(
-    reference: EagerBackend, own: EagerBackend, candidate: OnnxRuntimeBackend, values: np.ndarray, feed: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, LayerErrors]]:
-    """Features of all three, and per block the candidate's error and PyTorch's own."""
-    blocks: dict[str, np.ndarray] = {}
-    errors: dict[str, float | None] = {}
-    expected = reference.run_taps(values, blocks.__setitem__)
-    ours = own.run_taps(values, lambda name, y: errors.__setitem__(name, _rel_l2(blocks[name], y)))
-    actual, inner = candidate.run_taps(feed)
-    return expected, ours, actual, {name: (_rel_l2(b, inner[name]), errors[name]) for name, b in blocks.items()}
+@dataclass
+class _Compared:
+    """The eager model, PyTorch in the artifact's precision, and the artifact."""
+
+    reference: EagerBackend
+    own: EagerBackend | None
+    candidate: ArtifactBackend
+    scales: dict[str, np.ndarray]
+    manifest: Manifest
+
+    def run(
+        self, values: np.ndarray, feed: np.ndarray, *, layers: bool
+    ) -> tuple[tuple[Figures, Figures], dict[str, LayerErrors]]:
+        """Figures of the artifact and of PyTorch; and per block the error of both, where asked for.
+
+        Args:
+            values: float pixels.
+            feed: pixels as the artifact takes them.
+            layers: whether to compare blocks.
+        """
+        blocks: dict[str, np.ndarray] = {}
+        own_errors: dict[str, float | None] = {}
+        if layers:
+            expected = self.reference.run_taps(values, blocks.__setitem__)
+            actual, inner = self.candidate.run_taps(feed)
+        else:
+            expected, inner = self.reference.run(values), {}
+            actual = self.candidate.run(feed)
+        errors = {name: _rel_l2(y, inner[name] / self.scales.get(name, 1)) for name, y in blocks.items()}
+        if self.own is None:
+            own_figures, own_errors = self._recorded()
+        else:
+            # Of the two, only an exported module may take uint8.
+            pixels = feed if self.own.encoder.uint8_input else values
+            ours = (
+                self.own.run_taps(
+                    pixels,
+                    lambda name, y: own_errors.__setitem__(name, _rel_l2(blocks[name], y / self.scales.get(name, 1))),
+                )
+                if layers
+                else self.own.run(pixels)
+            )
+            own_figures = compare(expected, ours)
+        return (compare(expected, actual), own_figures), {n: (e, own_errors.get(n)) for n, e in errors.items()}
+
+    def _recorded(self) -> tuple[Figures, dict[str, float | None]]:
+        """What PyTorch lost when the artifact was made; where that was not measured, all that is ever allowed."""
+        record = self.manifest.quantization or {}
+        limit = THRESHOLDS[self.manifest.precision]
+        if record.get("predicted"):
+            return Figures(**record["predicted"]), record.get("blocks", {})
+        rel_l2 = limit.rel_l2_limit / limit.over_torch
+        return Figures(0.0, rel_l2, limit.cosine_min, limit.cosine_min, -20 * math.log10(rel_l2), finite=True), {}
 
 
 def _rel_l2(reference: np.ndarray, candidate: np.ndarray) -> float | None:

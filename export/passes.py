@@ -120,7 +120,11 @@ def structure(model: ir.Model) -> onnx.ModelProto:
 
 
 def _is_weight(value: ir.Value) -> bool:
-    return value.const_value is not None and value.const_value.nbytes >= WEIGHT_BYTES
+    """Whatever is large; and whatever is dequantized, however small, or folding would make floats of it."""
+    if value.const_value is None:
+        return False
+    dequantized = any(node.op_type == "DequantizeLinear" and index == 0 for node, index in value.uses())
+    return dequantized or value.const_value.nbytes >= WEIGHT_BYTES
 
 
 def _without_weights(model: ir.Model, weights: Iterable[str]) -> onnx.ModelProto:

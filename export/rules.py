@@ -7,6 +7,7 @@ files from a plain export of the same model.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 
 import onnx
 
@@ -14,6 +15,7 @@ from ..encoder.config import MIXERS, FastViTHDConfig
 from ..errors import ExportError
 
 GELU_OPSET = 20
+EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)
 
 
 def check_rules(model: onnx.ModelProto, config: FastViTHDConfig, *, projector: bool = False) -> None:
@@ -27,6 +29,33 @@ def check_rules(model: onnx.ModelProto, config: FastViTHDConfig, *, projector: b
     broken = list(_broken(model, config, projector))
     if broken:
         raise ExportError(f"the exported graph breaks our rules: {'; '.join(broken)}; please report this")
+
+
+def check_quantized(model: onnx.ModelProto, layers: Collection[str]) -> None:
+    """Raises ExportError unless the layers named, and they alone, multiply what was quantized.
+
+    Args:
+        model: the graph; its weights need not be loaded.
+        layers: module names, as the policy has them.
+    """
+    producers = _producers(model.graph)
+    stored = {t.name: t.data_type for t in model.graph.initializer}
+
+    def dequantized(name: str) -> bool:
+        return name in producers and producers[name].op_type == "DequantizeLinear"
+
+    found = set()
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "MatMul") or not all(dequantized(name) for name in node.input[:2]):
+            continue
+        if stored.get(producers[node.input[1]].input[0]) in EIGHT_BITS:  # not a product of two activations
+            found.add(node.name.rpartition("/")[0])
+    if found != set(layers):
+        lost, more = sorted(set(layers) - found), sorted(found - set(layers))
+        raise ExportError(
+            f"the exported graph quantizes other layers than the policy: without {lost[:3]}, with {more[:3]}; "
+            "please report this"
+        )
 
 
 def _broken(model: onnx.ModelProto, config: FastViTHDConfig, projector: bool) -> list[str]:

@@ -96,8 +96,8 @@ def _output(model: ir.Model, options: ExportOptions) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         write_graph(model, Path(folder))
         proto = onnx.load(str(Path(folder) / MODEL_FILE), load_external_data=False)
-        if options.precision != "fp32":
-            proto = with_rounding(proto, options.precision)
+        if options.float_precision != "fp32":
+            proto = with_rounding(proto, options.float_precision)
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         settings.add_session_config_entry(EXTERNAL_FOLDER, folder)

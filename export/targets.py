@@ -7,6 +7,7 @@ import importlib.util
 import platform
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import UnavailableError
 from .options import Precision
@@ -23,9 +24,9 @@ class Target:
     Attributes:
         name: what `--backend` takes.
         precisions: that it runs natively.
-        module: that must be importable.
+        module: the runtime, as it is imported; says which backend runs it.
         install: the command that installs it.
-        provider: onnxruntime's name for it, where it is one of its providers.
+        provider: the runtime's own name for the place: a provider of onnxruntime, a device of OpenVINO.
         note: what a user should know.
     """
 
@@ -40,7 +41,7 @@ class Target:
 TARGETS: tuple[Target, ...] = (
     Target(
         "onnxruntime-cpu",
-        ("fp32", "fp16"),
+        ("fp32", "fp16", "int8"),
         "onnxruntime",
         f"pip install {ORT_PACKAGE}",
         "CPUExecutionProvider",
@@ -53,6 +54,14 @@ TARGETS: tuple[Target, ...] = (
         "pip install onnxruntime-gpu  # and NVIDIA's CUDA 12 or 13 and cuDNN 9 libraries",
         "CUDAExecutionProvider",
         "needs an NVIDIA GPU",
+    ),
+    Target(
+        "openvino",
+        ("fp32", "fp16", "bf16", "int8"),
+        "openvino",
+        'pip install "fvexport[openvino]"',
+        "CPU",
+        "fp16 is computed in float32; so is bf16 where the CPU has no bfloat16",
     ),
 )
 
@@ -72,7 +81,10 @@ def why_absent(target: Target) -> str | None:
     """None where `target` can run here, else the reason in a few words."""
     if importlib.util.find_spec(target.module) is None:
         return f"{target.module} is not installed"
-    if target.provider is not None:
+    if target.module == "openvino":
+        if target.provider not in import_openvino().Core().available_devices:
+            return f"this openvino has no {target.provider} device"
+    elif target.module == "onnxruntime":
         import onnxruntime
 
         if target.provider not in onnxruntime.get_available_providers():
@@ -87,6 +99,20 @@ def require(target: Target) -> None:
     reason = why_absent(target)
     if reason is not None:
         raise UnavailableError(f"backend {target.name} cannot run here: {reason}; `{target.install}`")
+
+
+def import_openvino() -> Any:
+    """The module `openvino`, without telling Google Analytics: its import sends an event through openvino_telemetry."""
+    telemetry = "openvino_telemetry"
+    hidden = telemetry not in sys.modules
+    if hidden:
+        sys.modules[telemetry] = None  # type: ignore[assignment]  # fails to import; openvino then takes its own stub
+    try:
+        import openvino
+    finally:
+        if hidden:
+            del sys.modules[telemetry]
+    return openvino
 
 
 def _has_cuda_gpu() -> bool:

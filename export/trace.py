@@ -38,7 +38,7 @@ class ExportModule(nn.Module):
 
     def __init__(self, encoder: FastViTHD, connector: Connector | None, options: ExportOptions) -> None:
         super().__init__()
-        dtype = DTYPES[options.precision]
+        dtype = DTYPES[options.float_precision]
         self.dtype = dtype
         self.io_dtype = torch.float32 if options.io == "fp32" else dtype
         self.encoder = encoder.to(dtype)

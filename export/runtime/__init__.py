@@ -2,6 +2,8 @@
 
     base            what every backend is: pixel_values in, image_features out
     onnxruntime     CPU and CUDA through onnxruntime
+    openvino        Intel's and other CPUs through OpenVINO
+    backends        which of them runs a target
     rounding        half precision on hardware that has none, value by value
     eager           the PyTorch model itself, as the reference and as a backend
     encoder         `Encoder`: images in, features out, whatever runs underneath
@@ -14,9 +16,11 @@ import lazy_loader as _lazy
 __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
+        "backends": ["make_backend"],
         "base": ["Backend"],
         "eager": ["EagerBackend"],
         "encoder": ["Encoder"],
         "onnxruntime": ["OnnxRuntimeBackend"],
+        "openvino": ["OpenVinoBackend"],
     },
 )

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...encoder.connector import Connector
 from ...encoder.fastvithd import FastViTHD
+from ...encoder.float32 import in_float32_now
 
 
 class EagerBackend:
@@ -63,7 +64,7 @@ class EagerBackend:
 
 
 class _Stored(TorchFunctionMode):
-    """Rounds every floating result to a half type and back."""
+    """Rounds every floating result to a half type and back, but those inside an `InFloat32`."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -71,6 +72,8 @@ class _Stored(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if in_float32_now():
+            return result
         if isinstance(result, Tensor) and result.dtype == torch.float32 and func is not Tensor.float:
             with torch._C.DisableTorchFunction():
                 return result.to(self.half).float()

@@ -12,7 +12,7 @@ from ...encoder.image import ImageLike
 from ...encoder.preprocess import Preprocessor
 from ...errors import ConfigError
 from ..artifact import Artifact
-from .onnxruntime import OnnxRuntimeBackend
+from .backends import make_backend
 
 
 class Encoder:
@@ -43,7 +43,7 @@ class Encoder:
         batch = manifest.input["shape"][0]
         self.batch: int | None = batch if isinstance(batch, int) else None
         self.uint8 = manifest.input["dtype"] == "uint8"
-        self.backend = OnnxRuntimeBackend(self.artifact, backend, threads=threads)
+        self.backend = make_backend(self.artifact, backend, threads=threads)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class OnnxRuntimeBackend:
 
         if row.provider == "CUDAExecutionProvider":
             ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
-        precision = artifact.manifest.precision
+        precision = artifact.manifest.float_precision
         rounds = precision in WORDS and (stored_half or precision not in row.precisions)
         self.name = target
         self.taps = tuple(taps)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from fvexport.encoder.checkpoint import Checkpoint
+from fvexport.encoder.float32 import InFloat32
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.errors import ArtifactError, ConfigError, ImageError, UnavailableError
@@ -124,6 +125,27 @@ def test_eager_in_half_precision(tiny: Checkpoint, distance: Distance, half: tor
     loss = distance(real, exact)
     assert loss / 2 < distance(rounded, exact) < 2 * loss
     assert torch.equal(torch.from_numpy(rounded).to(half).float(), torch.from_numpy(rounded))
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_float32_inside_half_precision(tiny: Checkpoint, distance: Distance, half: torch.dtype) -> None:
+    """Nothing is rounded inside an `InFloat32`, weights included; what it takes and returns is."""
+    model = reparameterize(tiny.encoder)
+    model.stages[3].blocks[0].mlp = part = InFloat32(model.stages[3].blocks[0].mlp)
+    seen: dict[str, torch.Tensor] = {}
+    pixels = np.random.default_rng(0).random((1, 3, 128, 128), np.float32)
+    backend = EagerBackend(model, stores=half)  # runs a copy
+    inner = backend.encoder.stages[3].blocks[0].mlp
+    inner.register_forward_hook(lambda _m, i, o: seen.update({"in": i[0].clone(), "out": o.clone()}))
+    inner.module.fc1.register_forward_hook(lambda _m, _i, o: seen.update(hidden=o.clone()))
+    inner.module.register_forward_hook(lambda _m, _i, o: seen.update(result=o.clone()))
+    backend.run(pixels)
+    with torch.inference_mode():
+        assert torch.equal(seen["result"], part.module(seen["in"]))
+        assert torch.equal(seen["hidden"], part.module.fc1(part.module.conv(seen["in"])))
+    assert torch.equal(seen["out"], seen["result"].to(half).float())
+    for name, rounded in {"in": True, "hidden": False, "result": False, "out": True}.items():
+        assert torch.equal(seen[name], seen[name].to(half).float()) == rounded
 
 
 def test_eager_taps(tiny: Checkpoint) -> None:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import onnxruntime
+import openvino
 import pytest
 
 from fvexport.errors import UnavailableError
@@ -22,7 +28,8 @@ def test_names_are_unique_and_found() -> None:
     [
         ("onnxruntime", "did you mean 'onnxruntime-cpu'?"),
         ("onnxruntime-gpu", "did you mean 'onnxruntime-c"),
-        ("zzz", "known are onnxruntime-cpu, onnxruntime-cuda"),
+        ("open-vino", "did you mean 'openvino'?"),
+        ("zzz", "known are onnxruntime-cpu, onnxruntime-cuda, openvino"),
     ],
 )
 def test_unknown_name(name: str, words: str) -> None:
@@ -53,3 +60,28 @@ def test_missing_provider_and_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> No
         require(cuda)
     monkeypatch.setattr(targets, "_has_cuda_gpu", lambda: True)
     assert why_absent(cuda) is None
+
+
+def test_openvino_missing_and_without_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = get_target("openvino")
+    assert why_absent(row) is None
+    monkeypatch.setattr(openvino.Core, "available_devices", ["GPU"])
+    assert why_absent(row) == "this openvino has no CPU device"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match=r'openvino is not installed; `pip install "fvexport\[openvino\]"`'):
+        require(row)
+
+
+def test_openvino_is_imported_in_silence(tmp_path: Path) -> None:
+    """No event is sent: openvino_telemetry, which also leaves files in the home folder, is not loaded."""
+    code = """
+import sys
+from fvexport.export.targets import import_openvino
+import_openvino().Core()
+assert not [name for name in sys.modules if name.split(".")[0] == "openvino_telemetry"]
+import openvino_telemetry  # there for others
+"""
+    where = os.environ | {"HOME": str(tmp_path), "LOCALAPPDATA": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=where, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert not list(tmp_path.iterdir())

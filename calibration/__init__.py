@@ -1,0 +1,17 @@
+"""Half and eight-bit models that keep the features: what is observed, and what is made of it.
+
+    data            photographs to calibrate on
+    statistics      what is kept of each activation: exact extremes, histograms, covariances
+    observe         runs the photographs through the fused model, resumable
+    ranges          from a histogram to a scale: min-max, percentile, entropy, MSE
+    policy          which layers carry Q/DQ for which target, and why
+    equalize        per-channel scales moved through linear operations, outputs unchanged
+    qdq             modules that quantize exactly as the exported file does
+    rounding        integer weights that make up for their own error
+    quantize        all of it: a fused model and its statistics in, a quantized model out
+    sensitivity     what each layer costs, and which stay in float for a bound
+    fp16            power-of-two scales that keep FP16 from overflowing
+
+Every step is a function from module to module that leaves its input alone; the exporter writes down what it is given.
+May import `encoder` and `fvexport`; is imported by `export`, `benchmarks` and `cli`.
+"""

@@ -1,0 +1,204 @@
+"""`fvexport calibrate`: photographs in, `ranges.json` out.
+
+The JSON is for people and other tools: what it belongs to, and the range of each tensor that may be quantized. The
+statistics that an export needs besides stand in a safetensors file beside it, which it names with its SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..encoder.checkpoint import Checkpoint
+from ..encoder.preprocess import Preprocessor
+from ..encoder.reparameterize import reparameterize
+from ..errors import ConfigError, first_line
+from ..progress import Progress, silent
+from .data import calibration_data
+from .observe import observe
+from .options import DEFAULT_SAMPLES, CalibrationOptions, Method
+from .policy import row_of
+from .ranges import choose_range
+from .stats import Stats
+
+SCHEMA_VERSION = 1
+AGAIN = "run `fvexport calibrate` again"
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """One row of the report.
+
+    Attributes:
+        tap: `<module>` is its output, `<module>:in` its input.
+        low, high: all that was seen.
+        chosen_low, chosen_high: what the method keeps.
+        spread: largest over typical channel, where channels were told apart: what equalization gains.
+    """
+
+    tap: str
+    low: float
+    high: float
+    chosen_low: float
+    chosen_high: float
+    spread: float | None
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """What `calibrate` did.
+
+    Attributes:
+        out: the JSON file.
+        stats: all statistics.
+        ranges: of the tensors that may be quantized.
+        method: how they were chosen.
+        seconds: for all of it.
+        notices: sentences that a user should read.
+        skipped: (file, reason) of pictures that could not be used.
+    """
+
+    out: Path
+    stats: Stats
+    ranges: list[TensorRange]
+    method: Method
+    seconds: float
+    notices: list[str]
+    skipped: list[tuple[str, str]]
+
+    @property
+    def fp16_peak(self) -> tuple[str, float]:
+        """The largest activation: FP16 ends at 65504."""
+        return max(self.stats.amax.items(), key=lambda item: item[1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            **asdict(self.stats.key),
+            "source": self.stats.source,
+            "variant": self.stats.variant,
+            "checkpoint_source": self.stats.checkpoint_source,
+            "method": self.method,
+            "ranges": {row.tap: asdict(row) for row in self.ranges},
+            "amax": self.stats.amax,
+            "skipped": [{"image": name, "reason": reason} for name, reason in self.skipped],
+        }
+
+
+def calibrate(
+    checkpoint: Checkpoint, out: str | os.PathLike[str], *, height: int, width: int,
+    options: CalibrationOptions | None = None, force: bool = False, cache: Path | None = None,
+    progress: Progress = silent,
+) -> CalibrationReport:  # fmt: skip
+    """Observes the fused encoder on photographs and writes its ranges.
+
+    Args:
+        checkpoint: the weights.
+        out: the JSON file; the statistics go beside it.
+        height, width: of the pictures as the encoder sees them.
+        options: pictures and method.
+        force: replace a file that stands at `out`.
+        cache: folder of unfinished runs, which go on; None for the user's cache folder.
+        progress: called as pictures are done.
+
+    Raises:
+        ConfigError: `out` exists or cannot be written, or activations are not finite.
+        ImageError: no usable pictures.
+    """
+    start = time.perf_counter()
+    options = options or CalibrationOptions()
+    path = Path(out)
+    if path.suffix != ".json":
+        raise ConfigError(f"--out must name a .json file; found {path}")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; replace it with --force or choose another --out")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; make it, or choose another --out")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path.parent} cannot be written to; choose another --out")
+    checkpoint.encoder.config.check_resolution(height, width)
+    data = calibration_data(options.calib, options.samples or DEFAULT_SAMPLES, seed=options.seed)
+    frame = Preprocessor(height, width, image_aspect_ratio=checkpoint.info.image_aspect_ratio)  # type: ignore[arg-type]
+    progress("fuse", 0, None)
+    fused = reparameterize(checkpoint.encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stats = observe(fused, checkpoint.info, data, frame, cache=cache, progress=progress)
+    report = CalibrationReport(
+        path, stats, tensor_ranges(stats, options.method), options.method, time.perf_counter() - start,
+        list(data.notices), list(data.skipped),
+    )  # fmt: skip
+    write_ranges(report)
+    return report
+
+
+def tensor_ranges(stats: Stats, method: Method) -> list[TensorRange]:
+    """The range of every tensor that some target quantizes, as one scale would have to cover it."""
+    rows = []
+    for tap, histogram in stats.histograms.items():
+        name = tap.removesuffix(":in")
+        before_gelu = tap == name and name.endswith("fc1")
+        chosen = choose_range(histogram.merged(), method, symmetric=False, before_gelu=before_gelu)
+        size = histogram.quantile(0.999)
+        alive = size[size > 0]
+        spread = float(alive.max() / alive.log().mean().exp()) if len(size) > 1 and len(alive) else None
+        assert row_of(name) is not None
+        low, high = float(histogram.low.min()), float(histogram.high.max())
+        rows.append(TensorRange(tap, low, high, chosen.low, chosen.high, spread))
+    return rows
+
+
+def write_ranges(report: CalibrationReport) -> None:
+    """Writes the statistics, then the JSON that names them; an old pair stands until the end."""
+    path = report.out
+    digest = hashlib.sha256(json.dumps(asdict(report.stats.key), sort_keys=True).encode()).hexdigest()[:12]
+    side = path.with_name(f"{path.stem}-{digest}.safetensors")
+    report.stats.save(side)
+    content = report.to_dict() | {"statistics": {"file": side.name, "sha256": _sha256(side)}}
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        scratch.replace(path)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({error.strerror or error})") from None
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def load_ranges(path: Path) -> Stats:
+    """The statistics behind a file that `calibrate` wrote.
+
+    Raises:
+        ConfigError: not such a file, or its statistics are gone or changed.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entry = content["statistics"]
+        side, wanted = path.parent / Path(entry["file"]).name, entry["sha256"]
+    except FileNotFoundError:
+        raise ConfigError(f"no ranges at {path}; make them with `fvexport calibrate --out {path}`") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not what `fvexport calibrate` writes ({first_line(error)}); {AGAIN}") from None
+    if not side.is_file():
+        raise ConfigError(f"{side} is gone, which holds the statistics of {path}; copy both files, or {AGAIN}")
+    if _sha256(side) != wanted:
+        raise ConfigError(f"{side} is not the file that {path} was written with; {AGAIN}")
+    return Stats.load(side)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slowly(stream)
+
+
+def _slowly(stream: Any) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while block := stream.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()

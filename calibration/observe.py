@@ -1,0 +1,229 @@
+"""Runs photographs through the fused model and keeps statistics of its activations.
+
+One picture at a time, with hooks that keep extremes, histograms and covariances and let the activation go: memory does
+not grow with the number of pictures. The state is saved as it goes; a run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..encoder.checkpoint import CheckpointInfo
+from ..encoder.fastvithd import Attention, FastViTHD, SqueezeExcite
+from ..encoder.preprocess import Preprocessor
+from ..errors import ConfigError
+from ..progress import Progress, silent
+from .data import CalibrationData
+from .policy import row_of
+from .statistics import BINS, TENSOR_BINS, Histogram, Moments
+from .stats import Key, Stats
+
+ROWS_IN_ALL = 16384
+"""Positions sampled of each activation over all pictures: a few per row of the largest covariance."""
+SAVE_SECONDS = 45.0
+STORES = (nn.Conv2d, nn.Linear, nn.GELU, nn.LayerNorm, Attention, SqueezeExcite)
+"""Modules whose output a runtime stores."""
+
+
+def cache_folder() -> Path:
+    """Where unfinished and finished statistics are kept: $XDG_CACHE_HOME/fvexport/calibration."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "fvexport" / "calibration"
+
+
+def observe(
+    model: FastViTHD, info: CheckpointInfo, data: CalibrationData, preprocessor: Preprocessor, *,
+    cache: Path | None = None, progress: Progress = silent,
+) -> Stats:  # fmt: skip
+    """Statistics of every activation of `model` on `data`.
+
+    Args:
+        model: the fused encoder, on any device, in float32.
+        info: of the checkpoint it came from.
+        data: the pictures.
+        preprocessor: frames them as inference does.
+        cache: folder of resumable states; None for `cache_folder()`.
+        progress: called as `calibrate` with the pictures done.
+
+    Raises:
+        ConfigError: an activation is infinite or undefined, or the cache cannot be written.
+    """
+    if model.form != "fused":
+        raise ConfigError("calibration needs the fused form; call reparameterize(model) first")
+    rows = min(4096, max(256, -(-ROWS_IN_ALL // len(data))))
+    key = Key(info.sha256, preprocessor.height, preprocessor.width, data.fingerprint, len(data), rows)
+    file = (cache or cache_folder()) / f"{key.digest}.safetensors"
+    stats = _resumed(file, key) or Stats(key, data.source, variant=info.variant, checkpoint_source=info.source)
+    saved = time.monotonic()
+    with _hooked(model, stats) as observer, torch.inference_mode():
+        while stats.done < len(data):
+            progress("calibrate", stats.done, len(data))
+            observer.begin(stats.done)
+            _show(model, data.pixels(stats.done, preprocessor))
+            _check_finite(stats)
+            stats.done += 1
+            if stats.done == len(data) or time.monotonic() - saved > SAVE_SECONDS:
+                stats.save(file)
+                saved = time.monotonic()
+    progress("calibrate", len(data), len(data))
+    return stats
+
+
+def observe_peaks(
+    model: FastViTHD, data: CalibrationData, preprocessor: Preprocessor, *, progress: Progress = silent
+) -> dict[str, float]:
+    """Largest absolute value of every activation alone: what FP16's safety needs, in little time.
+
+    Args and errors: see `observe`.
+    """
+    stats = Stats(Key("", preprocessor.height, preprocessor.width, data.fingerprint, len(data), 1), data.source)
+    with _hooked(model, stats, peaks_only=True), torch.inference_mode():
+        for index in range(len(data)):
+            progress("calibrate", index, len(data))
+            _show(model, data.pixels(index, preprocessor))
+            _check_finite(stats)
+    progress("calibrate", len(data), len(data))
+    return stats.amax
+
+
+def _show(model: FastViTHD, levels: np.ndarray) -> None:
+    pixels = torch.from_numpy(levels)[None].to(next(model.parameters()).device)
+    model(pixels if model.uint8_input else pixels.float() / 255)
+
+
+def _resumed(file: Path, key: Key) -> Stats | None:
+    """The state that an earlier run left, if it is whole and of the same key; anything else is set aside."""
+    if not file.exists():
+        return None
+    try:
+        stats = Stats.load(file)
+    except ConfigError:
+        file.replace(file.with_suffix(".damaged"))
+        return None
+    return stats if stats.key == key else None
+
+
+def _check_finite(stats: Stats) -> None:
+    for name, value in stats.amax.items():
+        if not value < torch.inf:
+            where = name.removesuffix(":in")
+            raise ConfigError(
+                f"the model's own activations are infinite or undefined at {where}: the checkpoint is damaged"
+            )
+
+
+class _Observer:
+    """What the hooks write to."""
+
+    def __init__(self, stats: Stats) -> None:
+        self.stats = stats
+        self.generator = torch.Generator()
+        self.positions: dict[int, Tensor] = {}
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def begin(self, picture: int) -> None:
+        """Positions depend on the picture alone, so that a resumed run samples the same."""
+        self.generator.manual_seed(picture)
+        self.positions.clear()
+
+    def extremes(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps the largest absolute value; returns low and high. A tensor seen twice in a row is measured once."""
+        if self.last is None or self.last[0] is not x:
+            low, high = torch.aminmax(x)
+            self.last = x, low, high
+        _, low, high = self.last
+        self._keep(name, float(torch.maximum(-low, high)))
+        return low, high
+
+    def scores(self, name: str, attention: Attention, qkv: Tensor) -> None:
+        """Keeps the largest product of a query and a key."""
+        self._keep(name, _largest_score(qkv, attention))
+
+    def _keep(self, name: str, peak: float) -> None:
+        before = self.stats.amax.get(name, 0.0)
+        self.stats.amax[name] = peak if math.isnan(peak) else max(before, peak)  # max() alone would drop NaN
+
+    def sample(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) or (B, N, C) -> (n, C), the same positions for every tensor of a size."""
+        count = x[0, 0].numel() if x.ndim == 4 else x.shape[1]
+        if count not in self.positions:
+            self.positions[count] = torch.randperm(count, generator=self.generator)[: self.stats.key.rows]
+        index = self.positions[count].to(x.device)
+        if x.ndim == 4:
+            return x.flatten(2)[:, :, index].transpose(1, 2).reshape(-1, x.shape[1])
+        return x[:, index].reshape(-1, x.shape[2])
+
+    def histogram(self, name: str, x: Tensor, *, per_channel: bool, moments: bool) -> None:
+        """Keeps extremes, counts and, where asked for, second moments."""
+        low, high = self.extremes(name, x)
+        rows = self.sample(x)
+        channels = rows.shape[1] if per_channel else 1
+        kept = self.stats.histograms.get(name)
+        if kept is None:
+            bins = BINS if per_channel else TENSOR_BINS
+            kept = self.stats.histograms[name] = Histogram.empty(channels, bins)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            return  # reported by the caller, with the tensor's name
+        if per_channel:
+            axes = (0, 2, 3) if x.ndim == 4 else (0, 1)
+            kept.widen(x.amin(axes), x.amax(axes))
+        else:
+            kept.widen(low[None], high[None])
+        kept.add(rows if per_channel else rows.reshape(-1, 1))
+        if moments:
+            self.stats.moments.setdefault(name, Moments.empty(rows.shape[1])).add(rows)
+
+
+@contextmanager
+def _hooked(model: FastViTHD, stats: Stats, *, peaks_only: bool = False) -> Iterator[_Observer]:
+    """Hooks on every module of `model`, for as long as the block lasts."""
+    observer = _Observer(stats)
+    blocks = {name for name, _ in model.named_blocks()}
+    handles: list[RemovableHandle] = []
+
+    def on_input(module: nn.Module, see: Callable[[Tensor], object]) -> None:
+        handles.append(module.register_forward_pre_hook(lambda _, args: cast("None", see(args[0]) and None)))
+
+    def on_output(module: nn.Module, see: Callable[[Tensor], object]) -> None:
+        handles.append(module.register_forward_hook(lambda _m, _a, y: cast("None", see(y) and None)))
+
+    for name, module in model.named_modules():
+        row = None if peaks_only else row_of(name)
+        if row is not None and row.inputs:
+            # A GELU stands before fc2 and one after fc1: those channels cannot be scaled.
+            per_channel = row.kind != "ConvFFN fc2"
+            on_input(module, partial(observer.histogram, f"{name}:in", per_channel=per_channel, moments=True))
+        if row is not None and row.outputs:
+            on_output(module, partial(observer.histogram, name, per_channel=not per_channel, moments=False))
+        elif name in blocks or isinstance(module, STORES):
+            on_output(module, partial(observer.extremes, name))
+        if name.endswith(".mlp.conv"):
+            on_input(module, partial(observer.extremes, f"{name}:in"))  # the residual stream
+        if isinstance(module, Attention):
+            on_output(module.qkv, partial(observer.scores, f"{name}:scores", module))
+    try:
+        yield observer
+    finally:
+        observer.last = None
+        for handle in handles:
+            handle.remove()
+
+
+def _largest_score(qkv: Tensor, attention: Attention) -> float:
+    """The largest |q k^T * scale| of any head, one head at a time: all of them need a gigabyte at 2048 x 2048."""
+    b, n, _ = qkv.shape
+    q, k, _ = (t.reshape(b, n, -1, attention.head_dim) for t in qkv.chunk(3, dim=-1))
+    peaks = [(q[:, :, head] @ k[:, :, head].transpose(1, 2)).abs().amax() for head in range(q.shape[2])]
+    return float(torch.stack(peaks).amax()) * cast("float", attention.scale)

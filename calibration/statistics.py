@@ -1,0 +1,159 @@
+"""What calibration keeps of an activation: enough to choose any range later, in memory that does not grow.
+
+Extremes are exact, over every value seen. Histograms and covariances are taken at sampled positions, the same number
+in each image. A histogram's range doubles when a value falls outside, pairs of bins becoming one, so that one pass is
+enough whatever comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BINS = 256
+"""Bins per channel, over [-limit, limit]."""
+
+TENSOR_BINS = 2048
+"""Bins of a whole tensor's histogram, where it has no channels of its own or after they are merged."""
+
+
+@dataclass
+class Moments:
+    """Sums over sampled rows: enough for the mean (K,) and the covariance (K, K).
+
+    Rows are taken off the first ones' mean, since channels that hardly vary around a large value would lose their
+    variance to rounding.
+    """
+
+    rows: int
+    shift: Tensor
+    total: Tensor
+    outer: Tensor
+
+    @classmethod
+    def empty(cls, channels: int) -> Moments:
+        return cls(
+            0, torch.zeros(channels), torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, channels)
+        )
+
+    def add(self, rows: Tensor) -> None:
+        """Takes rows (n, K) in."""
+        rows = rows.float()
+        if not self.rows:
+            self.shift = rows.mean(0).cpu()
+        rows = rows - self.shift.to(rows.device)
+        self.rows += len(rows)
+        self.total += rows.double().sum(0).cpu()
+        self.outer += (rows.T @ rows).cpu()
+
+    def scaled(self, factors: Tensor) -> Moments:
+        """The moments of x * factors, (K,)."""
+        outer = (self.outer.double() * factors[:, None] * factors).float()
+        return Moments(self.rows, (self.shift * factors).float(), self.total * factors, outer)
+
+    @property
+    def mean(self) -> Tensor:
+        """(K,) float32."""
+        return self.shift + self._rest
+
+    @property
+    def covariance(self) -> Tensor:
+        """(K, K) float32."""
+        return self.outer / max(self.rows, 1) - torch.outer(self._rest, self._rest)
+
+    @property
+    def _rest(self) -> Tensor:
+        return (self.total / max(self.rows, 1)).float()
+
+
+class Histogram:
+    """Counts of each channel's values over [-limit, limit], in `bins` equal bins.
+
+    Attributes:
+        low, high: (C,) exact extremes.
+        limit: (C,) powers of two, 0 where nothing but zeros was seen.
+        counts: (C, bins).
+    """
+
+    def __init__(self, low: Tensor, high: Tensor, limit: Tensor, counts: Tensor) -> None:
+        self.low, self.high, self.limit, self.counts = low, high, limit, counts
+
+    @classmethod
+    def empty(cls, channels: int, bins: int) -> Histogram:
+        return cls(
+            torch.full((channels,), torch.inf),
+            torch.full((channels,), -torch.inf),
+            torch.zeros(channels),
+            torch.zeros(channels, bins),
+        )
+
+    @property
+    def amax(self) -> Tensor:
+        """(C,) largest absolute value seen."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    def widen(self, low: Tensor, high: Tensor) -> None:
+        """Takes exact extremes (C,) in."""
+        self.low = torch.minimum(self.low, low.float().cpu())
+        self.high = torch.maximum(self.high, high.float().cpu())
+
+    def add(self, rows: Tensor) -> None:
+        """Counts sampled values (n, C)."""
+        rows = rows.float().cpu()
+        self._grow(rows.abs().amax(0))
+        channels, bins = self.counts.shape
+        scale = torch.where(self.limit > 0, bins / 2 / self.limit.clamp_min(1e-38), 0.0)
+        index = (rows * scale + bins / 2).long().clamp_(0, bins - 1)
+        index += torch.arange(channels) * bins
+        self.counts += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins)
+
+    def _grow(self, peak: Tensor) -> None:
+        """Doubles ranges, merging pairs of bins, until they hold `peak` (C,)."""
+        wanted = torch.where(peak > 0, torch.exp2(torch.ceil(torch.log2(peak.clamp_min(1e-38)))), 0.0)
+        fresh = (self.limit == 0) & (wanted > 0)
+        if fresh.any():
+            # Zeros counted so far stay in the middle.
+            self.limit = torch.where(fresh, wanted, self.limit)
+        bins = self.counts.shape[1]
+        while (narrow := self.limit < wanted).any():
+            old = self.counts[narrow]
+            merged = torch.zeros_like(old)
+            merged[:, bins // 4 : 3 * bins // 4] = old[:, 0::2] + old[:, 1::2]
+            self.counts[narrow] = merged
+            self.limit = torch.where(narrow, 2 * self.limit, self.limit)
+
+    def quantile(self, share: float) -> Tensor:
+        """(C,) value under which `share` of the absolute sampled values lie; the exact extreme where all do."""
+        bins = self.counts.shape[1]
+        folded = self.counts[:, bins // 2 :] + self.counts[:, : bins // 2].flip(1)  # by absolute value
+        reached = folded.cumsum(1) / folded.sum(1, keepdim=True).clamp_min(1)
+        index = (reached < share).sum(1)
+        return torch.minimum((index + 1) * self.limit / (bins // 2), self.amax.clamp_min(0))
+
+    def scaled(self, factors: Tensor) -> Histogram:
+        """The histogram of x * factors, per channel (C,), factors > 0."""
+        return Histogram(self.low * factors, self.high * factors, self.limit * factors, self.counts)
+
+    def merged(self, bins: int = TENSOR_BINS) -> Histogram:
+        """One histogram (1, bins) of all channels together; each source bin lands where its middle is."""
+        low, high = self.low.min(), self.high.max()
+        limit = self.amax.max()
+        if not limit > 0:
+            return Histogram(low[None], high[None], torch.zeros(1), torch.zeros(1, bins))
+        source = self.counts.shape[1]
+        # Two points per source bin keep a coarse bin from leaving gaps in a fine one.
+        parts = (torch.arange(2 * source) + 0.5) / source - 1
+        middles = parts * self.limit[:, None]
+        index = ((middles / limit + 1) * bins / 2).long().clamp_(0, bins - 1)
+        weights = self.counts.repeat_interleave(2, 1) / 2
+        counts = torch.bincount(index.flatten(), weights.flatten(), minlength=bins).float()
+        return Histogram(low[None], high[None], limit[None], counts[None])
+
+    def points(self) -> tuple[Tensor, Tensor]:
+        """Bin middles and their share of all values, both (bins,), of a histogram without channels."""
+        assert len(self.counts) == 1
+        bins = self.counts.shape[1]
+        middles = ((torch.arange(bins) + 0.5) * 2 / bins - 1) * self.limit
+        return middles, self.counts[0] / self.counts.sum().clamp_min(1)

@@ -1,0 +1,55 @@
+"""`fvexport calibrate`: photographs become ranges that exports reuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..encoder.config import VARIANTS
+from .options import Named, Resolution, calibration_options, json_option, verbose_option
+
+
+@click.command("calibrate")
+@click.option(
+    "--checkpoint", metavar="SRC", help="File, folder or Hugging Face id; without it seeded weights that mean nothing."
+)
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hugging Face checkpoint.")
+@click.option("--variant", type=Named(VARIANTS), help="Architecture; found out from a checkpoint, else fastvithd.")
+@click.option("--seed", type=int, metavar="N", help="For seeded weights.  [default: 0]")
+@click.option(
+    "--res", type=Resolution(), metavar="1024|HxW", default="1024", show_default=True, help="Multiples of 64 pixels."
+)
+@calibration_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="ranges.json to write.")
+@click.option("--force", is_flag=True, help="Replace a file that stands there.")
+@json_option
+@verbose_option
+def calibrate(
+    checkpoint: str | None, revision: str | None, variant: str | None, seed: int | None, res: tuple[int, int],
+    calib: str | None, samples: int | None, method: Any, out: Path, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Observe the encoder's activations on photographs.
+
+    Writes ranges.json for `fvexport onnx --ranges`, and its statistics beside it. A run that was stopped goes on where
+    it was.
+    """
+    if seed is not None and checkpoint is not None:
+        raise click.UsageError(
+            "--seed is for seeded weights; leave it out with --checkpoint", click.get_current_context()
+        )
+    from ..calibration.calibrate import calibrate as run
+    from ..calibration.options import CalibrationOptions
+    from ..encoder.checkpoint import load_checkpoint
+    from . import render, render_quantized
+    from .progress import progress_bar
+
+    options = CalibrationOptions(calib, samples=samples, method=method or "mse")
+    with progress_bar() as progress:
+        loaded = load_checkpoint(checkpoint, variant=variant, revision=revision, seed=seed or 0)
+        report = run(loaded, out, height=res[0], width=res[1], options=options, force=force, progress=progress)
+    if as_json:
+        render.print_json(report.to_dict() | {"out": str(report.out), "seconds": report.seconds})
+    else:
+        render_quantized.calibration(report)

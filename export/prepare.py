@@ -1,0 +1,210 @@
+"""From a checkpoint to the module that is exported: fused, and where asked for kept inside FP16 or quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..calibration.calibrate import load_ranges
+from ..calibration.data import calibration_data
+from ..calibration.equalize import KINDS, equalize
+from ..calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
+from ..calibration.observe import observe, observe_peaks
+from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
+from ..calibration.quantize import quantizable, quantize
+from ..calibration.sensitivity import Bounded, meet_bound, worst_sqnr
+from ..calibration.stats import Stats
+from ..encoder.checkpoint import Checkpoint
+from ..encoder.config import MIXERS
+from ..encoder.fastvithd import FastViTHD
+from ..encoder.image import ImageLike
+from ..encoder.preprocess import Preprocessor
+from ..encoder.reparameterize import reparameterize
+from ..progress import Progress
+from .options import ExportOptions
+
+PROBE_SIDE = 512
+"""Longest side at which layers' sensitivities are compared: their order hardly depends on it, their time does."""
+
+
+@dataclass
+class Prepared:
+    """What is exported, and what the manifest says of it.
+
+    Attributes:
+        encoder: fused, ready to trace.
+        changed: whether it is more than fused.
+        quantization, fp16: see `Manifest`.
+        block_scales: block -> (C,) or (1,) factor of its output over the checkpoint's.
+        notices: sentences that a user should read.
+    """
+
+    encoder: FastViTHD
+    quantization: dict[str, Any] | None = None
+    fp16: dict[str, Any] | None = None
+    block_scales: dict[str, Tensor] = field(default_factory=dict)
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def changed(self) -> bool:
+        return self.quantization is not None or self.fp16 is not None
+
+
+def prepare(
+    checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions, images: Mapping[str, ImageLike],
+    progress: Progress,
+) -> Prepared:  # fmt: skip
+    """Fuses, and does what the precision asks for.
+
+    Args:
+        checkpoint: the weights.
+        options: the export.
+        calibration: pictures and bounds.
+        images: photographs that a bound is measured on.
+        progress: called as pictures and layers are done.
+
+    Raises:
+        ConfigError, ImageError: as `calibration` has it; see `observe`, `plan_fp16`, `meet_bound`.
+    """
+    progress("fuse", 0, None)
+    fused = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8")
+    frame = _frame(checkpoint, options.height, options.width)
+    if options.quantized:
+        return _quantized(fused, checkpoint, options, calibration, images, frame, progress)
+    result = Prepared(fused)
+    if options.float_precision == "fp16":
+        peaks = _peaks(fused, checkpoint, calibration, frame, result.notices, progress)
+        _fit(result, plan_fp16(fused, peaks))
+    return result
+
+
+def _frame(checkpoint: Checkpoint, height: int, width: int) -> Preprocessor:
+    return Preprocessor(height, width, image_aspect_ratio=checkpoint.info.image_aspect_ratio)  # type: ignore[arg-type]
+
+
+def _peaks(
+    fused: FastViTHD, checkpoint: Checkpoint, calibration: CalibrationOptions, frame: Preprocessor,
+    notices: list[str], progress: Progress,
+) -> dict[str, float]:  # fmt: skip
+    if calibration.ranges is not None:
+        return _stats(checkpoint, Path(calibration.ranges), frame).amax
+    data = calibration_data(calibration.calib, calibration.samples or FP16_SAMPLES, seed=calibration.seed)
+    if calibration.calib is not None:
+        notices += data.notices
+    return observe_peaks(fused, data, frame, progress=progress)
+
+
+def _stats(checkpoint: Checkpoint, ranges: Path, frame: Preprocessor) -> Stats:
+    stats = load_ranges(ranges)
+    stats.check(checkpoint.info.sha256, frame.height, frame.width)
+    return stats
+
+
+def _fit(result: Prepared, plan: Fp16Plan) -> None:
+    """Keeps a model inside FP16 where the plan says it has to be."""
+    if not plan.needed:
+        return
+    result.encoder = fit_fp16(result.encoder, plan)
+    result.fp16 = plan.to_dict()
+    result.block_scales |= stream_scales(result.encoder, plan)
+    largest = max(plan.peaks, key=lambda tap: plan.peaks[tap])
+    told = [f"stage {s + 1} by 2^{e}" for s, e in enumerate(plan.exponents) if e]
+    scaled = f"the residual stream is scaled exactly ({', '.join(told)})" if told else ""
+    kept = f"{', '.join(plan.float32)} kept in float32" if plan.float32 else ""
+    result.notices.append(
+        f"FP16 would overflow ({largest} reaches {plan.peaks[largest]:.0f} of 65504, headroom {plan.headroom:g}): "
+        + "; ".join(part for part in (scaled, kept) if part)
+    )
+
+
+def stream_scales(model: FastViTHD, plan: Fp16Plan) -> dict[str, Tensor]:
+    """Block -> (1,) factor that `fit_fp16` gave its output."""
+    scales = {}
+    for name, _ in model.named_blocks():
+        parts = name.split(".")
+        if parts[0] == "stages" and (exponent := plan.exponents[int(parts[1])]):
+            attends = MIXERS[int(parts[1])] == "attention"
+            if parts[2] == "blocks" or (parts[2] == "pos_emb" and attends):
+                scales[name] = torch.tensor([2.0**exponent])
+    return scales
+
+
+def _quantized(
+    fused: FastViTHD, checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions,
+    images: Mapping[str, ImageLike], frame: Preprocessor, progress: Progress,
+) -> Prepared:  # fmt: skip
+    result = Prepared(fused)
+    policy = options.policy
+    if calibration.ranges is not None:
+        stats = _stats(checkpoint, Path(calibration.ranges), frame)
+    else:
+        data = calibration_data(calibration.calib, calibration.samples or DEFAULT_SAMPLES, seed=calibration.seed)
+        result.notices += data.notices
+        fast = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stats = observe(fast, checkpoint.info, data, frame, progress=progress)
+    equalized = equalize(fused, stats, policy)
+    result.encoder, result.block_scales = equalized.model, equalized.block_scales
+    if options.float_precision == "fp16":
+        _fit(result, plan_fp16(equalized.model, stats.amax))
+    plain = result.encoder
+    result.encoder = quantize(plain, equalized.stats, policy, method=calibration.method, progress=progress)
+    layers = quantizable(plain, policy)
+    bounded = _bounded(fused, plain, result.encoder, calibration, images, frame, checkpoint, progress)
+    if bounded is not None:
+        result.encoder = bounded.model
+    kept = bounded.kept if bounded else []
+    result.quantization = {
+        "target": policy.target,
+        "format": policy.fmt,
+        "float_precision": options.float_precision,
+        "method": "minmax" if policy.fmt == "fp8" else calibration.method,
+        "data": {"source": stats.source, "fingerprint": stats.key.data, "samples": stats.key.samples},
+        "equalization": [kind for kind in KINDS if kind != "stream" or equalized.block_scales],
+        "quantized": [name for name in layers if name not in kept],
+        "float": kept,
+        "bound_db": calibration.bound,
+        "sensitivity": [layer.to_dict() for layer in bounded.layers] if bounded else [],
+        "predicted": None,
+        "blocks": {},
+    }
+    if kept and bounded:
+        share = sum(layer.share for layer in bounded.layers if layer.name in kept)
+        result.notices.append(
+            f"{len(kept)} of {len(layers)} layers stay in float for {calibration.bound:.1f} dB: "
+            f"{share:.1%} of the quantized work"
+        )
+    return result
+
+
+def _bounded(
+    reference: FastViTHD, plain: FastViTHD, quantized: FastViTHD, calibration: CalibrationOptions,
+    images: Mapping[str, ImageLike], frame: Preprocessor, checkpoint: Checkpoint, progress: Progress,
+) -> Bounded | None:  # fmt: skip
+    """The quantized model with as many layers in float as the bound asks for, or None where there is none."""
+    if calibration.bound is None:
+        return None
+    pixels = [_values(reference, frame.pixels(image)) for image in images.values()]
+    with torch.inference_mode():
+        expected = [reference(x) for x in pixels]
+
+    def measure(model: FastViTHD) -> float:
+        with torch.inference_mode():
+            return min(worst_sqnr(y, model(x)) for x, y in zip(pixels, expected, strict=True))
+
+    stride = reference.config.stride
+    shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
+    sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))
+    small = _frame(checkpoint, *sides)
+    probe = torch.cat([_values(reference, small.pixels(image)) for image in list(images.values())[:2]])
+    return meet_bound(plain, quantized, calibration.bound, measure, probe, progress=progress)
+
+
+def _values(model: FastViTHD, levels: np.ndarray) -> Tensor:
+    pixels = torch.from_numpy(levels)[None]
+    return pixels if model.uint8_input else pixels.float() / 255

@@ -1,0 +1,46 @@
+"""From a row of the table of targets to the class that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ..artifact import Artifact
+from ..targets import get_target
+from .base import Backend
+from .onnxruntime import OnnxRuntimeBackend
+from .openvino import OpenVinoBackend
+
+
+class ArtifactBackend(Backend, Protocol):
+    """A backend that runs an artifact's file, and can show its inner tensors."""
+
+    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The features, and the inner tensors asked for, all in float32."""
+        ...
+
+
+def make_backend(
+    artifact: Artifact, target: str, *, threads: int | None = None, stored_half: bool = False, taps: Sequence[str] = ()
+) -> ArtifactBackend:
+    """The backend that runs `artifact` on `target`.
+
+    Args:
+        artifact: an opened artifact.
+        target: a name from the table of targets.
+        threads: for one operator; None leaves it to the runtime.
+        stored_half: round each stored value of a half-precision file, where the runtime can (see `rounding`).
+        taps: names of inner tensors to return too, by `run_taps`.
+
+    Raises:
+        UnavailableError: no such target, or it cannot run here.
+        ArtifactError: the runtime refuses the file.
+    """
+    makers: dict[str, type[OnnxRuntimeBackend] | type[OpenVinoBackend]] = {
+        "onnxruntime": OnnxRuntimeBackend,
+        "openvino": OpenVinoBackend,
+    }
+    maker = makers[get_target(target).module]
+    return maker(artifact, target, threads=threads, stored_half=stored_half, taps=taps)

@@ -1,0 +1,126 @@
+"""An artifact through OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...encoder.config import MIXERS
+from ...errors import ArtifactError, UnavailableError
+from ..artifact import AGAIN, Artifact
+from ..manifest import Manifest
+from ..targets import get_target, import_openvino, require
+
+
+class OpenVinoBackend:
+    """Runs `encoder.onnx` of an artifact.
+
+    Args:
+        artifact: an opened artifact.
+        target: `openvino`.
+        threads: for one image; None leaves it to OpenVINO.
+        stored_half: as every backend takes it; OpenVINO cannot round each stored value, and computes natively.
+        taps: names of inner tensors to return too, by `run_taps`.
+
+    Raises:
+        UnavailableError: OpenVINO is not installed, or the file takes what NumPy has not.
+        ArtifactError: OpenVINO refuses the file.
+    """
+
+    def __init__(
+        self, artifact: Artifact, target: str = "openvino", *, threads: int | None = None,
+        stored_half: bool = False, taps: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        row = get_target(target)
+        require(row)
+        openvino = import_openvino()
+        core = openvino.Core()
+        manifest = artifact.manifest
+        # Left to itself OpenVINO computes float32 files in bfloat16 too, where the CPU has it.
+        has_bf16 = "BF16" in core.get_property(row.provider, "OPTIMIZATION_CAPABILITIES")
+        # What int8 leaves out is faster in bfloat16, whatever type it has in the file.
+        bf16 = has_bf16 and (manifest.precision == "int8" or manifest.float_precision == "bf16")
+        settings: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+        }
+        if threads:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        if bf16 and _fuses_wrongly(manifest):
+            settings["SNIPPETS_MODE"] = "DISABLE"
+        self.name = target
+        self.taps = tuple(taps)
+        words = "bfloat16" if bf16 else "float32"
+        quantized = {"int8": f"int8, all else in {words}", "fp8": f"{words}, rounded to FP8 at each Q/DQ pair"}
+        self.computes = quantized.get(manifest.precision, words)
+        try:
+            model = core.read_model(str(artifact.model_path))
+            _add_taps(model, artifact, self.taps)
+            self.input_dtype = _input_dtype(model, artifact, openvino)
+            self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
+        except RuntimeError as error:
+            raise ArtifactError(f"OpenVINO refuses {artifact.model_path}: {_last_line(error)}; {AGAIN}") from None
+        self.request = self.model.create_infer_request()
+
+    def run(self, pixel_values: np.ndarray) -> np.ndarray:
+        """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
+        return self._run(pixel_values)[self.model.output(0)]
+
+    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The features, and the inner tensors asked for, all in float32."""
+        results = self._run(pixel_values)
+        return results[self.model.output(0)], {name: results[self.model.output(name)] for name in self.taps}
+
+    def _run(self, pixel_values: np.ndarray) -> Any:  # from an output to its array
+        return self.request.infer([pixel_values.astype(self.input_dtype, copy=False)], share_inputs=True)
+
+
+def _fuses_wrongly(manifest: Manifest) -> bool:
+    """Whether OpenVINO's fused attention would be wrong for this file.
+
+    In bfloat16, at fixed sizes, it returns other values where there are as many tokens as heads: relative L2 error 0.5
+    to 0.9, seen from 2025.0 to 2026.4, at no other number of tokens, nor unfused. The released encoder meets it at
+    512 x 384, with 48 of each in its last stage.
+    """
+    height, width = manifest.input["shape"][2:]
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return False
+    config = manifest.architecture
+    sizes = enumerate(config.stage_resolutions(height, width))
+    return any(MIXERS[stage] == "attention" and h * w == config.num_heads(stage) for stage, (h, w) in sizes)
+
+
+def _add_taps(model: Any, artifact: Artifact, taps: Sequence[str]) -> None:
+    made = {name for node in model.get_ops() for output in node.outputs() for name in output.names}
+    missing = [name for name in taps if name not in made]
+    if missing:
+        raise ArtifactError(f"{artifact.model_path} has no tensor {missing[0]!r} to compare; {AGAIN}")
+    model.add_outputs(list(taps))
+
+
+def _input_dtype(model: Any, artifact: Artifact, openvino: Any) -> np.dtype[Any]:
+    kind = model.input(0).element_type
+    if kind == openvino.Type.bf16:
+        raise UnavailableError(
+            f"{artifact.model_path} takes bfloat16, which NumPy has not: run it from C++ or torch, "
+            "or export without --io model"
+        )
+    return np.dtype(kind.to_dtype())
+
+
+def _float32_outputs(model: Any, openvino: Any) -> Any:
+    """The model with all outputs converted to float32; OpenVINO hands bfloat16 to NumPy as float16 of the same bits."""
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(model)
+    for index in range(len(model.outputs)):
+        steps.output(index).tensor().set_element_type(openvino.Type.f32)
+    return steps.build()
+
+
+def _last_line(error: RuntimeError) -> str:
+    """What went wrong: OpenVINO's messages begin with the places in its source that it passed through."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
