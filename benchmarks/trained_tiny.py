@@ -12,6 +12,7 @@ Test images show photographs that no training image does.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -270,6 +271,8 @@ def main(out: Path | None, weights: Path, phases: str, seed: int, images: int, t
     torch.set_num_threads(threads)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
+        if not re.fullmatch(r"\d+:[1-9]\d*(,\d+:[1-9]\d*)*", phases):
+            raise click.BadParameter(f"{phases!r} is not RES:BATCHES,... such as 64:5000,128:2500")
         plan = [(int(r), int(n)) for r, n in (phase.split(":") for phase in phases.split(","))]
         save(*train(phases=plan, seed=seed, progress=_tell), out)
         weights = out

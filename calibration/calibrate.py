@@ -6,17 +6,20 @@ statistics that an export needs besides stand in a safetensors file beside it, w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 
-from ..encoder.checkpoint import Checkpoint
+from ..encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError, first_line
@@ -26,7 +29,7 @@ from .observe import observe
 from .options import DEFAULT_SAMPLES, CalibrationOptions, Method
 from .policy import row_of
 from .ranges import choose_range
-from .stats import Stats
+from .stats import UNREADABLE, Stats, scratch_beside
 
 SCHEMA_VERSION = 1
 AGAIN = "run `fvexport calibrate` again"
@@ -57,6 +60,7 @@ class CalibrationReport:
 
     Attributes:
         out: the JSON file.
+        checkpoint: the weights they belong to.
         stats: all statistics.
         ranges: of the tensors that may be quantized.
         method: how they were chosen.
@@ -66,6 +70,7 @@ class CalibrationReport:
     """
 
     out: Path
+    checkpoint: CheckpointInfo
     stats: Stats
     ranges: list[TensorRange]
     method: Method
@@ -90,6 +95,7 @@ class CalibrationReport:
             "ranges": {row.tap: asdict(row) for row in self.ranges},
             "amax": self.stats.amax,
             "skipped": [{"image": name, "reason": reason} for name, reason in self.skipped],
+            "notices": self.notices,
         }
 
 
@@ -116,26 +122,34 @@ def calibrate(
     start = time.perf_counter()
     options = options or CalibrationOptions()
     path = Path(out)
-    if path.suffix != ".json":
-        raise ConfigError(f"--out must name a .json file; found {path}")
-    if path.exists() and not force:
-        raise ConfigError(f"{path} exists; replace it with --force or choose another --out")
-    if not path.parent.is_dir():
-        raise ConfigError(f"{path.parent} is no folder; make it, or choose another --out")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path.parent} cannot be written to; choose another --out")
+    _check_place(path, force)
     checkpoint.encoder.config.check_resolution(height, width)
     data = calibration_data(options.calib, options.samples or DEFAULT_SAMPLES, seed=options.seed)
     frame = Preprocessor(height, width, image_aspect_ratio=checkpoint.info.image_aspect_ratio)  # type: ignore[arg-type]
     progress("fuse", 0, None)
     fused = reparameterize(checkpoint.encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stats = observe(fused, checkpoint.info, data, frame, cache=cache, progress=progress)
+    notices = [checkpoint.info.notice] if checkpoint.info.notice else []
     report = CalibrationReport(
-        path, stats, tensor_ranges(stats, options.method), options.method, time.perf_counter() - start,
-        list(data.notices), list(data.skipped),
+        path, checkpoint.info, stats, tensor_ranges(stats, options.method), options.method,
+        time.perf_counter() - start, notices + list(data.notices), list(data.skipped),
     )  # fmt: skip
     write_ranges(report)
     return report
+
+
+def _check_place(path: Path, force: bool) -> None:
+    """Raises ConfigError where `calibrate` could not write in the end."""
+    if path.suffix != ".json":
+        raise ConfigError(f"--out must name a .json file; found {path}")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; choose another --out")
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists; replace it with --force or choose another --out")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is no folder; make it, or choose another --out")
+    if not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"{path.parent} cannot be written to; choose another --out")
 
 
 def tensor_ranges(stats: Stats, method: Method) -> list[TensorRange]:
@@ -155,20 +169,35 @@ def tensor_ranges(stats: Stats, method: Method) -> list[TensorRange]:
 
 
 def write_ranges(report: CalibrationReport) -> None:
-    """Writes the statistics, then the JSON that names them; an old pair stands until the end."""
-    path = report.out
-    digest = hashlib.sha256(json.dumps(asdict(report.stats.key), sort_keys=True).encode()).hexdigest()[:12]
-    side = path.with_name(f"{path.stem}-{digest}.safetensors")
-    report.stats.save(side)
-    content = report.to_dict() | {"statistics": {"file": side.name, "sha256": _sha256(side)}}
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes the statistics, then the JSON that names them; an old pair stands until the new one does."""
+    path, old = report.out, _named_side(report.out)
+    orphan: Path | None = None
+    with scratch_beside(path) as scratch:
+        try:
+            report.stats.write(scratch)
+            digest = _sha256(scratch)
+            side = path.with_name(f"{path.stem}-{digest[:12]}.safetensors")
+            content = report.to_dict() | {"statistics": {"file": side.name, "sha256": digest}}
+            orphan = None if side.exists() else side
+            scratch.replace(side)
+            scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            scratch.replace(path)
+            orphan = old if old != side else None
+        except (OSError, safetensors.SafetensorError) as error:
+            raise ConfigError(f"cannot write {path} ({first_line(error)}); choose another --out") from None
+        finally:
+            if orphan is not None:
+                with contextlib.suppress(OSError):
+                    orphan.unlink()
+
+
+def _named_side(path: Path) -> Path | None:
+    """The statistics that a file which is to be replaced names, if that name is one that `write_ranges` gives."""
     try:
-        scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path} ({error.strerror or error})") from None
-    finally:
-        scratch.unlink(missing_ok=True)
+        name = str(json.loads(path.read_text(encoding="utf-8"))["statistics"]["file"])
+    except UNREADABLE:
+        return None
+    return path.with_name(name) if re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{12}\.safetensors", name) else None
 
 
 def load_ranges(path: Path) -> Stats:
@@ -183,22 +212,22 @@ def load_ranges(path: Path) -> Stats:
         side, wanted = path.parent / Path(entry["file"]).name, entry["sha256"]
     except FileNotFoundError:
         raise ConfigError(f"no ranges at {path}; make them with `fvexport calibrate --out {path}`") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path} is not what `fvexport calibrate` writes ({first_line(error)}); {AGAIN}") from None
     if not side.is_file():
         raise ConfigError(f"{side} is gone, which holds the statistics of {path}; copy both files, or {AGAIN}")
-    if _sha256(side) != wanted:
+    try:
+        found = _sha256(side)
+    except OSError as error:
+        raise ConfigError(f"{side} cannot be read ({error.strerror or error})") from None
+    if found != wanted:
         raise ConfigError(f"{side} is not the file that {path} was written with; {AGAIN}")
     return Stats.load(side)
 
 
 def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _slowly(stream)
-
-
-def _slowly(stream: Any) -> str:  # Python 3.10
     digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()

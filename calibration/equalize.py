@@ -36,8 +36,8 @@ LARGEST = 1024.0
 """No channel is scaled further: what is a thousand times smaller does not matter, and weights must fit FP16."""
 
 PRIOR = 64
-"""Samples that a channel's size is trusted less by: until many more were seen, a channel that looks small is taken to be
-nearer to the typical one. Scaled up too far it would be clipped on the first picture that wakes it."""
+"""Samples that a channel's size is trusted less by. Until many more were seen, one that looks small is taken nearer to
+the typical one: scaled up too far it would be clipped on the first picture that wakes it."""
 
 KINDS = ("ffn", "norm", "values", "stream")
 
@@ -72,7 +72,9 @@ def equalize(model: FastViTHD, stats: Stats, policy: Policy, kinds: Sequence[str
     if model.form != "fused":
         raise ConfigError("equalization needs the fused form; call reparameterize(model) first")
     model = copy.deepcopy(model)
-    seen = replace(stats, histograms=dict(stats.histograms), moments=dict(stats.moments))
+    seen = replace(
+        stats, histograms=dict(stats.histograms), moments=dict(stats.moments), amax=dict(stats.amax)
+    )  # fmt: skip
     modules = dict(model.named_modules())
     with torch.no_grad():
         for name, module in modules.items():
@@ -81,6 +83,7 @@ def equalize(model: FastViTHD, stats: Stats, policy: Policy, kinds: Sequence[str
                 _divide_outputs(modules[name.removesuffix("fc1") + "conv"], scale)
                 _multiply_inputs(module, scale)
                 _rescale(seen, f"{name}:in", 1 / scale)
+                seen.amax[f"{name.removesuffix('fc1')}conv"] = float(seen.histograms[f"{name}:in"].amax.max())
             elif isinstance(module, Attention):
                 if "norm" in kinds and policy.quantizes(f"{name}.qkv"):
                     scale = _scale(seen, f"{name}.qkv:in", only_large=True)

@@ -24,6 +24,7 @@ ONNX, where the variance is computed in float32 as well.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,6 @@ from torch import nn
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.float32 import InFloat32
-from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError
 
 FP16_MAX = torch.finfo(torch.float16).max
@@ -144,7 +144,7 @@ def fit_fp16(model: FastViTHD, plan: Fp16Plan) -> FastViTHD:
     if strange or len(plan.exponents) != len(model.stages):
         found = f"no part {strange[0]}" if strange else f"{len(model.stages)} stages, not {len(plan.exponents)}"
         raise ConfigError(f"this FP16 plan is of another model: this one has {found}; calibrate again")
-    fitted = reparameterize(model)  # copies a fused model
+    fitted = copy.deepcopy(model)  # and not fused again: equalization's LayerNorm affine would fold back
     joins = _joins(fitted)
     # Float32 first: a half-precision model's weights may not survive the factor.
     islands = {

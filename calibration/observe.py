@@ -6,11 +6,13 @@ not grow with the number of pictures. The state is saved as it goes; a run that 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -39,8 +41,12 @@ STORES = (nn.Conv2d, nn.Linear, nn.GELU, nn.LayerNorm, Attention, SqueezeExcite)
 
 def cache_folder() -> Path:
     """Where unfinished and finished statistics are kept: $XDG_CACHE_HOME/fvexport/calibration."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "fvexport" / "calibration"
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:  # a container's user without a home
+        folder = Path(tempfile.gettempdir())
+    return folder / "fvexport" / "calibration"
 
 
 def observe(
@@ -54,18 +60,22 @@ def observe(
         info: of the checkpoint it came from.
         data: the pictures.
         preprocessor: frames them as inference does.
-        cache: folder of resumable states; None for `cache_folder()`.
+        cache: folder of resumable states; None for `cache_folder()`. Where it cannot be written, nothing is resumed.
         progress: called as `calibrate` with the pictures done.
 
     Raises:
-        ConfigError: an activation is infinite or undefined, or the cache cannot be written.
+        ConfigError: an activation is infinite or undefined.
+        ImageError: a picture can no longer be read.
     """
     if model.form != "fused":
         raise ConfigError("calibration needs the fused form; call reparameterize(model) first")
     rows = min(4096, max(256, -(-ROWS_IN_ALL // len(data))))
-    key = Key(info.sha256, preprocessor.height, preprocessor.width, data.fingerprint, len(data), rows)
+    framing = preprocessor.image_aspect_ratio
+    key = Key(info.sha256, preprocessor.height, preprocessor.width, data.fingerprint, len(data), rows, framing)
     file = (cache or cache_folder()) / f"{key.digest}.safetensors"
-    stats = _resumed(file, key) or Stats(key, data.source, variant=info.variant, checkpoint_source=info.source)
+    stats = _resumed(file, key) or Stats(key, data.source)
+    # An earlier run may have known the same pictures and weights by other names.
+    stats.source, stats.variant, stats.checkpoint_source = data.source, info.variant, info.source
     saved = time.monotonic()
     with _hooked(model, stats) as observer, torch.inference_mode():
         while stats.done < len(data):
@@ -74,8 +84,10 @@ def observe(
             _show(model, data.pixels(stats.done, preprocessor))
             _check_finite(stats)
             stats.done += 1
+            if stats.done == len(data):
+                stats.settle()
             if stats.done == len(data) or time.monotonic() - saved > SAVE_SECONDS:
-                stats.save(file)
+                _keep(stats, file)
                 saved = time.monotonic()
     progress("calibrate", len(data), len(data))
     return stats
@@ -103,14 +115,21 @@ def _show(model: FastViTHD, levels: np.ndarray) -> None:
     model(pixels if model.uint8_input else pixels.float() / 255)
 
 
+def _keep(stats: Stats, file: Path) -> None:
+    """Saves the state. A disk that is full or read-only costs the chance to go on from here, not the calibration."""
+    try:
+        stats.save(file)
+    except ConfigError as error:
+        logging.getLogger("fvexport").info("this calibration could not be resumed: %s", error)
+
+
 def _resumed(file: Path, key: Key) -> Stats | None:
-    """The state that an earlier run left, if it is whole and of the same key; anything else is set aside."""
-    if not file.exists():
-        return None
+    """The state that an earlier run left, if it is whole and of the same key; a damaged one is set aside."""
     try:
         stats = Stats.load(file)
     except ConfigError:
-        file.replace(file.with_suffix(".damaged"))
+        with suppress(OSError):  # there is none, or another run took it away
+            file.replace(file.with_suffix(".damaged"))
         return None
     return stats if stats.key == key else None
 
@@ -211,7 +230,8 @@ def _hooked(model: FastViTHD, stats: Stats, *, peaks_only: bool = False) -> Iter
             on_output(module, partial(observer.extremes, name))
         if name.endswith(".mlp.conv"):
             on_input(module, partial(observer.extremes, f"{name}:in"))  # the residual stream
-        if isinstance(module, Attention):
+    for name, module in model.named_modules():
+        if isinstance(module, Attention):  # after qkv's own hook, so that damage is reported there
             on_output(module.qkv, partial(observer.scores, f"{name}:scores", module))
     try:
         yield observer

@@ -91,6 +91,7 @@ class QuantizedConv(_KeepsFp8):
 
     weight: Tensor
     weight_scale: Tensor
+    weight_zero_point: Tensor
 
     def __init__(
         self, weight: Tensor, weight_scale: Tensor, bias: Tensor, input_quantizer: Quantizer,
@@ -99,12 +100,13 @@ class QuantizedConv(_KeepsFp8):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("weight_zero_point", _zeros(weight_scale, weight.dtype))
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.input_quantizer = input_quantizer
         self.output_quantizer = output_quantizer or nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = dequantize_channels(self.weight, self.weight_scale, axis=0)
+        weight = dequantize_channels(self.weight, self.weight_scale, self.weight_zero_point, axis=0)
         return self.output_quantizer(F.conv2d(self.input_quantizer(x), weight, self.bias))
 
 
@@ -121,6 +123,7 @@ class QuantizedLinear(_KeepsFp8):
 
     weight: Tensor
     weight_scale: Tensor
+    weight_zero_point: Tensor
     bias: Tensor
     bias_scale: Tensor
 
@@ -131,6 +134,7 @@ class QuantizedLinear(_KeepsFp8):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("weight_zero_point", _zeros(weight_scale, weight.dtype))
         self.integer_bias = integer_bias
         if integer_bias:
             step = input_quantizer.scale * weight_scale
@@ -141,17 +145,25 @@ class QuantizedLinear(_KeepsFp8):
         self.input_quantizer = input_quantizer
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = dequantize_channels(self.weight, self.weight_scale, axis=1)
+        weight = dequantize_channels(self.weight, self.weight_scale, self.weight_zero_point, axis=1)
         bias = dequantize_channels(self.bias, self.bias_scale, axis=0) if self.integer_bias else self.bias
         return self.input_quantizer(x) @ weight + bias
 
 
-def dequantize_channels(q: Tensor, scale: Tensor, *, axis: int) -> Tensor:
-    """DequantizeLinear with one scale per index of `axis`."""
+def dequantize_channels(q: Tensor, scale: Tensor, zero_point: Tensor | None = None, *, axis: int) -> Tensor:
+    """DequantizeLinear with one scale per index of `axis`, and zero points of 0.
+
+    onnxruntime before 1.25 multiplies integers only where a weight's zero points are written out.
+    """
     if torch.compiler.is_exporting():
+        inputs = (q, scale) if zero_point is None else (q, scale, zero_point)
         return torch.onnx.ops.symbolic(
-            "DequantizeLinear", (q, scale), attrs={"axis": axis}, dtype=scale.dtype, shape=q.shape
+            "DequantizeLinear", inputs, attrs={"axis": axis}, dtype=scale.dtype, shape=q.shape
         )
     shape = [1] * q.ndim
     shape[axis] = -1
     return dequantize(q, scale.view(shape))
+
+
+def _zeros(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(scale.shape, device=scale.device).to(dtype)

@@ -6,12 +6,13 @@
                 S. Migacz, "8-bit Inference with TensorRT", GTC 2017)
     mse         least mean squared error: rounding inside the range against clipping outside
 
-Where a GELU follows, the error is taken after it: what GELU flattens needs no resolution. And `mse` leaves room for what
-so many samples cannot have shown: once channels are alike, each of them may pass the largest value seen.
+Where a GELU follows, the error is taken after it: what GELU flattens needs no resolution. And `mse` leaves room for
+what so many samples cannot have shown: once channels are alike, each of them may pass the largest value seen.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,13 @@ ROOM = 3.0
 """The range grows by this over the square root of the samples: 2 % at 16384, 19 % at 256."""
 LEVELS = 255
 """Steps between the ends of an eight-bit range."""
+EXACT_STEPS = 4
+"""Steps around 0 within which `mse` rounds exactly."""
+SPANS = tuple(
+    tuple(ratio**power for power in powers)
+    for ratio, powers in ((0.75, range(17)), (0.94, range(-4, 5)), (0.985, range(-3, 4)), (0.995, range(-2, 3)))
+)
+"""What `mse` tries, as shares of each end: down to 1 % of it, then finer and finer around the best."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +73,11 @@ def choose_range(
     """
     if method not in METHODS:
         raise ConfigError(f"unknown calibration method {method!r}; known are {', '.join(METHODS)}")
-    low, high = min(0.0, float(histogram.low)), max(0.0, float(histogram.high))
-    if not (abs(low) < torch.inf and abs(high) < torch.inf):
+    low, high = float(histogram.low), float(histogram.high)
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ConfigError("an activation is infinite or undefined: the checkpoint is damaged")
-    full = Range(low, high)
-    if method == "minmax" or low == high or not histogram.counts.sum():
+    full = Range(min(0.0, low), max(0.0, high))
+    if method == "minmax" or full.low == full.high or not histogram.counts.sum():
         return full
     if method == "percentile":
         return _percentile(histogram, full)
@@ -81,11 +89,13 @@ def choose_range(
 
 
 def _percentile(histogram: Histogram, full: Range) -> Range:
-    middles, share = histogram.points()
-    below = share.cumsum(0)
-    tail = 1 - PERCENTILE
-    low = float(middles[(below < tail).sum().clamp_max(len(middles) - 1)])
-    high = float(middles[(below < PERCENTILE).sum().clamp_max(len(middles) - 1)])
+    """Leaves out half of the share at each end, to the outer edge of a bin."""
+    bins = histogram.counts.shape[1]
+    below = histogram.counts[0].double().cumsum(0)
+    outside = (1 - PERCENTILE) / 2 * below[-1]
+    first, last = int((below <= outside).sum()), int((below < below[-1] - outside).sum())
+    width, limit = 2 * float(histogram.limit) / bins, float(histogram.limit)
+    low, high = first * width - limit, (last + 1) * width - limit
     return Range(max(full.low, min(low, 0.0)), min(full.high, max(high, 0.0)))
 
 
@@ -98,22 +108,24 @@ def _least_error(histogram: Histogram, full: Range, symmetric: bool, before_gelu
     wanted = see(middles)
 
     def error(low: Tensor, high: Tensor) -> Tensor:
-        """Mean squared error of each candidate (n,): clipping exactly, rounding as uniform noise of its slope."""
+        """Mean squared error of each candidate (n,): clipping, and rounding as uniform noise of its slope.
+
+        Where values crowd around 0 beside outliers, most of them round to 0, which is no noise: there it is exact.
+        """
         if symmetric:
             high = torch.maximum(-low, high)
             low = -high
         step = (high - low)[:, None] / LEVELS
         clipped = middles.clamp(low[:, None], high[:, None])
         noise = (see(clipped + step / 4) - see(clipped - step / 4)) ** 2 / 3  # = step^2 / 12 where `see` is x
-        return ((see(clipped) - wanted) ** 2 + noise) @ share
+        exact = (see((clipped / step).round() * step) - wanted) ** 2
+        return torch.where(middles.abs() < EXACT_STEPS * step, exact, (see(clipped) - wanted) ** 2 + noise) @ share
 
-    ends = [torch.tensor([full.low, full.high], dtype=torch.float64)]
-    best, spans = ends[0], torch.linspace(0.3, 1.0, 36, dtype=torch.float64)
-    for _ in range(2):
-        pairs = torch.cartesian_prod(spans * best[0], spans * best[1]) if not symmetric else spans[:, None] * best
-        scores = error(pairs[:, 0], pairs[:, 1])
-        best = pairs[scores.argmin()]
-        spans = torch.linspace(0.96, 1.04, 17, dtype=torch.float64)
+    best = torch.tensor([full.low, full.high], dtype=torch.float64)
+    for spans in SPANS:
+        shares = torch.tensor(spans, dtype=torch.float64)
+        pairs = shares[:, None] * best if symmetric else torch.cartesian_prod(shares * best[0], shares * best[1])
+        best = pairs[error(pairs[:, 0], pairs[:, 1]).argmin()]
     low, high = float(best[0]), float(best[1])
     return Range(max(low, full.low), min(high, full.high))
 

@@ -54,7 +54,11 @@ def round_weight(weight: Tensor, bias: Tensor, moments: Moments, dtype: torch.dt
     weight = weight.float()
     covariance = moments.covariance.to(weight.device)
     scale = weight_scale(weight, covariance.diagonal(), dtype)
-    steps = _compensated(weight / scale[:, None], covariance, dtype)
+    wanted = weight / scale[:, None]
+    steps, nearest = _compensated(wanted, covariance, dtype), _nearest(wanted, dtype)
+    # Errors that are paid into a column at its limit are lost; such a row may be better as it was.
+    worse = _lost(steps - wanted, covariance) > _lost(nearest - wanted, covariance)
+    steps = torch.where(worse[:, None], nearest, steps)
     error = weight.double() - steps.double() * scale.double()[:, None]
     corrected = bias.double() + error @ moments.mean.double().to(weight.device)
     return RoundedWeight(steps.to(dtype), scale, corrected.to(bias.dtype))
@@ -81,6 +85,11 @@ def _nearest(steps: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == FP8:
         return steps.clamp(-FP8_MAX, FP8_MAX).to(FP8).float()
     return steps.round().clamp_(-127, 127)
+
+
+def _lost(change: Tensor, covariance: Tensor) -> Tensor:
+    """(N,) mean squared error of each product, whose mean the bias makes up for."""
+    return ((change @ covariance) * change).sum(1)
 
 
 def _compensated(steps: Tensor, covariance: Tensor, dtype: torch.dtype) -> Tensor:
@@ -110,7 +119,7 @@ def _compensated(steps: Tensor, covariance: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def _spread(covariance: Tensor, damping: float) -> Tensor:
-    """Upper factor of the damped covariance's inverse (K, K): row i says how column i's error goes to those after it."""
+    """Upper factor of the damped covariance's inverse (K, K): how one column's error goes to those after it."""
     while True:
         covariance.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(covariance)

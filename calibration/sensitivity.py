@@ -137,17 +137,19 @@ def meet_bound(
         return Bounded(quantized, [], reached, [])
     found = sensitivity(model, quantized, probe, progress=progress)
     order = [layer.name for layer in found]
-    count = len(choose_float_layers(found, reached, bound_db))
-    best = reached
-    while count < len(order):
+    last = len(order) - 1
+    count = min(len(choose_float_layers(found, reached, bound_db)), last)
+    while True:
         candidate = copy.deepcopy(quantized)
         swap(candidate, {name: model.get_submodule(name) for name in order[:count]})
         best = measure(candidate)
         if best >= bound_db:
             return Bounded(candidate, order[:count], best, found)
-        count += max(1, count // 10)
+        if count == last:
+            break
+        count = min(last, count + max(1, count // 10))
     raise ConfigError(
-        f"no quantized model reaches {bound_db:.1f} dB: with {len(order) - 1} of {len(order)} layers in float it is "
+        f"no quantized model reaches {bound_db:.1f} dB: with {last} of {len(order)} layers in float it is "
         f"{best:.1f} dB; lower --min-sqnr or --min-cosine, or export without quantization"
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 BINS = 256
@@ -17,6 +18,9 @@ BINS = 256
 
 TENSOR_BINS = 2048
 """Bins of a whole tensor's histogram, where it has no channels of its own or after they are merged."""
+
+EXPONENTS = (-64, 127)
+"""Of the least and the largest limit: one bin's inverse width has to be a float32 too."""
 
 
 @dataclass
@@ -46,7 +50,10 @@ class Moments:
         rows = rows - self.shift.to(rows.device)
         self.rows += len(rows)
         self.total += rows.double().sum(0).cpu()
-        self.outer += (rows.T @ rows).cpu()
+        if rows.device.type == "cpu":
+            self.outer.addmm_(rows.T, rows)  # in place: a second matrix of this size costs more than the product
+        else:
+            self.outer += (rows.T @ rows).cpu()
 
     def scaled(self, factors: Tensor) -> Moments:
         """The moments of x * factors, (K,)."""
@@ -59,9 +66,14 @@ class Moments:
         return self.shift + self._rest
 
     @property
+    def centred(self) -> Tensor:
+        """(K, K) float32, sums of products about the mean."""
+        return torch.addr(self.outer, self._rest, self._rest, alpha=-self.rows)
+
+    @property
     def covariance(self) -> Tensor:
         """(K, K) float32."""
-        return self.outer / max(self.rows, 1) - torch.outer(self._rest, self._rest)
+        return self.centred.div_(max(self.rows, 1))
 
     @property
     def _rest(self) -> Tensor:
@@ -104,14 +116,18 @@ class Histogram:
         rows = rows.float().cpu()
         self._grow(rows.abs().amax(0))
         channels, bins = self.counts.shape
-        scale = torch.where(self.limit > 0, bins / 2 / self.limit.clamp_min(1e-38), 0.0)
-        index = (rows * scale + bins / 2).long().clamp_(0, bins - 1)
-        index += torch.arange(channels) * bins
+        half = bins // 2
+        scale = torch.where(self.limit > 0, half / self.limit, 0.0)
+        # A power of two, and the sum is of integers: a value lands in the same bin whatever the range was before.
+        index = (rows * scale).floor_().long().clamp_(-half, half - 1)
+        index += torch.arange(channels) * bins + half
         self.counts += torch.bincount(index.flatten(), minlength=channels * bins).view(channels, bins)
 
     def _grow(self, peak: Tensor) -> None:
         """Doubles ranges, merging pairs of bins, until they hold `peak` (C,)."""
-        wanted = torch.where(peak > 0, torch.exp2(torch.ceil(torch.log2(peak.clamp_min(1e-38)))), 0.0)
+        mantissa, exponent = torch.frexp(peak)  # log2 would round a value just over a power of two down to it
+        exponent = (exponent - (mantissa == 0.5).int()).clamp(*EXPONENTS)
+        wanted = torch.where(peak > 0, torch.exp2(exponent.float()), 0.0)
         fresh = (self.limit == 0) & (wanted > 0)
         if fresh.any():
             # Zeros counted so far stay in the middle.
@@ -137,19 +153,21 @@ class Histogram:
         return Histogram(self.low * factors, self.high * factors, self.limit * factors, self.counts)
 
     def merged(self, bins: int = TENSOR_BINS) -> Histogram:
-        """One histogram (1, bins) of all channels together; each source bin lands where its middle is."""
+        """One histogram (1, bins) of all channels together; values are taken to lie evenly in their source bins."""
         low, high = self.low.min(), self.high.max()
         limit = self.amax.max()
         if not limit > 0:
             return Histogram(low[None], high[None], torch.zeros(1), torch.zeros(1, bins))
         source = self.counts.shape[1]
-        # Two points per source bin keep a coarse bin from leaving gaps in a fine one.
-        parts = (torch.arange(2 * source) + 0.5) / source - 1
-        middles = parts * self.limit[:, None]
-        index = ((middles / limit + 1) * bins / 2).long().clamp_(0, bins - 1)
-        weights = self.counts.repeat_interleave(2, 1) / 2
-        counts = torch.bincount(index.flatten(), weights.flatten(), minlength=bins).float()
-        return Histogram(low[None], high[None], limit[None], counts[None])
+        below = F.pad(self.counts.double().cumsum(1), (1, 0))  # at each source edge
+        edges = torch.linspace(-1, 1, bins + 1, dtype=torch.float64) * limit
+        # A channel of zeros has a limit of 0; its values stay in the bin that begins at 0.
+        place = (edges / self.limit.double().clamp_min(2.0 ** EXPONENTS[0])[:, None] + 1) * source / 2
+        place[:, 0], place[:, -1] = 0, source  # source bins reach past the extremes
+        place.clamp_(0, source)
+        start = place.long().clamp_max(source - 1)
+        at_edges = torch.lerp(below.gather(1, start), below.gather(1, start + 1), place - start)
+        return Histogram(low[None], high[None], limit[None], at_edges.sum(0).diff()[None].float())
 
     def points(self) -> tuple[Tensor, Tensor]:
         """Bin middles and their share of all values, both (bins,), of a histogram without channels."""

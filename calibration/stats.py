@@ -1,14 +1,18 @@
 """`Stats`: what one calibration saw, as a file that says what it belongs to.
 
-A safetensors file: histograms as uint16 counts, covariances as float16 correlations with float32 variances (their
-triangle: 0.2 GB for the full model). `ranges.json`, which people read, stands beside it and names it.
+A safetensors file: histograms as counts, covariances as float16 correlations (their triangle: 0.2 GB for the full
+model). While a run is not finished they are kept exactly, so that it ends the same however often it was stopped.
+`ranges.json`, which people read, stands beside it and names it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import secrets
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +28,16 @@ from .statistics import Histogram, Moments
 FORMAT = 1
 METADATA = "fvexport.calibration"
 MAX_COUNT = 65535
+"""Largest count of uint16. Only a whole tensor's histogram, which is small, has larger ones."""
+
+FAINT = 1e-30
+"""Sums of squares under which a channel is constant but for rounding; it is taken to vary with no other."""
+
+
+UNREADABLE = (
+    OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError
+)  # fmt: skip
+"""What reading a damaged file, or another one, can raise."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class Key:
         data: fingerprint of the pictures.
         samples: how many pictures.
         rows: positions sampled of each activation and picture.
+        framing: `pad` or `crop`, see `Preprocessor`.
     """
 
     checkpoint: str
@@ -44,6 +59,7 @@ class Key:
     data: str
     samples: int
     rows: int
+    framing: str = "pad"
 
     @property
     def digest(self) -> str:
@@ -93,37 +109,40 @@ class Stats:
                 f"this calibration stopped after {self.done} of {self.key.samples} pictures; run it again, it goes on"
             )
 
+    def settle(self) -> None:
+        """Rounds the covariances of a finished run as its file does: both then quantize alike, to the last bit."""
+        for name, moments in self.moments.items():
+            self.moments[name] = _unpack(moments.rows, _pack(moments, exact=False))
+
     def save(self, path: Path) -> None:
         """Writes the file beside `path` and renames it; a killed run leaves the old one."""
-        tensors: dict[str, Tensor] = {}
-        rows: dict[str, int] = {}
-        for name, h in self.histograms.items():
-            tensors |= {f"{name}/low": h.low, f"{name}/high": h.high, f"{name}/limit": h.limit}
-            shrink = (h.counts.amax(1, keepdim=True) / MAX_COUNT).clamp_min(1)  # uint16 holds what 64 pictures give
-            tensors[f"{name}/counts"] = (h.counts / shrink).round().to(torch.uint16)
-            tensors[f"{name}/shrink"] = shrink[:, 0].clone()
-        for name, m in self.moments.items():
-            rows[name] = m.rows
-            covariance = m.covariance
-            variance = covariance.diagonal().clamp_min(0)
-            index = torch.tril_indices(len(variance), len(variance))
-            scale = variance.clamp_min(1e-30).rsqrt()
-            correlation = (covariance[index[0], index[1]] * scale[index[0]] * scale[index[1]]).to(torch.float16)
-            tensors |= {f"{name}/mean": m.mean, f"{name}/variance": variance, f"{name}/correlation": correlation}
-        about = {
-            "format": FORMAT, "key": asdict(self.key), "source": self.source, "done": self.done, "amax": self.amax,
-            "rows": rows, "variant": self.variant, "checkpoint_source": self.checkpoint_source,
-        }  # fmt: skip
-        scratch = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            contiguous = {k: v.contiguous() for k, v in tensors.items()}
-            save_file(contiguous, scratch, metadata={METADATA: json.dumps(about)})
-            scratch.replace(path)
+            with scratch_beside(path) as scratch:
+                self.write(scratch)
+                scratch.replace(path)
         except (OSError, safetensors.SafetensorError) as error:
             raise ConfigError(f"cannot write {path} ({first_line(error)})") from None
-        finally:
-            scratch.unlink(missing_ok=True)
+
+    def write(self, path: Path) -> None:
+        """Writes the file itself; raises OSError or SafetensorError."""
+        tensors: dict[str, Tensor] = {}
+        for name, h in self.histograms.items():
+            tensors |= {f"{name}/low": h.low, f"{name}/high": h.high, f"{name}/limit": h.limit}
+            small = bool(h.counts.amax() <= MAX_COUNT)
+            tensors[f"{name}/counts"] = h.counts.to(torch.uint16) if small else h.counts
+        for name, m in self.moments.items():
+            parts = _pack(m, exact=self.done < self.key.samples)
+            tensors |= {f"{name}/{part}": tensor for part, tensor in parts.items()}
+        about = {
+            "format": FORMAT, "key": asdict(self.key), "source": self.source, "done": self.done, "amax": self.amax,
+            "histograms": list(self.histograms), "rows": {name: m.rows for name, m in self.moments.items()},
+            "variant": self.variant, "checkpoint_source": self.checkpoint_source,
+        }  # fmt: skip
+        path.touch()
+        mode = path.stat().st_mode
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={METADATA: json.dumps(about)})
+        path.chmod(mode)  # safetensors makes files that nobody else may read
 
     @classmethod
     def load(cls, path: Path) -> Stats:
@@ -139,28 +158,61 @@ class Stats:
                 Key(**about["key"]), about["source"], about["done"], amax=about["amax"],
                 variant=about["variant"], checkpoint_source=about["checkpoint_source"],
             )  # fmt: skip
-            for name in sorted(n.removesuffix("/counts") for n in tensors if n.endswith("/counts")):
-                counts = tensors[f"{name}/counts"].float() * tensors[f"{name}/shrink"][:, None]
-                parts = (tensors[f"{name}/{part}"] for part in ("low", "high", "limit"))
-                stats.histograms[name] = Histogram(*parts, counts)
+            for name in about["histograms"]:
+                low, high, limit, counts = (tensors[f"{name}/{part}"] for part in ("low", "high", "limit", "counts"))
+                stats.histograms[name] = Histogram(low, high, limit, counts.float())
             for name, rows in about["rows"].items():
-                covariance = _unpack(tensors[f"{name}/correlation"], tensors[f"{name}/variance"])
-                mean = tensors[f"{name}/mean"]
-                stats.moments[name] = Moments(rows, mean, torch.zeros_like(mean).double(), covariance.mul_(rows))
+                parts = {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}
+                stats.moments[name] = _unpack(rows, parts)
+            if not 0 <= stats.done <= stats.key.samples:
+                raise ValueError(f"{stats.done} of {stats.key.samples} pictures")
         except ConfigError:
             raise
         except FileNotFoundError:
             raise ConfigError(f"{path} is gone, which holds the statistics; {again}") from None
-        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        except UNREADABLE as error:
             raise ConfigError(f"{path} holds no calibration statistics ({first_line(error)}); {again}") from None
         return stats
 
 
-def _unpack(correlation: Tensor, variance: Tensor) -> Tensor:
-    size = len(variance)
-    index = torch.tril_indices(size, size)
-    deviation = variance.sqrt()
+@contextlib.contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A name beside `path` that no other run has; what is left there at the end is removed."""
+    scratch = path.with_name(f".{path.name}.writing-{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        yield scratch
+    finally:
+        with contextlib.suppress(OSError):
+            scratch.unlink()
+
+
+def _pack(moments: Moments, *, exact: bool) -> dict[str, Tensor]:
+    """The lower triangle, exactly or as correlations; these come out of `_unpack` and `_pack` as they went in."""
+    lower = torch.tril_indices(len(moments.shift), len(moments.shift))
+    if exact:
+        return {"shift": moments.shift, "total": moments.total, "outer": moments.outer[lower[0], lower[1]]}
+    centred = moments.centred
+    power = centred.diagonal().clamp_min(0)
+    scale = torch.where(power > FAINT, power.rsqrt(), 0.0)
+    correlation = centred[lower[0], lower[1]] * scale[lower[0]] * scale[lower[1]]
+    # Of nearly constant channels it is rounding, which can pass 1 by far.
+    return {"mean": moments.mean, "power": power, "correlation": correlation.clamp_(-1, 1).to(torch.float16)}
+
+
+def _unpack(rows: int, parts: dict[str, Tensor]) -> Moments:
+    """The inverse of `_pack`."""
+    exact = "outer" in parts
+    size = len(parts["shift" if exact else "mean"])
+    lower = torch.tril_indices(size, size)
+    if exact:
+        values = parts["outer"]
+    else:
+        deviation = parts["power"].sqrt()
+        values = parts["correlation"].float() * deviation[lower[0]] * deviation[lower[1]]
     outer = torch.zeros(size, size)
-    outer[index[0], index[1]] = correlation.float() * deviation[index[0]] * deviation[index[1]]
-    outer.T[index[0], index[1]] = outer[index[0], index[1]]
-    return outer
+    outer[lower[0], lower[1]] = values
+    outer.T[lower[0], lower[1]] = values
+    if exact:
+        return Moments(rows, parts["shift"], parts["total"], outer)
+    outer.diagonal().copy_(parts["power"])
+    return Moments(rows, parts["mean"], torch.zeros(size, dtype=torch.float64), outer)

@@ -16,7 +16,7 @@ from typing import Any
 from .. import __version__
 from ..errors import first_line
 from ..export.options import PRECISIONS
-from ..export.targets import ORT_PACKAGE, TARGETS, Target, why_absent
+from ..export.targets import ORT_PACKAGE, TARGETS, Target, import_openvino, why_absent
 from ..progress import Progress, silent
 from ..versions import version_of
 
@@ -137,7 +137,7 @@ def _package(module: str) -> Package:
     try:
         if importlib.util.find_spec(module) is None:
             return Package(name, None, required, None, f"not installed ({note})")
-        imported = importlib.import_module(module)
+        imported = import_openvino() if module == "openvino" else importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a broken package fails in any way at all
         problem = f"fails to import: {_reason(error)}"
         return Package(name, version_of(name), required, problem, f"broken ({note})")

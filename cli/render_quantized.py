@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from ..calibration.options import METHODS
 from .render import facts, notices, size, table
 
 if TYPE_CHECKING:
@@ -37,13 +41,27 @@ def calibration(report: CalibrationReport) -> None:
     )
     rows = sorted(report.ranges, key=lambda row: -(row.spread or 0))[:WORST]
     table(
-        ("tensor", "seen", "kept", "largest / typical channel"),
+        ("tensor", "seen", "kept", "spread"),
         [(row.tap, _span(row.low, row.high), _span(row.chosen_low, row.chosen_high), _spread(row)) for row in rows],
-        title=f"the {len(rows)} tensors whose channels differ most (equalization makes them alike)",
+        title=f"the {len(rows)} tensors whose largest and typical channel differ most: equalization makes them alike",
     )
     notices(report.notices)
-    res = str(key.height) if key.height == key.width else f"{key.height}x{key.width}"
-    notices([f"next: fvexport onnx --int8 --res {res} --ranges {report.out}"])
+    click.echo(f"next: {_next(report)}")
+
+
+def _next(report: CalibrationReport) -> str:
+    """The export of the same weights with these ranges, to be typed as it is."""
+    info, key = report.checkpoint, report.stats.key
+    words: list[str] = ["fvexport", "onnx", "--int8"]
+    if info.form != "seeded":
+        words += ["--checkpoint", info.source] + (["--revision", info.revision] if info.revision else [])
+    else:
+        words += ["--variant", info.variant, "--seed", info.source.removeprefix("seeded:")]
+    words += ["--res", str(key.height) if key.height == key.width else f"{key.height}x{key.width}"]
+    words += ["--ranges", str(report.out)]
+    if report.method != METHODS[0]:
+        words += ["--method", report.method]
+    return shlex.join(words)
 
 
 def _span(low: float, high: float) -> str:

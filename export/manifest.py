@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..encoder.config import FastViTHDConfig
 from ..errors import ArtifactError, ConfigError
+from .figures import Figures
 from .options import PRECISIONS, QUANTIZED
 
 SCHEMA_VERSION = 1
@@ -113,8 +114,10 @@ def _check_types(manifest: Manifest) -> None:
         raise TypeError("the input must have four axes, the output three")
     if manifest.precision not in PRECISIONS:
         raise TypeError(f"unknown precision {manifest.precision!r}")
-    if manifest.precision in QUANTIZED and (manifest.quantization or {}).get("float_precision") not in FLOATS:
-        raise TypeError(f"a quantized file of unknown float precision {manifest.quantization!r}")
+    if (manifest.precision in QUANTIZED) != (manifest.quantization is not None):
+        raise TypeError(f"{manifest.precision} {'with' if manifest.quantization else 'without'} a quantization")
+    if manifest.quantization is not None:
+        _check_quantization(manifest.quantization)
     for name in ("source", "form", "sha256"):
         if not isinstance(manifest.checkpoint.get(name), str):
             raise TypeError(f"checkpoint names no {name}")
@@ -127,3 +130,24 @@ def _check_types(manifest: Manifest) -> None:
     for name, entry in manifest.files.items():
         if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
             raise TypeError(f"files[{name!r}] has no size")
+
+
+def _check_quantization(record: dict[str, Any]) -> None:
+    number, nothing = (int, float), type(None)
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "target": str, "quantized": list, "float": list, "blocks": dict, "predicted": (dict, nothing),
+        "bound_db": (*number, nothing),
+    }  # fmt: skip
+    for name, kind in kinds.items():
+        if name not in record or not isinstance(record[name], kind):
+            raise TypeError(f"quantization has no {name}")
+    if record.get("float_precision") not in FLOATS:
+        raise TypeError(f"quantization around the unknown precision {record.get('float_precision')!r}")
+    if not all(isinstance(value, (*number, nothing)) for value in record["blocks"].values()):
+        raise TypeError("quantization has blocks without figures")
+    predicted = record["predicted"]
+    names = {figure.name for figure in fields(Figures)}
+    if predicted is not None and (
+        predicted.keys() != names or not all(isinstance(value, number) for value in predicted.values())
+    ):
+        raise TypeError("quantization predicts no figures")

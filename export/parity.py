@@ -164,9 +164,9 @@ def check_parity(
 
     reference = EagerBackend(checkpoint.encoder, connector)
     uint8 = manifest.input["dtype"] == "uint8"
-    own = _own(checkpoint, manifest, exported, connector)
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
     candidate = make_backend(artifact, backend, stored_half=backend == "onnxruntime-cpu", taps=taps)
+    own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {}, manifest)
 
     rows: list[tuple[Figures, Figures]] = []
@@ -194,10 +194,10 @@ def check_parity(
 
 
 def _own(
-    checkpoint: Checkpoint, manifest: Manifest, exported: FastViTHD | None, connector: Connector | None
+    checkpoint: Checkpoint, manifest: Manifest, exported: FastViTHD | None, connector: Connector | None, stored: str
 ) -> EagerBackend | None:
-    """PyTorch with the same precision, scales and quantizers; None where only its record is left."""
-    stores = None if manifest.float_precision == "fp32" else DTYPES[manifest.float_precision]
+    """PyTorch with the same scales and quantizers, storing alike; None where only its record is left."""
+    stores = None if stored == "fp32" else DTYPES[stored]
     if exported is None:
         if manifest.quantization:
             return None

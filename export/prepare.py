@@ -151,7 +151,7 @@ def _quantized(
     equalized = equalize(fused, stats, policy)
     result.encoder, result.block_scales = equalized.model, equalized.block_scales
     if options.float_precision == "fp16":
-        _fit(result, plan_fp16(equalized.model, stats.amax))
+        _fit(result, plan_fp16(equalized.model, equalized.stats.amax))
     plain = result.encoder
     result.encoder = quantize(plain, equalized.stats, policy, method=calibration.method, progress=progress)
     layers = quantizable(plain, policy)

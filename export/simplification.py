@@ -19,7 +19,7 @@ from .options import ExportOptions
 from .parity import THRESHOLDS
 from .passes import Simplification, name_dimensions, simplify, structure, tidy
 from .rules import check_rules
-from .runtime.onnxruntime import EXTERNAL_FOLDER
+from .runtime.onnxruntime import EXTERNAL_FOLDER, QDQ_AS_WRITTEN
 from .runtime.rounding import with_rounding
 
 INLINE_BYTES = 1024
@@ -101,6 +101,8 @@ def _output(model: ir.Model, options: ExportOptions) -> np.ndarray:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         settings.add_session_config_entry(EXTERNAL_FOLDER, folder)
+        if options.precision == "fp8":
+            settings.add_session_config_entry(QDQ_AS_WRITTEN, "1")
         session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
         entry = session.get_inputs()[0]
         shape = (options.batch or 1, 3, options.height, options.width)

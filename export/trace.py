@@ -105,12 +105,14 @@ def trace(module: ExportModule, options: ExportOptions) -> ir.Model:
 
 def name_after_modules(model: ir.Model, blocks: list[str]) -> None:
     """Names nodes `<module>/<operator>` and each block's output after the block."""
+    from onnx_ir import DataType
+
     last: dict[str, Any] = {}
     taken: dict[str, int] = {}
     for node in model.graph:
         scope = _scope(node)
         block = next((b for b in blocks if scope == b or scope.startswith(b + ".")), None)
-        if block:
+        if block and node.outputs[0].dtype != DataType.INT64:  # a size of what comes next
             last[block] = node
         base = f"{scope}/{node.op_type}" if scope else node.op_type
         taken[base] = taken.get(base, 0) + 1

@@ -61,7 +61,7 @@ def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
 
 def test_readme_commands_run_in_order(place: Path) -> None:
     lines = commands("fvexport")
-    assert [shlex.split(line)[1] for line in lines] == ["onnx", "encode"]
+    assert [shlex.split(line)[1] for line in lines] == ["onnx", "encode", "onnx"]
     for line in lines:
         done = run(shlex.split(line), place)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
@@ -98,7 +98,7 @@ def test_thresholds_stand_in_the_docs() -> None:
     from fvexport.export.parity import THRESHOLDS
 
     page = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| (fp32|fp16|bf16) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.M)
+    rows = re.findall(r"^\| (fp32|fp16|bf16|int8|fp8) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.M)
     written = {name: tuple(map(float, values)) for name, *values in rows}
     assert written == {n: (t.rel_l2_floor, t.rel_l2_limit, t.cosine_min) for n, t in THRESHOLDS.items()}
 

@@ -15,7 +15,13 @@ from .openvino import OpenVinoBackend
 
 
 class ArtifactBackend(Backend, Protocol):
-    """A backend that runs an artifact's file, and can show its inner tensors."""
+    """A backend that runs an artifact's file, and can show its inner tensors.
+
+    Attributes:
+        stores: the precision in which it keeps what the file has in float32, where that is another.
+    """
+
+    stores: str | None
 
     def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The features, and the inner tensors asked for, all in float32."""

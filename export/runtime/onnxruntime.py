@@ -13,6 +13,8 @@ from ..targets import get_target, require
 from .rounding import with_rounding
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+QDQ_AS_WRITTEN = "session.disable_quant_qdq"
+"""Set to 1 for FP8: up to 1.31 onnxruntime moves Q/DQ past Transpose and refuses its own graph, which has FP8 there."""
 WORDS = {"fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -45,12 +47,15 @@ class OnnxRuntimeBackend:
         precision = artifact.manifest.float_precision
         rounds = precision in WORDS and (stored_half or precision not in row.precisions)
         self.name = target
+        self.stores = None
         self.taps = tuple(taps)
         self.computes = f"float32, each stored value rounded to {WORDS[precision]}" if rounds else "natively"
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
+        if artifact.manifest.precision == "fp8":
+            options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
         source: str | bytes = str(artifact.model_path)
         if rounds or taps:
             options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))

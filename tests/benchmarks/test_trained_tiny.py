@@ -115,7 +115,7 @@ def test_fusion_changes_no_answer(checkpoint: Checkpoint, told: np.ndarray) -> N
     assert task.accuracy(task.eager(fused), 100, start=400) == pytest.approx(told[400:500].mean(), abs=0.011)
 
 
-def test_features_and_the_answers_say_the_same(checkpoint: Checkpoint, told: np.ndarray) -> None:
+def test_answers_are_those_of_float64(told: np.ndarray) -> None:
     """`right` against the head as PyTorch computes it in float64."""
     weight, bias = (torch.from_numpy(t).double() for t in task.load_head())
     labels, pixels = task.labels_and_pixels("test", 100)
@@ -125,7 +125,7 @@ def test_features_and_the_answers_say_the_same(checkpoint: Checkpoint, told: np.
     assert ((logits.argmax(1).numpy() == labels) != told[:100]).sum() <= 1
 
 
-def test_every_layer_scale_counts(checkpoint: Checkpoint) -> None:
+def test_every_layer_scale_counts() -> None:
     encoder = load_encoder(task.TRAINED)
     _, pixels = task.labels_and_pixels("test", 64)
     whole = task.eager(encoder)(pixels)
@@ -149,10 +149,11 @@ def test_answers_suffer_without_a_block(told: np.ndarray, name: str) -> None:
         for module in encoder.get_submodule(name).modules():
             if isinstance(module, LayerScale):
                 module.gamma.zero_()
-    assert task.right(task.eager(encoder), 300).mean() < told[:300].mean() - 0.02
+    without = task.right(task.eager(encoder), 1000)
+    assert without.mean() < told[:1000].mean() and (without != told[:1000]).mean() > 0.01
 
 
-def test_half_a_point_shows_in_a_paired_comparison(checkpoint: Checkpoint, told: np.ndarray) -> None:
+def test_half_a_point_shows_in_a_paired_comparison(told: np.ndarray) -> None:
     """Answers that 8-bit weights change, one scale per channel: few enough for 4000 images to tell 0.5 points."""
     encoder = load_encoder(task.TRAINED)
     _round_weights(encoder)
@@ -166,6 +167,11 @@ def _round_weights(encoder: FastViTHD) -> None:
             if isinstance(module, nn.Conv2d | nn.Linear):
                 scale = module.weight.flatten(1).abs().amax(1).reshape(-1, *[1] * (module.weight.ndim - 1)) / 127
                 module.weight.copy_((module.weight / scale).round() * scale)
+
+
+def test_phases_that_are_none(tmp_path: Path) -> None:
+    result = CliRunner().invoke(task.main, ["--out", str(tmp_path / "m.safetensors"), "--phases", "64-2"])
+    assert result.exit_code == 2 and "RES:BATCHES" in result.output
 
 
 def test_training_is_repeatable_and_writes_what_loads(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_json_alone_on_stdout(fvexport, tmp_path: Path) -> None:
     assert answer["manifest"]["input"]["shape"] == [2, 3, 128, 64]
     assert answer["manifest"]["checkpoint"]["source"] == "seeded:3"
     assert answer["manifest"]["precision"] == "bf16"
-    assert list(answer["seconds"]) == ["load", "fuse", "trace", "simplify", "write", "check"]
+    assert list(answer["seconds"]) == ["load", "prepare", "trace", "simplify", "write", "check"]
     assert answer["notices"] == ["These weights are seeded, not trained: the features mean nothing."]
 
 

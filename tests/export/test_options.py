@@ -17,7 +17,7 @@ from fvexport.export.options import ExportOptions, parse_batch, parse_resolution
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"precision": "fp8"}, "unknown precision 'fp8'; known are fp32, fp16, bf16"),
+        ({"precision": "fp7"}, "unknown precision 'fp7'; known are fp32, fp16, bf16, int8, fp8"),
         ({"input": "int8"}, "unknown input 'int8'; known are float, uint8"),
         ({"io": "fp16"}, "unknown io 'fp16'; known are fp32, model"),
         ({"batch": 0}, "found 0"),
@@ -26,6 +26,12 @@ from fvexport.export.options import ExportOptions, parse_batch, parse_resolution
         ({"opset": 24}, "found 24"),
         ({"opset": 0}, "found 0"),
         ({"opset": 21, "precision": "bf16"}, "need opset 22 or later; found --opset 21"),
+        ({"opset": 18, "precision": "int8"}, "Q/DQ needs opset 19 or later; found --opset 18"),
+        ({"opset": 18, "precision": "fp8"}, "Q/DQ needs opset 19 or later; found --opset 18"),
+        ({"target": "tensorrt"}, "--target is for --int8 and --fp8; leave it out with --fp32"),
+        ({"target": "openvino", "precision": "fp16"}, "leave it out with --fp16"),
+        ({"target": "tensort", "precision": "int8"}, "did you mean 'tensorrt'?"),
+        ({"target": "openvino", "precision": "fp8"}, "FP8 runs on TensorRT alone; found --target openvino"),
     ],
 )
 def test_refused(options: dict[str, Any], words: str) -> None:
@@ -41,8 +47,12 @@ def test_resolution_is_the_architectures_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "opset"), [({}, 20), ({"precision": "fp16"}, 20), ({"precision": "bf16"}, 22), ({"opset": 18}, 18)]
-)
+    ("options", "opset"),
+    [
+        ({}, 20), ({"precision": "fp16"}, 20), ({"precision": "bf16"}, 22), ({"opset": 18}, 18),
+        ({"precision": "int8"}, 20), ({"precision": "int8", "opset": 19}, 19), ({"precision": "fp8"}, 20),
+    ],
+)  # fmt: skip
 def test_effective_opset(options: dict[str, Any], opset: int) -> None:
     assert ExportOptions(**options).effective_opset == opset
 
@@ -55,10 +65,30 @@ def test_effective_opset(options: dict[str, Any], opset: int) -> None:
         ({"batch": 4}, "tiny-1024-fp32-b4"),
         ({"batch": None, "dynamic_res": True}, "tiny-dynamic-fp32-batch"),
         ({"projector": True, "input": "uint8"}, "tiny-1024-fp32-projector-uint8"),
+        ({"precision": "int8"}, "tiny-1024-int8-tensorrt"),
+        ({"precision": "int8", "target": "openvino", "batch": 2}, "tiny-1024-int8-openvino-b2"),
     ],
 )
 def test_default_name(options: dict[str, Any], name: str) -> None:
     assert ExportOptions(**options).default_name("tiny") == name
+
+
+@pytest.mark.parametrize(
+    ("options", "around"),
+    [
+        ({"precision": "int8"}, "fp16"),
+        ({"precision": "fp8"}, "fp16"),
+        ({"precision": "int8", "target": "onnxruntime-cpu"}, "fp32"),
+        ({"precision": "int8", "target": "openvino"}, "fp32"),
+        ({"precision": "bf16"}, "bf16"),
+    ],
+)
+def test_precision_around_what_is_quantized(options: dict[str, Any], around: str) -> None:
+    found = ExportOptions(**options)
+    assert found.float_precision == around
+    assert found.quantized == (options["precision"] != "bf16")
+    if found.quantized:
+        assert (found.policy.target, found.policy.fmt) == (options.get("target", "tensorrt"), options["precision"])
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["x", "X", " x "]))
@@ -89,5 +119,5 @@ def test_batch(text: str, batch: int | None) -> None:
 
 
 def test_to_dict_holds_every_option() -> None:
-    options = ExportOptions(batch=None, opset=21, io="model")
+    options = ExportOptions(batch=None, opset=21, io="model", precision="int8", target="openvino")
     assert ExportOptions(**json.loads(json.dumps(options.to_dict()))) == options
