@@ -39,8 +39,8 @@ type: $(STAMP)  ## Check types in every file of the package
 	set -o pipefail; cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
 	| sed -E 's#^fvexport/([a-z_]+/)#\1#'
 
-pytest: $(STAMP)  ## Run all tests (a part of them: .venv/bin/pytest tests/encoder)
-	$(BIN)/pytest
+pytest: $(STAMP)  ## Run all tests on two cores (a part of them: .venv/bin/pytest tests/encoder)
+	$(BIN)/pytest -n 2 --dist loadfile
 
 format: $(STAMP)  ## Mend formatting and what else ruff can mend
 	$(BIN)/ruff check --fix .

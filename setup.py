@@ -41,6 +41,7 @@ EXTRAS = {
         "pre-commit-hooks",
         "pytest>=8",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         # Not used by the package: the tests compare with its image processor and models.
         "transformers>=5",
@@ -68,7 +69,7 @@ setup(
         *RUNTIME,
         "safetensors>=0.4.3",
         "huggingface_hub>=0.26",
-        "pillow>=10.0",
+        "pillow>=10.1",
         "click>=8.1",
         "rich>=13.0",
         "lazy_loader>=0.4",

@@ -86,7 +86,7 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
         yield score(f"+ compensated rounding, ranges by {method}", quantized)
 
 
-def _nearest(model: FastViTHD, stats: Stats, policy: Policy, method: Method = "mse") -> FastViTHD:
+def _nearest(model: FastViTHD, stats: Stats, policy: Policy, method: Method = "weighted") -> FastViTHD:
     """Quantized with every weight rounded to the nearest step: covariances that know nothing of each other."""
     from dataclasses import replace
 

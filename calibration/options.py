@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from ..errors import ConfigError
 
-Method = Literal["mse", "minmax", "percentile", "entropy"]
+Method = Literal["weighted", "mse", "minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)
 DEFAULT_SAMPLES = 64
 FP16_SAMPLES = 4
@@ -32,7 +32,7 @@ class CalibrationOptions:
     calib: str | os.PathLike[str] | None = None
     ranges: str | os.PathLike[str] | None = None
     samples: int | None = None
-    method: Method = "mse"
+    method: Method = "weighted"
     seed: int = 0
     min_sqnr: float | None = None
     min_cosine: float | None = None

@@ -24,7 +24,7 @@ def quantizable(model: nn.Module, policy: Policy) -> list[str]:
 
 
 def quantize(
-    model: FastViTHD, stats: Stats, policy: Policy, *, method: Method = "mse", progress: Progress = silent
+    model: FastViTHD, stats: Stats, policy: Policy, *, method: Method = "weighted", progress: Progress = silent
 ) -> FastViTHD:
     """A copy of `model` in which every layer of the policy multiplies eight-bit numbers.
 

@@ -40,12 +40,12 @@ def calibrate(
             "--seed is for seeded weights; leave it out with --checkpoint", click.get_current_context()
         )
     from ..calibration.calibrate import calibrate as run
-    from ..calibration.options import CalibrationOptions
+    from ..calibration.options import METHODS, CalibrationOptions
     from ..encoder.checkpoint import load_checkpoint
     from . import render, render_quantized
     from .progress import progress_bar
 
-    options = CalibrationOptions(calib, samples=samples, method=method or "mse")
+    options = CalibrationOptions(calib, samples=samples, method=method or METHODS[0])
     with progress_bar() as progress:
         loaded = load_checkpoint(checkpoint, variant=variant, revision=revision, seed=seed or 0)
         report = run(loaded, out, height=res[0], width=res[1], options=options, force=force, progress=progress)

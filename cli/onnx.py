@@ -9,7 +9,7 @@ from typing import Any, get_args
 import click
 
 from ..encoder.config import VARIANTS
-from ..export.options import DEFAULT_OPSET, OPSETS, InputKind, IoKind
+from ..export.options import DEFAULT_OPSET, OPSETS, QUANTIZED, InputKind, IoKind
 from .options import (
     Batch,
     Named,
@@ -83,6 +83,8 @@ def onnx(
         "min_cosine": min_cosine,
     }  # fmt: skip
     calibration = calibration_from(precision, given)
+    if target is not None and precision not in QUANTIZED:
+        raise click.UsageError(f"--target has no effect with --{precision}", context)
     if images is not None and not parity and calibration.bound is None:
         raise click.UsageError("--images is for the parity that --no-parity skips", context)
     from ..export.onnx import export_onnx

@@ -65,7 +65,7 @@ def _next(report: CalibrationReport) -> str:
 
 
 def _span(low: float, high: float) -> str:
-    return f"{low:.3g} .. {high:.3g}"
+    return f"{low:.3g}..{high:.3g}"
 
 
 def _spread(row: TensorRange) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .. import __version__
 from ..calibration.options import CalibrationOptions
@@ -114,7 +114,7 @@ def export_onnx(
             write_graph(model, folder)
             manifest = _manifest(checkpoint, options, graph, model, prepared)
             if prepared.block_scales:
-                save_file(prepared.block_scales, folder / BLOCK_SCALES_FILE)
+                (folder / BLOCK_SCALES_FILE).write_bytes(save(prepared.block_scales))  # save_file's only we could read
             del model
         with clock("check"):
             onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)

@@ -28,6 +28,9 @@ from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..progress import Progress
 from .options import ExportOptions
+from .runtime.eager import EagerBackend
+from .runtime.openvino import has_bf16
+from .targets import get_target, why_absent
 
 PROBE_SIDE = 512
 """Longest side at which layers' sensitivities are compared: their order hardly depends on it, their time does."""
@@ -155,7 +158,9 @@ def _quantized(
     plain = result.encoder
     result.encoder = quantize(plain, equalized.stats, policy, method=calibration.method, progress=progress)
     layers = quantizable(plain, policy)
-    bounded = _bounded(fused, plain, result.encoder, calibration, images, frame, checkpoint, progress)
+    bounded = _bounded(
+        fused, plain, result.encoder, options, calibration, images, frame, checkpoint, progress
+    )  # fmt: skip
     if bounded is not None:
         result.encoder = bounded.model
     kept = bounded.kept if bounded else []
@@ -183,19 +188,22 @@ def _quantized(
 
 
 def _bounded(
-    reference: FastViTHD, plain: FastViTHD, quantized: FastViTHD, calibration: CalibrationOptions,
-    images: Mapping[str, ImageLike], frame: Preprocessor, checkpoint: Checkpoint, progress: Progress,
+    reference: FastViTHD, plain: FastViTHD, quantized: FastViTHD, options: ExportOptions,
+    calibration: CalibrationOptions, images: Mapping[str, ImageLike], frame: Preprocessor, checkpoint: Checkpoint,
+    progress: Progress,
 ) -> Bounded | None:  # fmt: skip
     """The quantized model with as many layers in float as the bound asks for, or None where there is none."""
     if calibration.bound is None:
         return None
+    # As the verdict will have it: behind the connector, in the half type that the runtime stores.
+    connector, stores = checkpoint.connector if options.projector else None, _stores(options)
     pixels = [_values(reference, frame.pixels(image)) for image in images.values()]
-    with torch.inference_mode():
-        expected = [reference(x) for x in pixels]
+    expected = [torch.from_numpy(EagerBackend(reference, connector).run(x.numpy())) for x in pixels]
 
     def measure(model: FastViTHD) -> float:
-        with torch.inference_mode():
-            return min(worst_sqnr(y, model(x)) for x, y in zip(pixels, expected, strict=True))
+        backend = EagerBackend(model, connector, stores=stores)
+        found = (torch.from_numpy(backend.run(x.numpy())) for x in pixels)
+        return min(worst_sqnr(y, z) for y, z in zip(expected, found, strict=True))
 
     stride = reference.config.stride
     shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
@@ -203,6 +211,13 @@ def _bounded(
     small = _frame(checkpoint, *sides)
     probe = torch.cat([_values(reference, small.pixels(image)) for image in list(images.values())[:2]])
     return meet_bound(plain, quantized, calibration.bound, measure, probe, progress=progress)
+
+
+def _stores(options: ExportOptions) -> torch.dtype | None:
+    """The half type of what is not quantized, on the runtime that the verdict comes from."""
+    if options.policy.target == "openvino" and why_absent(get_target("openvino")) is None and has_bf16():
+        return torch.bfloat16
+    return torch.float16 if options.float_precision == "fp16" else None
 
 
 def _values(model: FastViTHD, levels: np.ndarray) -> Tensor:

@@ -36,6 +36,7 @@ CANDIDATES: dict[str, Candidate] = {
     "bf16-openvino": Candidate("fp32", "openvino", ("bf16",)),
     "ort-default": Candidate("ort-default", "onnxruntime"),
     "ort-best": Candidate("ort-best", "onnxruntime"),
+    "ort-our-layers": Candidate("ort-our-layers", "onnxruntime"),
     "nncf-default": Candidate("nncf-default", "openvino", ("f32", "bf16")),
     "nncf-transformer": Candidate("nncf-transformer", "openvino", ("f32", "bf16")),
     "modelopt-onnxruntime": Candidate("modelopt", "onnxruntime"),

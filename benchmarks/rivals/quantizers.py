@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
+from ...calibration.policy import Policy
 from ...encoder.checkpoint import Checkpoint
 from ...errors import UnavailableError
 from ...export.trace import INPUT_NAME
@@ -190,7 +192,7 @@ def _ort_default(job: Job, folder: Path) -> Path:
     return _quantize_static(job, folder, {})
 
 
-def _ort_best(job: Job, folder: Path) -> Path:
+def _ort_best(job: Job, folder: Path, *, our_layers: bool = False) -> Path:
     """The settings of the best signal over error found: fastvithd at 256 px, 8 samples, worst photograph in dB.
 
     Defaults 9.6. Then uint8 x int8: min-max on every operator, per channel 10.5; on products alone, per tensor 9.8, per
@@ -208,15 +210,21 @@ def _ort_best(job: Job, folder: Path) -> Path:
             "CalibStridedMinMax": 1,
         },
     }  # fmt: skip
-    return _quantize_static(job, folder, settings)
+    return _quantize_static(job, folder, settings, our_layers=our_layers)
 
 
-def _quantize_static(job: Job, folder: Path, settings: dict[str, Any]) -> Path:
+def _quantize_static(job: Job, folder: Path, settings: dict[str, Any], *, our_layers: bool = False) -> Path:
     from onnxruntime.quantization import quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared, model = folder / "prepared.onnx", folder / "model.onnx"
     quant_pre_process(str(job.fp32), str(prepared))
+    if our_layers:
+        nodes = onnx.load(str(prepared), load_external_data=False).graph.node
+        policy = Policy("onnxruntime-cpu")
+        settings = settings | {
+            "nodes_to_exclude": [n.name for n in nodes if not policy.quantizes(n.name.partition("/")[0])]
+        }
     quantize_static(str(prepared), str(model), _Reader(job.photographs), **settings)
     prepared.unlink()
     return model
@@ -265,6 +273,9 @@ TOOLS: dict[str, Tool] = {
     "ort-best": Tool(
         "quantize_static: QDQ, uint8 activations, int8 weights per channel, Conv, MatMul and Gemm, percentile 99.99",
         _ort_best, *ORT_NEEDS,
+    ),
+    "ort-our-layers": Tool(
+        "the same, told to quantize the layers of our policy alone", partial(_ort_best, our_layers=True), *ORT_NEEDS
     ),
     "nncf-default": Tool("nncf.quantize, defaults", partial(_nncf, transformer=False), *NNCF_NEEDS),
     "nncf-transformer": Tool(

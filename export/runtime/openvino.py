@@ -39,9 +39,8 @@ class OpenVinoBackend:
         core = openvino.Core()
         manifest = artifact.manifest
         # Left to itself OpenVINO computes float32 files in bfloat16 too, where the CPU has it.
-        has_bf16 = "BF16" in core.get_property(row.provider, "OPTIMIZATION_CAPABILITIES")
         # What int8 leaves out is faster in bfloat16, whatever type it has in the file.
-        bf16 = has_bf16 and (manifest.precision == "int8" or manifest.float_precision == "bf16")
+        bf16 = has_bf16() and (manifest.precision == "int8" or manifest.float_precision == "bf16")
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -77,6 +76,12 @@ class OpenVinoBackend:
 
     def _run(self, pixel_values: np.ndarray) -> Any:  # from an output to its array
         return self.request.infer([pixel_values.astype(self.input_dtype, copy=False)], share_inputs=True)
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor."""
+    device = get_target("openvino").provider
+    return "BF16" in import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
 def _fuses_wrongly(manifest: Manifest) -> bool:

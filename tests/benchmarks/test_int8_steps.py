@@ -9,6 +9,6 @@ def test_steps_pay() -> None:
     rows = {row["step"]: row["mean_db"] for row in measure(128, 24, "tiny", "onnxruntime-cpu", 1.0)}
     plain = rows["rounded to nearest, nearest"]
     equalized = rows["+ equalized stream, nearest"]
-    best = rows["+ compensated rounding, ranges by mse"]
+    best = rows["+ compensated rounding, ranges by weighted"]
     assert equalized > plain + 3  # of outlier channels
     assert best > equalized

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fvexport.calibration.data import calibration_data
+from fvexport.calibration.data import CalibrationData, calibration_data
 from fvexport.calibration.observe import observe
 from fvexport.calibration.stats import Stats
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
@@ -56,3 +58,46 @@ def held_out(photographs: dict[str, Path]) -> Tensor:
     """Two photographs that were not calibrated on, (2, 3, H, W)."""
     frame = Preprocessor(SIDE, SIDE)
     return torch.cat([torch.from_numpy(frame(photographs[name])) for name in ("astronaut", "coffee")])
+
+
+@pytest.fixture(scope="session")
+def data(photographs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> CalibrationData:
+    """Four whole photographs."""
+    listed = tmp_path_factory.mktemp("calibration") / "list.txt"
+    listed.write_text("\n".join(str(photographs[name]) for name in ("camera", "chelsea", "coins", "rocket")))
+    return calibration_data(listed, 4)
+
+
+@pytest.fixture
+def run(fused_tiny: FastViTHD, seeded_tiny: Checkpoint, data: CalibrationData, tmp_path: Path) -> Callable[..., Stats]:
+    """`observe` of `data`, with its cache in a folder of the test's own; takes other arguments by name."""
+
+    def call(**changed: Any) -> Stats:
+        given: dict[str, Any] = {
+            "model": fused_tiny, "info": seeded_tiny.info, "data": data, "preprocessor": Preprocessor(SIDE, SIDE),
+            "cache": tmp_path / "cache",
+        }  # fmt: skip
+        return observe(**(given | changed))
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def whole(
+    fused_tiny: FastViTHD, seeded_tiny: Checkpoint, data: CalibrationData, tmp_path_factory: pytest.TempPathFactory
+) -> Stats:
+    """What `run` gives where nothing disturbs it; not to be changed."""
+    return observe(fused_tiny, seeded_tiny.info, data, Preprocessor(SIDE, SIDE), cache=tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def same(tmp_path: Path) -> Callable[[Stats, Stats], bool]:
+    """Whether two are equal to the last bit, names apart."""
+
+    def call(*both: Stats) -> bool:
+        files = [tmp_path / f"compared.{number}" for number in range(2)]
+        for stats, file in zip(both, files, strict=True):
+            replace(stats, source="", checkpoint_source="").save(file)
+        return files[0].read_bytes() == files[1].read_bytes()
+
+    return call

@@ -83,7 +83,7 @@ def test_the_pair(made: CalibrationReport, checkpoint: Checkpoint, folder: Path)
     assert content | made.to_dict() == content
     wanted = {
         "schema_version": 1, "checkpoint": checkpoint.info.sha256, "height": 128, "width": 64, "framing": "pad",
-        "samples": 3, "source": str(folder), "variant": "tiny", "checkpoint_source": "seeded:0", "method": "mse",
+        "samples": 3, "source": str(folder), "variant": "tiny", "checkpoint_source": "seeded:0", "method": "weighted",
         "skipped": [],
     }  # fmt: skip
     assert {key: content[key] for key in wanted} == wanted
@@ -104,7 +104,7 @@ def test_ranges_cover_what_any_target_quantizes(made: CalibrationReport, checkpo
         assert (row.low, row.high) == (histogram.low.min().item(), histogram.high.max().item())
         assert min(0, row.low) <= row.chosen_low <= 0 <= row.chosen_high <= max(0, row.high)
         gelu = row.tap.endswith("fc1")
-        chosen = choose_range(histogram.merged(), "mse", symmetric=False, before_gelu=gelu)
+        chosen = choose_range(histogram.merged(), "weighted", symmetric=False, before_gelu=gelu)
         assert (row.chosen_low, row.chosen_high) == (chosen.low, chosen.high)
         assert (row.spread is None) == (len(histogram.low) == 1)
         assert row.spread is None or row.spread >= 1

@@ -89,6 +89,16 @@ def test_mse_beats_minmax_on_heavy_tails(kind: str, gain: float) -> None:
     assert error(x, pair["mse"], INT8) < gain * error(x, pair["minmax"], INT8)
 
 
+def test_weighted_clips_less_than_mse_and_little() -> None:
+    """What is clipped by more than a step has to be rare; a lone extreme is still given up for all others."""
+    x = values("heavy")
+    kept = histogram(x)
+    weighted, plain = (choose_range(kept, method, symmetric=True) for method in ("weighted", "mse"))
+    outside = [float((x.abs() > max(-found.low, found.high)).float().mean()) for found in (weighted, plain)]
+    assert outside[0] < 0.2 * outside[1]
+    assert weighted.high < float(x.abs().max()) + 1e-6
+
+
 def test_one_value_far_outside_is_given_up() -> None:
     """The best range may be a small part of all that was seen."""
     x = torch.cat([values("normal", seed) for seed in range(16)])
@@ -243,7 +253,7 @@ def test_quantizers() -> None:
 
 
 def test_unknown_method() -> None:
-    with pytest.raises(ConfigError, match="unknown calibration method 'max'; known are mse, minmax"):
+    with pytest.raises(ConfigError, match="unknown calibration method 'max'; known are weighted, mse, minmax"):
         choose_range(histogram(torch.ones(3)), "max", symmetric=False)
 
 

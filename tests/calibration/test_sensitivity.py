@@ -132,7 +132,7 @@ def test_a_bound_that_is_met(fused_tiny: FastViTHD, quantized: FastViTHD, held_o
     assert result.sqnr_db > 20 and len(calls) == 1
 
 
-@pytest.mark.parametrize("above", [0.5, 3.0, 8.0])
+@pytest.mark.parametrize("above", [-0.1, 3.0, 8.0])
 def test_a_bound_in_the_middle(
     fused_tiny: FastViTHD,
     quantized: FastViTHD,
@@ -146,7 +146,7 @@ def test_a_bound_in_the_middle(
     whole = measure(quantized)
     before, printed = copy.deepcopy(fused_tiny.state_dict()), repr(quantized)
     result = meet_bound(fused_tiny, quantized, whole + above, measure, held_out)
-    assert result.sqnr_db >= whole + above
+    assert result.sqnr_db >= whole + above + MARGIN_DB
     assert measure(result.model) == result.sqnr_db
     assert result.layers == found
     assert result.kept == [layer.name for layer in found[: len(result.kept)]]

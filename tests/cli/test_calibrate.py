@@ -37,7 +37,8 @@ def test_report(fvexport, photos: Path, tmp_path: Path) -> None:
     assert max(len(line) for line in lines if not line.startswith(("note:", "next:"))) <= 80
     assert "\x1b" not in outcome.out
     said = " ".join(outcome.out.split())  # rows may be folded
-    for word in ("seeded:0", "128x128", "3 from", "mse", "may be quantized", "FP16 ends at 65504", "my ranges.json"):
+    words = ("seeded:0", "128x128", "3 from", "weighted", "may be quantized", "FP16 ends at 65504", "my ranges.json")
+    for word in words:
         assert word in said
     assert "the 8 tensors whose largest and typical channel differ most" in said
     assert " stages.3.blocks.0.mlp.fc1:in " in outcome.out  # whole, so that it can be copied
@@ -46,7 +47,7 @@ def test_report(fvexport, photos: Path, tmp_path: Path) -> None:
     assert any("skipped 1 file" in note and "broken [1].png" in note for note in notes)
     assert any("2 photographs became 3 samples" in note for note in notes)
     content = json.loads((tmp_path / "my ranges.json").read_text())
-    assert content["method"] == "mse" and content["samples"] == 3
+    assert content["method"] == "weighted" and content["samples"] == 3
     assert {file.name for file in tmp_path.iterdir()} == {"my ranges.json", content["statistics"]["file"]}
 
 

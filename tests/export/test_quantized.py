@@ -390,7 +390,7 @@ def test_manifest_round_trip(made: Made, case: str) -> None:
     assert record["bound_db"] is None
     assert record["data"]["samples"] == 4 and record["data"]["source"] == "sample"
     assert len(record["data"]["fingerprint"]) == 64
-    assert record["method"] == ("minmax" if record["format"] == "fp8" else "mse")
+    assert record["method"] == ("minmax" if record["format"] == "fp8" else "weighted")
     streams = ["stream"] if record["target"] == "onnxruntime-cpu" else []
     assert record["equalization"] == ["ffn", "norm", "values", *streams]
     assert (BLOCK_SCALES_FILE in manifest.files) == bool(streams)
