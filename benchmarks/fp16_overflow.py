@@ -61,7 +61,7 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
         files = {"fp16, naive": naive(reparameterize(checkpoint.encoder), res, folder / "naive.onnx")}
         notices = {"fp16, naive": ""}
         for precision in ("fp16", "bf16"):
-            options = ExportOptions(height=res, width=res, precision=precision)  # type: ignore[arg-type]
+            options = ExportOptions(height=res, width=res, precision=precision)
             report = export_onnx(checkpoint, folder / precision, options=options, parity=False)
             files[precision] = report.artifact
             notices[precision] = " ".join(note for note in report.notices if "FP16" in note)
@@ -78,21 +78,22 @@ def large_stream(variant: str, factor: float) -> Checkpoint:
     from ..encoder.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(None, variant=variant)
-    stage, after = checkpoint.encoder.stages[3], checkpoint.encoder.stages[4]
+    stage: Any = checkpoint.encoder.stages[3]
+    after: Any = checkpoint.encoder.stages[4]
     with torch.no_grad():
-        encoding = stage.pos_emb.pos_enc  # type: ignore[union-attr]
+        encoding = stage.pos_emb.pos_enc
         # x + conv(x) becomes factor * (x + conv(x)); a depthwise kernel's middle is its own channel.
         middle = encoding.kernel_size[0] // 2
         encoding.weight[:, 0, middle, middle] += 1
         encoding.weight *= factor
         encoding.bias *= factor
         encoding.weight[:, 0, middle, middle] -= 1
-        for block in stage.blocks:  # type: ignore[union-attr]
+        for block in stage.blocks:
             block.layer_scale_1.gamma *= factor
             block.layer_scale_2.gamma *= factor
             block.norm.eps *= factor**2
             block.mlp.conv.conv.weight /= factor
-        for reader in (after.downsample.proj[0].large_conv, after.downsample.proj[0].small_conv):  # type: ignore[union-attr,index]
+        for reader in (after.downsample.proj[0].large_conv, after.downsample.proj[0].small_conv):
             reader.conv.weight /= factor
     return checkpoint
 

@@ -69,7 +69,7 @@ def measure(count: int, samples: int) -> Iterator[dict[str, Any]]:
                 calibration=_calibration(options, calib, samples),
             )  # fmt: skip
             runner = make_backend(report.artifact, backend, stored_half=backend == "onnxruntime-cpu")
-            answers = right(lambda pixels, run=runner.run: run(pixels.astype(np.float32) / 255), count)
+            answers = right(_features(runner), count)
             first = answers if first is None else first
             changed = float((answers != first).mean())
             yield {
@@ -77,6 +77,11 @@ def measure(count: int, samples: int) -> Iterator[dict[str, Any]]:
                 "points": 100 * float(answers.mean() - first.mean()), "changed": changed,
                 "error": 100 * (changed / count) ** 0.5,
             }  # fmt: skip
+
+
+def _features(runner: Any) -> Any:
+    """Pixels (B, 3, H, W) uint8 -> tokens, through a backend."""
+    return lambda pixels: runner.run(pixels.astype("float32") / 255)
 
 
 def _calibration(options: Any, calib: Path, samples: int) -> Any:

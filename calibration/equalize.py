@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..encoder.config import MIXERS
-from ..encoder.fastvithd import Attention, FastViTHD, Stage
+from ..encoder.fastvithd import Attention, FastViTHD, RepMixerBlock, Stage
 from ..errors import ConfigError
 from .policy import Policy
 from .statistics import Histogram
@@ -107,12 +107,12 @@ def _equalize_streams(model: FastViTHD, stats: Stats, policy: Policy) -> dict[st
         if MIXERS[index] == "attention":
             continue  # LayerNorm ties the channels of the stream together
         factor: Tensor | None = None  # of the stream that comes in
-        for number, block in enumerate(cast("nn.Sequential", stage.blocks)):
+        for number, block in enumerate(cast("list[RepMixerBlock]", list(stage.blocks))):
             name = f"stages.{index}.blocks.{number}"
             fc2 = f"{name}.mlp.fc2"
             width = model.config.dims[index]
             new = 1 / _scale(stats, fc2) if policy.quantizes_output(fc2) else torch.ones(width)
-            mixer, mlp = block.token_mixer.reparam_conv, block.mlp  # type: ignore[union-attr]
+            mixer, mlp = block.token_mixer.reparam_conv, block.mlp
             _divide_outputs(mixer, 1 / new)
             if factor is not None:
                 _divide_inputs(mixer, factor)
@@ -121,13 +121,10 @@ def _equalize_streams(model: FastViTHD, stats: Stats, policy: Policy) -> dict[st
             if fc2 in stats.histograms:
                 _rescale(stats, fc2, new)
             factor = done[name] = new
-        following = (
-            model.stages[index + 1].downsample.proj[0].reparam_conv  # type: ignore[union-attr,index]
-            if index + 1 < len(model.stages)
-            else model.final_conv.reparam_conv
-        )
+        last = index + 1 == len(model.stages)
+        following = "final_conv" if last else f"stages.{index + 1}.downsample.proj.0"
         assert factor is not None
-        _divide_inputs(following, factor)
+        _divide_inputs(model.get_submodule(f"{following}.reparam_conv"), factor)
     return {name: factor for name, factor in done.items() if not bool((factor == 1).all())}
 
 

@@ -46,7 +46,7 @@ class _KeepsFp8(nn.Module):
         stored = {k: b for k, b in self._buffers.items() if b is not None and b.dtype == FP8}
         for name in stored:
             del self._buffers[name]
-        result = super()._apply(fn, recurse)
+        result = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in stored.items():
             device = fn(torch.empty(0, device=buffer.device)).device
             self._buffers[name] = buffer.to(device)

@@ -138,7 +138,7 @@ def calibration_from(precision: str, given: dict[str, Any]) -> Any:
     from ..calibration.options import CalibrationOptions
     from ..export.options import QUANTIZED
 
-    takes = {"fp16": ("calib", "ranges", "samples"), **dict.fromkeys(QUANTIZED, tuple(given))}.get(precision, ())
+    takes = tuple(given) if precision in QUANTIZED else ("calib", "ranges", "samples") if precision == "fp16" else ()
     for name, value in given.items():
         if value is not None and name not in takes:
             raise click.UsageError(

@@ -47,7 +47,7 @@ class OnnxRuntimeBackend:
         precision = artifact.manifest.float_precision
         rounds = precision in WORDS and (stored_half or precision not in row.precisions)
         self.name = target
-        self.stores = None
+        self.stores: str | None = None
         self.taps = tuple(taps)
         self.computes = f"float32, each stored value rounded to {WORDS[precision]}" if rounds else "natively"
         options = ort.SessionOptions()

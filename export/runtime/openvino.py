@@ -51,7 +51,7 @@ class OpenVinoBackend:
         if bf16 and _fuses_wrongly(manifest):
             settings["SNIPPETS_MODE"] = "DISABLE"
         self.name = target
-        self.stores = "bf16" if bf16 else None
+        self.stores: str | None = "bf16" if bf16 else None
         self.taps = tuple(taps)
         words = "bfloat16" if bf16 else "float32"
         quantized = {"int8": f"int8, all else in {words}", "fp8": f"{words}, rounded to FP8 at each Q/DQ pair"}

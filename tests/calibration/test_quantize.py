@@ -100,7 +100,7 @@ def test_ranges_hold_what_was_seen(fused_tiny: FastViTHD, stats_tiny: Stats) -> 
             histogram = stats_tiny.histograms[f"{name}:in"]
             low, high = min(0.0, float(histogram.low.min())), max(0.0, float(histogram.high.max()))
             entry, scale = layer.input_quantizer, float(layer.input_quantizer.scale)
-            if policy.symmetric if hasattr(policy, "symmetric") else policy.scheme.symmetric:
+            if policy.scheme.symmetric:
                 assert scale * (448 if policy.fmt == "fp8" else 127) == pytest.approx(max(-low, high), rel=1e-5)
             else:
                 assert scale * 255 == pytest.approx(high - low, rel=1e-5)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fvexport.calibration.options import CalibrationOptions
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.export.artifact import Artifact
-from fvexport.export.onnx import export_onnx
+from fvexport.export.onnx import ExportReport, export_onnx
 from fvexport.export.options import ExportOptions
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
@@ -59,6 +60,31 @@ def static(exported: Export) -> Artifact:
 def dynamic(exported: Export) -> Artifact:
     """Any batch, any resolution."""
     return exported(batch=None, dynamic_res=True)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Callable[[str], ExportReport]:
+    """`made(case)`: the report of a quantized export with its verdict, made once. Not to be written to."""
+    cases: dict[str, dict[str, Any]] = {
+        "tensorrt": {"precision": "int8"},
+        "onnxruntime-cpu": {"precision": "int8", "target": "onnxruntime-cpu"},
+        "openvino, as traced": {"precision": "int8", "target": "openvino", "simplify": False},
+        "fp8, projector": {"precision": "fp8", "projector": True},
+        "any size, uint8": {
+            "precision": "int8", "target": "onnxruntime-cpu", "batch": None, "dynamic_res": True, "input": "uint8",
+        },
+    }  # fmt: skip
+    reports: dict[str, ExportReport] = {}
+
+    def export(case: str) -> ExportReport:
+        if case not in reports:
+            source: Any = GOLDEN / "llava_tiny" if "projector" in case else tiny
+            out = tmp_path_factory.mktemp("quantized") / "made"
+            options = ExportOptions(height=128, width=128, **cases[case])
+            reports[case] = export_onnx(source, out, options=options, calibration=CalibrationOptions(samples=4))
+        return reports[case]
+
+    return export
 
 
 @pytest.fixture

@@ -156,7 +156,9 @@ def test_a_harmless_model_stays_as_it_is(exported: Any, tiny: Checkpoint) -> Non
     graph, _ = simplified(trace(ExportModule(plain, None, HALF), HALF), HALF, tiny.encoder.config)
     written = onnx.load(artifact.model_path)
     nodes = [(n.op_type, list(n.input), list(n.output)) for n in written.graph.node]
-    assert nodes == [(n.op_type, [v.name if v else "" for v in n.inputs], [v.name for v in n.outputs]) for n in graph.graph]
+    assert nodes == [
+        (n.op_type, [v.name if v else "" for v in n.inputs], [v.name for v in n.outputs]) for n in graph.graph
+    ]
     weights = {t.name: numpy_helper.to_array(t) for t in written.graph.initializer}
     checked = 0
     for name, value in plain.half().state_dict().items():
@@ -166,7 +168,9 @@ def test_a_harmless_model_stays_as_it_is(exported: Any, tiny: Checkpoint) -> Non
     assert checked > 60
 
 
-def test_other_precisions_are_not_looked_at(tiny: Checkpoint, large: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_precisions_are_not_looked_at(
+    tiny: Checkpoint, large: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Float32 and bfloat16 have the range."""
     monkeypatch.setattr(preparing, "observe_peaks", None)
     for checkpoint in (tiny, large):
