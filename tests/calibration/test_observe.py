@@ -73,7 +73,9 @@ def test_extremes_are_those_of_plain_hooks(fused_tiny: FastViTHD, data: Calibrat
         if len(histogram.low) == 1:
             axes = tuple(range(seen[tap][0].ndim))
         low, high = (torch.stack([f(x, axes) for x in seen[tap]]) for f in (torch.amin, torch.amax))
-        assert torch.equal(histogram.low, low.amin(0).view(-1)) and torch.equal(histogram.high, high.amax(0).view(-1))
+        # Not equal to the last bit: convolutions sum in another order on other numbers of threads.
+        torch.testing.assert_close(histogram.low, low.amin(0).view(-1), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(histogram.high, high.amax(0).view(-1), rtol=1e-5, atol=1e-6)
 
 
 def test_samples_where_all_positions_are_taken(fused_tiny: FastViTHD, data: CalibrationData, whole: Stats) -> None:
@@ -124,7 +126,8 @@ def test_peaks_alone(fused_tiny: FastViTHD, data: CalibrationData, whole: Stats)
     """The same values, of fewer taps, in the order of running."""
     calls: list[tuple[str, int, int | None]] = []
     peaks = observe_peaks(fused_tiny, data, FRAME, progress=lambda *call: calls.append(call))
-    assert peaks.items() <= whole.amax.items()
+    assert peaks.keys() <= whole.amax.keys()
+    assert peaks == pytest.approx({tap: whole.amax[tap] for tap in peaks}, rel=1e-5)
     assert calls == [("calibrate", done, COUNT) for done in range(COUNT + 1)]
     assert not hooks(fused_tiny)
 
