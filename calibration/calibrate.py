@@ -7,7 +7,6 @@ statistics that an export needs besides stand in a safetensors file beside it, w
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -23,6 +22,7 @@ from ..encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError, first_line
+from ..hashing import file_sha256
 from ..progress import Progress, silent
 from .data import calibration_data
 from .observe import observe
@@ -175,7 +175,7 @@ def write_ranges(report: CalibrationReport) -> None:
     with scratch_beside(path) as scratch:
         try:
             report.stats.write(scratch)
-            digest = _sha256(scratch)
+            digest = file_sha256(scratch)
             side = path.with_name(f"{path.stem}-{digest[:12]}.safetensors")
             content = report.to_dict() | {"statistics": {"file": side.name, "sha256": digest}}
             orphan = None if side.exists() else side
@@ -217,17 +217,9 @@ def load_ranges(path: Path) -> Stats:
     if not side.is_file():
         raise ConfigError(f"{side} is gone, which holds the statistics of {path}; copy both files, or {AGAIN}")
     try:
-        found = _sha256(side)
+        found = file_sha256(side)
     except OSError as error:
         raise ConfigError(f"{side} cannot be read ({error.strerror or error})") from None
     if found != wanted:
         raise ConfigError(f"{side} is not the file that {path} was written with; {AGAIN}")
     return Stats.load(side)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -7,20 +7,11 @@ from typing import Any
 
 import click
 
-from ..encoder.config import VARIANTS
-from .options import Named, Resolution, calibration_options, json_option, verbose_option
+from .options import calibration_options, checkpoint_options, json_option, verbose_option
 
 
 @click.command("calibrate")
-@click.option(
-    "--checkpoint", metavar="SRC", help="File, folder or Hugging Face id; without it seeded weights that mean nothing."
-)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hugging Face checkpoint.")
-@click.option("--variant", type=Named(VARIANTS), help="Architecture; found out from a checkpoint, else fastvithd.")
-@click.option("--seed", type=int, metavar="N", help="For seeded weights.  [default: 0]")
-@click.option(
-    "--res", type=Resolution(), metavar="1024|HxW", default="1024", show_default=True, help="Multiples of 64 pixels."
-)
+@checkpoint_options
 @calibration_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="ranges.json to write.")
 @click.option("--force", is_flag=True, help="Replace a file that stands there.")

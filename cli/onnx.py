@@ -8,13 +8,12 @@ from typing import Any, get_args
 
 import click
 
-from ..encoder.config import VARIANTS
 from ..export.options import DEFAULT_OPSET, OPSETS, QUANTIZED, InputKind, IoKind
 from .options import (
     Batch,
     Named,
-    Resolution,
     calibration_from,
+    checkpoint_options,
     json_option,
     precision_options,
     quantization_options,
@@ -23,15 +22,7 @@ from .options import (
 
 
 @click.command("onnx")
-@click.option(
-    "--checkpoint", metavar="SRC", help="File, folder or Hugging Face id; without it seeded weights that mean nothing."
-)
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hugging Face checkpoint.")
-@click.option("--variant", type=Named(VARIANTS), help="Architecture; found out from a checkpoint, else fastvithd.")
-@click.option("--seed", type=int, metavar="N", help="For seeded weights.  [default: 0]")
-@click.option(
-    "--res", type=Resolution(), metavar="1024|HxW", default="1024", show_default=True, help="Multiples of 64 pixels."
-)
+@checkpoint_options
 @click.option(
     "--batch", type=Batch(), metavar="N|dynamic", default="1", show_default=True, help="Images per call, or any number."
 )

@@ -16,6 +16,7 @@ import click
 
 from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
+from ..encoder.config import VARIANTS
 from ..errors import ConfigError
 from ..export.options import PRECISIONS, parse_batch, parse_resolution
 from ..export.targets import TARGETS
@@ -66,6 +67,32 @@ class Batch(click.ParamType):  # type: ignore[type-arg]
             return parse_batch(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
+
+
+def checkpoint_options(command: F) -> F:
+    """`--checkpoint`, `--revision`, `--variant`, `--seed`, `--res`: which weights, and at which resolution."""
+    for option in (
+        click.option(
+            "--res",
+            type=Resolution(),
+            metavar="1024|HxW",
+            default="1024",
+            show_default=True,
+            help="Multiples of 64 pixels.",
+        ),
+        click.option("--seed", type=int, metavar="N", help="For seeded weights.  [default: 0]"),
+        click.option(
+            "--variant", type=Named(VARIANTS), help="Architecture; found out from a checkpoint, else fastvithd."
+        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hugging Face checkpoint."),
+        click.option(
+            "--checkpoint",
+            metavar="SRC",
+            help="File, folder or Hugging Face id; without it seeded weights that mean nothing.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def precision_options(command: F) -> F:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ArtifactError, first_line
+from ..hashing import file_sha256
 from .manifest import Manifest
 from .place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
 
@@ -88,7 +88,7 @@ class Artifact:
             size = file.stat().st_size
             if size != entry["bytes"]:
                 raise ArtifactError(f"{file} has {size} bytes instead of {entry['bytes']}; {AGAIN}")
-            if verify and _sha256(file) != entry.get("sha256"):
+            if verify and file_sha256(file) != entry.get("sha256"):
                 raise ArtifactError(f"{file} was changed after its export (SHA-256 differs); {AGAIN}")
         check_external_data(self.model_path)
 
@@ -138,18 +138,10 @@ def _is_file(path: Path) -> bool:
 def describe_files(folder: Path) -> dict[str, dict[str, object]]:
     """Size and SHA-256 of every file of a folder but the manifest."""
     return {
-        file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
         for file in sorted(folder.iterdir())
         if file.name != MANIFEST_FILE
     }
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # --- writing -----------------------------------------------------------------------------------
