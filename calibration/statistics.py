@@ -117,7 +117,8 @@ class Histogram:
         self._grow(rows.abs().amax(0))
         channels, bins = self.counts.shape
         half = bins // 2
-        scale = torch.where(self.limit > 0, half / self.limit, 0.0)
+        # In float64: in float32 a tiny negative value beside a huge one would become 0, and land on the other side.
+        scale = torch.where(self.limit > 0, half / self.limit.double(), 0.0)
         # A power of two, and the sum is of integers: a value lands in the same bin whatever the range was before.
         index = (rows * scale).floor_().long().clamp_(-half, half - 1)
         index += torch.arange(channels) * bins + half
