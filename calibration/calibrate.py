@@ -23,13 +23,14 @@ from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError, first_line
 from ..hashing import file_sha256
+from ..place import scratch_beside
 from ..progress import Progress, silent
 from .data import calibration_data
+from .equalize import QUANTILE
 from .observe import observe
 from .options import DEFAULT_SAMPLES, CalibrationOptions, Method
-from .policy import row_of
 from .ranges import choose_range
-from .stats import UNREADABLE, Stats, scratch_beside
+from .stats import UNREADABLE, Stats
 
 SCHEMA_VERSION = 1
 AGAIN = "run `fvexport calibrate` again"
@@ -159,10 +160,9 @@ def tensor_ranges(stats: Stats, method: Method) -> list[TensorRange]:
         name = tap.removesuffix(":in")
         before_gelu = tap == name and name.endswith("fc1")
         chosen = choose_range(histogram.merged(), method, symmetric=False, before_gelu=before_gelu)
-        size = histogram.quantile(0.999)
+        size = histogram.quantile(QUANTILE)
         alive = size[size > 0]
         spread = float(alive.max() / alive.log().mean().exp()) if len(size) > 1 and len(alive) else None
-        assert row_of(name) is not None
         low, high = float(histogram.low.min()), float(histogram.high.max())
         rows.append(TensorRange(tap, low, high, chosen.low, chosen.high, spread))
     return rows

@@ -7,12 +7,8 @@ model). While a run is not finished they are kept exactly, so that it ends the s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ConfigError, first_line
+from ..place import prepare, scratch_beside
 from .statistics import Histogram, Moments
 
 FORMAT = 1
@@ -117,7 +114,7 @@ class Stats:
     def save(self, path: Path) -> None:
         """Writes the file beside `path` and renames it; a killed run leaves the old one."""
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            prepare(path)  # a killed run leaves some 0.4 GB
             with scratch_beside(path) as scratch:
                 self.write(scratch)
                 scratch.replace(path)
@@ -173,17 +170,6 @@ class Stats:
         except UNREADABLE as error:
             raise ConfigError(f"{path} holds no calibration statistics ({first_line(error)}); {again}") from None
         return stats
-
-
-@contextlib.contextmanager
-def scratch_beside(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no other run has; what is left there at the end is removed."""
-    scratch = path.with_name(f".{path.name}.writing-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        yield scratch
-    finally:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
 
 
 def _pack(moments: Moments, *, exact: bool) -> dict[str, Tensor]:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import ArtifactError, first_line
 from ..hashing import file_sha256
+from ..place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
 from .manifest import Manifest
-from .place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
 
 if TYPE_CHECKING:
     import onnx

@@ -20,8 +20,8 @@ import numpy as np
 
 from .. import __version__
 from ..errors import ArtifactError, ConfigError, ImageError
+from ..place import check_place, os_errors, prepare, scratch_beside
 from ..progress import Progress, silent
-from .place import check_place, os_errors, prepare, scratch_beside
 from .runtime.encoder import Encoder
 
 METADATA = "__metadata__"

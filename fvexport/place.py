@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import ArtifactError
+from .errors import ArtifactError
 
 # Scratch in use by this process. (A killed run's may carry our number: in containers they repeat.)
 _ACTIVE: set[Path] = set()

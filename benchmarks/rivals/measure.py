@@ -12,13 +12,14 @@ from ...errors import UnavailableError, first_line
 from ...export.artifact import MODEL_FILE
 from ...export.figures import Figures, compare
 from ...export.runtime.eager import EagerBackend
+from ...export.runtime.openvino import has_bf16
 from ...progress import Progress, silent
 from ..paired import time_paired
 from .candidates import BASELINE, CANDIDATES, Row
 from .data import Floats, Photographs
 from .outliers import with_outliers
 from .quantizers import TOOLS, Job, Made, make, release
-from .runners import Hint, Runner, has_bf16, load, why_absent
+from .runners import Hint, Runner, load, why_absent
 
 TIMED_ON = "chelsea"
 PROBE_ROUNDS = 3

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from ...export.targets import import_openvino
 from .data import Floats
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -18,13 +19,6 @@ Runner: TypeAlias = Callable[[Floats], Floats]
 def why_absent(runtime: Runtime) -> str | None:
     """None where `runtime` is installed, else the reason."""
     return None if importlib.util.find_spec(runtime) else f"{runtime} is not installed"
-
-
-def has_bf16() -> bool:
-    """Whether OpenVINO computes in BF16 on this processor."""
-    import openvino as ov
-
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def load(path: Path, runtime: Runtime, threads: int, hint: Hint = "f32") -> Runner:
@@ -46,8 +40,7 @@ def _onnxruntime(path: Path, threads: int) -> Runner:
 
 
 def _openvino(path: Path, threads: int, hint: Hint) -> Runner:
-    import openvino as ov
-
+    ov = import_openvino()
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint}
     request = ov.Core().compile_model(str(path), "CPU", settings).create_infer_request()
     return lambda x: request.infer([x], share_inputs=True)[0]

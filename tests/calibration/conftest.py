@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,3 +103,19 @@ def same(tmp_path: Path) -> Callable[[Stats, Stats], bool]:
         return files[0].read_bytes() == files[1].read_bytes()
 
     return call
+
+
+@pytest.fixture
+def full_disk() -> AbstractContextManager[None]:
+    """Within it no file may grow past 4096 bytes, as on a disk that is full."""
+
+    @contextmanager
+    def limited() -> Iterator[None]:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return limited()

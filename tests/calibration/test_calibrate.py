@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -187,21 +185,10 @@ def test_force_over_another_file(again: Any, tmp_path: Path, content: str) -> No
     assert (tmp_path / "photo.safetensors").read_text() == "mine"
 
 
-@contextmanager
-def full_disk(bytes_left: int) -> Iterator[None]:
-    """No file may grow past so many bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_the_old_pair(again: Any) -> None:
+def test_a_full_disk_leaves_the_old_pair(again: Any, full_disk: AbstractContextManager[None]) -> None:
     first = again()
     before = {file: file.read_bytes() for file in first.out.parent.iterdir()}
-    with full_disk(4096), pytest.raises(ConfigError, match=r"cannot write .*ranges\.json .*--out"):
+    with full_disk, pytest.raises(ConfigError, match=r"cannot write .*ranges\.json .*--out"):
         again(samples=2, force=True)
     assert {file: file.read_bytes() for file in first.out.parent.iterdir()} == before
     assert load_ranges(first.out).done == 1

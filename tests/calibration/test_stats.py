@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -248,24 +246,13 @@ def test_other_files(tmp_path: Path) -> None:
 # Places that cannot be written
 
 
-@contextmanager
-def full_disk(bytes_left: int = 4096) -> Iterator[None]:
-    """No file may grow past so many bytes, as on a disk that is full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_leaves_the_old_file(stats: Stats, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_file(stats: Stats, tmp_path: Path, full_disk: AbstractContextManager[None]) -> None:
     file = tmp_path / "a.safetensors"
     stats.save(file)
     before = file.read_bytes()
     later = copy.deepcopy(stats)
     later.source = "other"
-    with full_disk(), pytest.raises(ConfigError, match=r"cannot write .*a\.safetensors"):
+    with full_disk, pytest.raises(ConfigError, match=r"cannot write .*a\.safetensors"):
         later.save(file)
     assert file.read_bytes() == before
     assert names(tmp_path) == ["a.safetensors"]
