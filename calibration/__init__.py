@@ -1,8 +1,11 @@
 """Half and eight-bit models that keep the features: what is observed, and what is made of it.
 
+    options         what a calibration is asked for
     data            photographs to calibrate on
     statistics      what is kept of each activation: exact extremes, histograms, covariances
+    stats           all of it for one model, resolution and data set, as a file
     observe         runs the photographs through the fused model, resumable
+    calibrate       `ranges.json`, for several exports
     ranges          from a histogram to a scale: min-max, percentile, entropy, MSE
     policy          which layers carry Q/DQ for which target, and why
     equalize        per-channel scales moved through linear operations, outputs unchanged
