@@ -8,6 +8,7 @@ What lives here
     rules           what every exported graph must look like
     onnx            the main job: checkpoint -> artifact
     manifest        what an artifact says of itself
+    source          from an artifact back to its checkpoint, and to the module that was exported
     prepare         from a checkpoint to the module that is exported: fused, inside FP16, quantized
     artifact        the folder: opened with checks, written whole or not at all
     figures         error statistics between two sets of features

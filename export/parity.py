@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ..calibration.fp16 import Fp16Plan, fit_fp16
-from ..encoder.checkpoint import Checkpoint, load_checkpoint
+from ..encoder.checkpoint import Checkpoint
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import HELD_OUT, ImageLike, find_images, sample_images
-from ..encoder.reparameterize import reparameterize
-from ..errors import ArtifactError, CheckpointError, ConfigError
+from ..errors import ConfigError
 from ..progress import Progress, silent
 from .artifact import Artifact
 from .figures import Figures, compare, worst
@@ -33,6 +31,8 @@ from .manifest import Manifest
 from .runtime.backends import ArtifactBackend, make_backend
 from .runtime.eager import EagerBackend
 from .runtime.encoder import preprocessor_of
+from .source import exported_module, source_checkpoint
+from .targets import get_target
 from .trace import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
@@ -165,7 +165,9 @@ def check_parity(
     reference = EagerBackend(checkpoint.encoder, connector)
     uint8 = manifest.input["dtype"] == "uint8"
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
-    candidate = make_backend(artifact, backend, stored_half=backend == "onnxruntime-cpu", taps=taps)
+    candidate = make_backend(
+        artifact, backend, stored_half=get_target(backend).rounds_stored, taps=taps, checkpoint=checkpoint
+    )
     own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {}, manifest)
 
@@ -201,9 +203,7 @@ def _own(
     if exported is None:
         if manifest.quantization:
             return None
-        exported = reparameterize(checkpoint.encoder)
-        if manifest.fp16:
-            exported = fit_fp16(exported, Fp16Plan.from_dict(manifest.fp16))
+        exported = exported_module(manifest, checkpoint, uint8_input=False)
     return EagerBackend(exported, connector, stores=stores)
 
 
@@ -228,49 +228,6 @@ def judge(
     if bound_db is not None and not figures.sqnr_db >= bound_db:
         return "fail", f"SQNR {figures.sqnr_db:.1f} dB is under the {bound_db:.1f} dB asked for"
     return "pass", f"relative L2 error {figures.rel_l2:.1e} within {bound:.1e}"
-
-
-def source_checkpoint(artifact: Artifact, source: str | None = None) -> Checkpoint:
-    """Loads the checkpoint an artifact was made from.
-
-    Raises:
-        ArtifactError: what stands at `source` (or where the manifest says) has other weights.
-        CheckpointError: nothing usable stands there.
-    """
-    made_from = artifact.manifest.checkpoint
-    if source is None and made_from["form"] == "seeded":
-        if artifact.manifest.variant == "custom":
-            raise ArtifactError(f"{artifact.path} has seeded weights of a custom architecture; name its --checkpoint")
-        checkpoint = load_checkpoint(
-            None, variant=artifact.manifest.variant, seed=int(made_from["source"].removeprefix("seeded:"))
-        )
-    else:
-        try:
-            checkpoint = load_checkpoint(
-                source or made_from["source"], revision=made_from.get("revision") if source is None else None
-            )
-        except CheckpointError as error:
-            if source is not None:
-                raise
-            raise CheckpointError(
-                f"{artifact.path} was made from {made_from['source']}, which cannot be loaded now ({error}); "
-                "name its place with --checkpoint"
-            ) from error
-    wanted = artifact.manifest.checkpoint["sha256"]
-    if checkpoint.info.sha256 != wanted:
-        raise ArtifactError(
-            f"{artifact.path} was made from other weights (sha256 {wanted[:12]}…) than {checkpoint.info.source} "
-            f"({checkpoint.info.sha256[:12]}…); name the right one with --checkpoint, or export again"
-        )
-    if artifact.manifest.options.get("projector"):
-        if checkpoint.connector is None:
-            raise ArtifactError(f"{artifact.path} ends with a connector and {checkpoint.info.source} has none")
-        if checkpoint.info.connector_sha256 != made_from.get("connector_sha256"):
-            raise ArtifactError(
-                f"{artifact.path} ends with another connector than that of {checkpoint.info.source}; "
-                "name the right one with --checkpoint, or export again"
-            )
-    return checkpoint
 
 
 def photographs(images: Images) -> dict[str, ImageLike]:

@@ -28,6 +28,7 @@ class Target:
         install: the command that installs it.
         provider: the runtime's own name for the place: a provider of onnxruntime, a device of OpenVINO.
         note: what a user should know.
+        rounds_stored: can compute half precision as a GPU stores it (`stored_half`), which parity then asks for.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Target:
     install: str
     provider: str | None = None
     note: str = ""
+    rounds_stored: bool = False
 
 
 TARGETS: tuple[Target, ...] = (
@@ -46,6 +48,7 @@ TARGETS: tuple[Target, ...] = (
         f"pip install {ORT_PACKAGE}",
         "CPUExecutionProvider",
         "fp16 is computed in float32; bf16 in float32 with every stored value rounded",
+        rounds_stored=True,
     ),
     Target(
         "onnxruntime-cuda",
@@ -62,6 +65,21 @@ TARGETS: tuple[Target, ...] = (
         'pip install "fvexport[openvino]"',
         "CPU",
         "fp16 is computed in float32; so is bf16 where the CPU has no bfloat16",
+    ),
+    Target(
+        "eager",
+        ("fp32", "fp16", "bf16"),
+        "torch",
+        "pip install torch",
+        note="PyTorch's own fused model, from the artifact's checkpoint; on a CPU fp16 is computed in float32",
+        rounds_stored=True,
+    ),
+    Target(
+        "torch-compile",
+        ("fp32", "fp16", "bf16"),
+        "torch",
+        "apt-get install g++  # or another C++ compiler",
+        note="the same through torch.compile, which takes a minute at the first image",
     ),
 )
 
@@ -89,8 +107,10 @@ def why_absent(target: Target) -> str | None:
 
         if target.provider not in onnxruntime.get_available_providers():
             return f"this onnxruntime has no {target.provider}"
-        if target.provider == "CUDAExecutionProvider" and not _has_cuda_gpu():
+        if target.provider == "CUDAExecutionProvider" and not has_cuda_gpu():
             return "no NVIDIA GPU found"
+    elif target.name == "torch-compile":
+        return _why_no_compiler()
     return None
 
 
@@ -115,7 +135,16 @@ def import_openvino() -> Any:
     return openvino
 
 
-def _has_cuda_gpu() -> bool:
+def _why_no_compiler() -> str | None:
+    """torch.compile writes C++ for the CPU, which something has to compile."""
+    import os
+    import shutil
+
+    compilers = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
+    return None if any(name and shutil.which(name) for name in compilers) else "no C++ compiler found"
+
+
+def has_cuda_gpu() -> bool:
     """Whether NVIDIA's driver sees a GPU; asked of the driver, since torch may be a CPU build."""
     import ctypes
 

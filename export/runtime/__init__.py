@@ -5,7 +5,8 @@
     openvino        Intel's and other CPUs through OpenVINO
     backends        which of them runs a target
     rounding        half precision on hardware that has none, value by value
-    eager           the PyTorch model itself, as the reference and as a backend
+    eager           the PyTorch model itself, as the reference of every comparison
+    pytorch         the model of an artifact's checkpoint: eager and torch.compile
     encoder         `Encoder`: images in, features out, whatever runs underneath
 
 May import `export` and `encoder`; is imported by `export.parity`, `benchmarks` and `cli`.
@@ -17,10 +18,11 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "backends": ["make_backend"],
-        "base": ["Backend"],
+        "base": ["Backend", "TensorBackend"],
         "eager": ["EagerBackend"],
         "encoder": ["Encoder"],
         "onnxruntime": ["OnnxRuntimeBackend"],
         "openvino": ["OpenVinoBackend"],
+        "pytorch": ["PyTorchBackend"],
     },
 )

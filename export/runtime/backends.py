@@ -7,11 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
+from ...encoder.checkpoint import Checkpoint
 from ..artifact import Artifact
 from ..targets import get_target
 from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
 from .openvino import OpenVinoBackend
+from .pytorch import PyTorchBackend
 
 
 class ArtifactBackend(Backend, Protocol):
@@ -29,8 +31,9 @@ class ArtifactBackend(Backend, Protocol):
 
 
 def make_backend(
-    artifact: Artifact, target: str, *, threads: int | None = None, stored_half: bool = False, taps: Sequence[str] = ()
-) -> ArtifactBackend:
+    artifact: Artifact, target: str, *, threads: int | None = None, stored_half: bool = False,
+    taps: Sequence[str] = (), checkpoint: Checkpoint | str | None = None,
+) -> ArtifactBackend:  # fmt: skip
     """The backend that runs `artifact` on `target`.
 
     Args:
@@ -39,6 +42,7 @@ def make_backend(
         threads: for one operator; None leaves it to the runtime.
         stored_half: round each stored value of a half-precision file, where the runtime can (see `rounding`).
         taps: names of inner tensors to return too, by `run_taps`.
+        checkpoint: where a backend that runs the model itself takes its weights; the artifact's own source by default.
 
     Raises:
         UnavailableError: no such target, or it cannot run here.
@@ -48,5 +52,10 @@ def make_backend(
         "onnxruntime": OnnxRuntimeBackend,
         "openvino": OpenVinoBackend,
     }
-    maker = makers[get_target(target).module]
+    module = get_target(target).module
+    if module == "torch":
+        return PyTorchBackend(
+            artifact, target, threads=threads, stored_half=stored_half, taps=taps, checkpoint=checkpoint
+        )
+    maker = makers[module]
     return maker(artifact, target, threads=threads, stored_half=stored_half, taps=taps)

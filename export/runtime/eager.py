@@ -46,14 +46,24 @@ class EagerBackend:
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """`pixel_values` (B, 3, H, W), float32 in [0, 1], or uint8 for a uint8 model -> (B, N, C) float32."""
-        x = torch.from_numpy(pixel_values).to(self.device)
-        if x.is_floating_point():
-            x = x.to(self.dtype)
+        with self.mode():
+            return self.forward(self.pixels(torch.from_numpy(pixel_values))).float().cpu().numpy()
+
+    def pixels(self, pixel_values: Tensor) -> Tensor:
+        """`pixel_values` as the model takes them: on its device, and where they are floating in its dtype."""
+        x = pixel_values.to(self.device)
+        return x.to(self.dtype) if x.is_floating_point() else x
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, N, C), to be called inside `mode()`."""
+        y = self.encoder(x)
+        return y if self.connector is None else self.connector(y)
+
+    @contextmanager
+    def mode(self) -> Iterator[None]:
+        """Without gradients, and rounding where `stores` says so."""
         with torch.inference_mode(), nullcontext() if self.stores is None else _Stored(self.stores):
-            y = self.encoder(x)
-            if self.connector is not None:
-                y = self.connector(y)
-        return y.float().cpu().numpy()
+            yield
 
     def run_taps(
         self, pixel_values: np.ndarray, see: Callable[[str, np.ndarray], None]

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike
 from ...encoder.preprocess import Preprocessor
 from ...errors import ConfigError
 from ..artifact import Artifact
 from .backends import make_backend
+from .base import TensorBackend
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Encoder:
@@ -26,6 +32,7 @@ class Encoder:
         backend: a name from the table of targets.
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
         threads: for one operator; None leaves it to the runtime.
+        checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.
 
     Raises:
         ArtifactError: not a usable artifact.
@@ -36,6 +43,7 @@ class Encoder:
     def __init__(
         self, artifact: str | os.PathLike[str] | Artifact, backend: str = "onnxruntime-cpu", *,
         resolution: tuple[int, int] | None = None, threads: int | None = None,
+        checkpoint: Checkpoint | str | None = None,
     ) -> None:  # fmt: skip
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         manifest = self.artifact.manifest
@@ -43,7 +51,7 @@ class Encoder:
         batch = manifest.input["shape"][0]
         self.batch: int | None = batch if isinstance(batch, int) else None
         self.uint8 = manifest.input["dtype"] == "uint8"
-        self.backend = make_backend(self.artifact, backend, threads=threads)
+        self.backend = make_backend(self.artifact, backend, threads=threads, checkpoint=checkpoint)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -78,6 +86,28 @@ class Encoder:
             filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
             results.append(self.backend.run(filled)[: len(part)])
         return np.concatenate(results)
+
+    def run_tensor(self, pixels: Tensor) -> Tensor:
+        """Preprocessed uint8 pixels (B, 3, H, W) on any device -> features (B, N, C) on the backend's.
+
+        Backends that compute with torch tensors copy nothing through the host; the others go through NumPy. Any B, as
+        in `run`.
+        """
+        import torch
+
+        if not isinstance(self.backend, TensorBackend):
+            return torch.from_numpy(self.run(pixels.cpu().numpy()))
+        if not len(pixels):
+            return torch.zeros((0, *self.shape))
+        values = pixels if self.uint8 else pixels.float() / 255
+        if self.batch is None:
+            return self.backend.run_tensor(values)
+        results = []
+        for part in torch.split(values, self.batch):
+            missing = self.batch - len(part)
+            filled = torch.cat([part, part.new_zeros((missing, *part.shape[1:]))]) if missing else part
+            results.append(self.backend.run_tensor(filled)[: len(part)])
+        return torch.cat(results)
 
 
 def preprocessor_of(artifact: Artifact, resolution: tuple[int, int] | None = None) -> Preprocessor:

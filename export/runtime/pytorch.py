@@ -1,0 +1,131 @@
+"""The model that an artifact was made from, in PyTorch: eager, and through torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...encoder.checkpoint import Checkpoint
+from ...encoder.reparameterize import reparameterize
+from ...errors import UnavailableError, first_line
+from ..artifact import Artifact
+from ..source import exported_module, source_checkpoint
+from ..targets import get_target, require
+from ..trace import DTYPES
+from .eager import EagerBackend
+
+
+class PyTorchBackend:
+    """Runs the fused module of an artifact's checkpoint, channels-last, on the GPU where there is one.
+
+    Args:
+        artifact: an opened artifact that is not quantized.
+        target: `eager` or `torch-compile`.
+        threads: of torch while it runs; None leaves them as they are.
+        stored_half: compute half precision in float32, rounding each stored value (`eager` alone).
+        taps: names of blocks whose outputs `run_taps` returns too (`eager` alone).
+        checkpoint: the weights, or where they are; the artifact's own source by default.
+
+    Raises:
+        UnavailableError: the artifact is quantized, or the target cannot run here or cannot do what is asked.
+        ArtifactError, CheckpointError: see `source_checkpoint`.
+    """
+
+    def __init__(
+        self, artifact: Artifact, target: str = "eager", *, threads: int | None = None, stored_half: bool = False,
+        taps: Sequence[str] = (), checkpoint: Checkpoint | str | None = None,
+    ) -> None:  # fmt: skip
+        row = get_target(target)
+        require(row)
+        manifest = artifact.manifest
+        if manifest.precision not in row.precisions:
+            raise UnavailableError(
+                f"backend {target} runs {', '.join(row.precisions)}; {artifact.path} is {manifest.precision}, "
+                "whose quantized weights stand in its ONNX file alone: take --backend onnxruntime-cpu"
+            )
+        compiles = target == "torch-compile"
+        if compiles and (taps or stored_half):
+            raise UnavailableError("torch-compile shows no inner tensors and rounds nothing; take --backend eager")
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = source_checkpoint(artifact, checkpoint)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = exported_module(manifest, checkpoint, uint8_input=manifest.input["dtype"] == "uint8")
+        connector = None
+        if manifest.options.get("projector"):
+            assert checkpoint.connector is not None  # `source_checkpoint` saw to it
+            connector = reparameterize(checkpoint.connector)
+        half = DTYPES[manifest.precision]
+        encoder = encoder.to(half)
+        connector = None if connector is None else connector.to(half)
+        if half == torch.float16 and self.device.type == "cpu":
+            # PyTorch's float16 convolutions on a CPU take minutes where float32 takes seconds.
+            encoder, connector = encoder.float(), None if connector is None else connector.float()
+        rounds = stored_half and half != torch.float32
+        self.name, self.taps, self.threads = target, tuple(taps), threads
+        self.stores: str | None = None
+        self._model = EagerBackend(
+            encoder.to(device=self.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            None if connector is None else connector.to(self.device),
+            stores=half if rounds else None,
+        )
+        self.computes = self._model.computes + (f", each stored value in {half_name(half)}" if rounds else "")
+        self.computes += f", on {_device_name(self.device)}" + (", torch.compile" if compiles else "")
+        self._forward: Callable[[Tensor], Tensor] = self._model.forward
+        if compiles:
+            # With CUDA graphs where there is a GPU; on a CPU the modes are alike.
+            self._forward = torch.compile(
+                self._model.forward, dynamic=False, mode="max-autotune" if self.device.type == "cuda" else None
+            )
+
+    def run(self, pixel_values: np.ndarray) -> np.ndarray:
+        """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
+        features = self.run_tensor(torch.from_numpy(pixel_values))
+        return features.float().cpu().numpy()
+
+    def run_tensor(self, pixel_values: Tensor) -> Tensor:
+        """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
+        x = self._model.pixels(pixel_values).contiguous(memory_format=torch.channels_last)
+        with _threads(self.threads), self._model.mode():
+            try:
+                y = self._forward(x)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                raise UnavailableError(
+                    f"torch.compile fails here: {first_line(error)}; take --backend eager, or install a C++ compiler"
+                ) from error
+        # A CUDA graph writes its next result to the same place.
+        return y.clone() if self.name == "torch-compile" and self.device.type == "cuda" else y
+
+    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The features, and the outputs of the blocks asked for, all in float32."""
+        inner: dict[str, np.ndarray] = {}
+
+        def see(name: str, y: np.ndarray) -> None:
+            if name in self.taps:
+                inner[name] = y
+
+        with _threads(self.threads):
+            return self._model.run_taps(pixel_values, see), inner
+
+
+def half_name(dtype: torch.dtype) -> str:
+    """`float16` for torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,116 @@
+"""The backends that run the model itself: eager and torch.compile."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.errors import ArtifactError, UnavailableError
+from fvexport.export import targets
+from fvexport.export.artifact import Artifact
+from fvexport.export.parity import check_parity
+from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, PyTorchBackend, TensorBackend
+from fvexport.export.targets import get_target, why_absent
+
+Export = Callable[..., Artifact]
+Distance = Callable[[Any, Any], float]
+
+
+@pytest.fixture(scope="module")
+def pixels(photographs: dict[str, Path]) -> np.ndarray:
+    return Preprocessor(128, 128)([photographs["astronaut"], photographs["coffee"]])
+
+
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [
+        ({"batch": None}, 1e-5),
+        ({"batch": None, "projector": True}, 1e-5),
+        ({"batch": None, "precision": "fp16"}, 5e-3),
+        ({"batch": None, "precision": "bf16"}, 5e-2),
+    ],
+)
+def test_same_as_float64(
+    exported: Export, tiny: Checkpoint, pixels: np.ndarray, distance: Distance, options: dict[str, Any], bound: float
+) -> None:
+    found = PyTorchBackend(exported(**options)).run(pixels)
+    with torch.inference_mode():
+        wanted = load_checkpoint(variant="tiny").encoder.double()(torch.from_numpy(pixels).double())
+        if "projector" in options:
+            wanted = load_checkpoint(variant="tiny").connector.double()(wanted)
+    assert found.dtype == np.float32
+    assert distance(found, wanted) < bound
+
+
+def test_levels_instead_of_floats(exported: Export, photographs: dict[str, Path], distance: Distance) -> None:
+    levels = Preprocessor(128, 128).pixels(photographs["astronaut"])[None]
+    artifact = exported(input="uint8")
+    assert distance(PyTorchBackend(artifact).run(levels), OnnxRuntimeBackend(artifact).run(levels)) < 1e-5
+
+
+def test_tensors_in_and_out(exported: Export, pixels: np.ndarray) -> None:
+    encoder = Encoder(exported(), backend="eager", checkpoint=load_checkpoint(variant="tiny"))
+    assert isinstance(encoder.backend, TensorBackend)
+    levels = np.rint(pixels * 255).astype(np.uint8)
+    found = encoder.run_tensor(torch.from_numpy(levels))  # a file with batch 1, run twice
+    assert isinstance(found, torch.Tensor)
+    np.testing.assert_allclose(found.numpy(), encoder.run(levels), atol=1e-6)
+    assert encoder.run_tensor(torch.from_numpy(levels[:0])).shape == (0, 4, 256)
+    through_numpy = Encoder(exported())
+    assert not isinstance(through_numpy.backend, TensorBackend)
+    torch.testing.assert_close(through_numpy.run_tensor(torch.from_numpy(levels)), found, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_parity_of_each_precision(exported: Export, precision: str) -> None:
+    verdict = check_parity(exported(precision=precision), backend="eager", layers=True)
+    assert verdict.passed, verdict.reason
+    assert verdict.backend.startswith("eager, computing PyTorch, fused form")
+    assert [layer.name for layer in verdict.layers][-1] == "final_conv"
+
+
+def test_other_weights_than_the_artifacts(exported: Export) -> None:
+    with pytest.raises(ArtifactError, match="made from other weights"):
+        Encoder(exported(), backend="eager", checkpoint=str(Path(__file__).parents[1] / "data/golden/llava_tiny"))
+
+
+def test_quantized_files_are_refused(made: Callable[[str], Any]) -> None:
+    with pytest.raises(UnavailableError, match=r"eager runs fp32, fp16, bf16; .* is int8"):
+        PyTorchBackend(made("onnxruntime-cpu").artifact)
+
+
+@pytest.mark.parametrize("asked", [{"taps": ["stem.0"]}, {"stored_half": True}])
+@pytest.mark.skipif(why_absent(get_target("torch-compile")) is not None, reason="no C++ compiler")
+def test_what_compiled_code_cannot_do(exported: Export, asked: dict[str, Any]) -> None:
+    with pytest.raises(UnavailableError, match="take --backend eager"):
+        PyTorchBackend(exported(), "torch-compile", **asked)
+
+
+@pytest.mark.skipif(why_absent(get_target("torch-compile")) is not None, reason="no C++ compiler")
+@pytest.mark.long
+def test_compiled(exported: Export, pixels: np.ndarray, distance: Distance) -> None:
+    artifact = exported(batch=None)
+    backend = PyTorchBackend(artifact, "torch-compile", threads=1)
+    assert distance(backend.run(pixels[:1]), PyTorchBackend(artifact).run(pixels[:1])) < 1e-5
+    assert backend.computes.endswith("torch.compile")
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert targets.why_absent(get_target("torch-compile")) == "no C++ compiler found"
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_threads_are_given_back(exported: Export, pixels: np.ndarray, threads: int | None) -> None:
+    before = torch.get_num_threads()
+    PyTorchBackend(exported(), threads=threads).run(pixels[:1])
+    assert torch.get_num_threads() == before
