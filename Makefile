@@ -14,10 +14,10 @@ EMPTY :=
 PACKAGES := $(filter-out fvexport tests,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 STAMP := $(VENV)/installed$(subst $(EMPTY) ,,$(PACKAGES:%=-%))
 
-.PHONY: help demo test test-long lint type pytest format clean
+.PHONY: help demo test test-long lint type pytest tensorrt-cpu format clean
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP)  ## Export the encoder to ONNX and run it on a photograph (random weights, no download)
 	$(BIN)/fvexport onnx --res 1024 --out $(DEMO)/fastvithd-1024 --force
@@ -39,11 +39,14 @@ type: $(STAMP)  ## Check types in every file of the package
 	set -o pipefail; cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
 	| sed -E 's#^fvexport/([a-z_]+/)#\1#'
 
-pytest: $(STAMP)  ## Run all tests on two cores (a part of them: .venv/bin/pytest tests/encoder)
+pytest: $(STAMP) tensorrt-cpu  ## Run all tests on two cores (a part of them: .venv/bin/pytest tests/encoder)
 	$(BIN)/pytest -n 2 --dist loadfile
 
-test-long: $(STAMP)  ## Run the tests that take minutes
+test-long: $(STAMP) tensorrt-cpu  ## Run the tests that take minutes
 	$(BIN)/pytest -m long
+
+tensorrt-cpu: $(STAMP)  ## Fetch a TensorRT for the tests that builds engines without a GPU (once, 100 MB)
+	@$(BIN)/python tests/tensorrt_cpu.py
 
 format: $(STAMP)  ## Mend formatting and what else ruff can mend
 	$(BIN)/ruff check --fix .

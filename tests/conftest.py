@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
+import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,3 +71,44 @@ def golden_taps() -> dict[str, str]:
         "network.6": "stages.3.pos_emb", "network.7": "stages.3.blocks.0", "network.8": "stages.4.downsample",
         "network.9": "stages.4.pos_emb", "network.10": "stages.4.blocks.0",
     }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tensorrt_folders() -> dict[str, Path]:
+    """Folders for PYTHONPATH: `tensorrt`, `tensorrt_rtx` and, with names alone, versions of TensorRT 10.
+
+    See tensorrt_cpu.py. Tests that ask for it are skipped where it cannot be had, or was not made.
+    """
+    made = runpy.run_path(str(Path(__file__).parent / "tensorrt_cpu.py"))
+    if (reason := made["why_not"]()) is not None:
+        pytest.skip(reason)
+    return {folder.name: folder for folder in made["FOLDER"].iterdir()}
+
+
+def _imported(name: str, folders: dict[str, Path]) -> Any:
+    """The installed one where there is one, and the GPU it needs, else the tests' own; for the rest of the process."""
+    import torch
+
+    if not torch.cuda.is_available() or importlib.util.find_spec(name) is None:
+        sys.path.insert(0, str(folders[name]))
+        importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+@pytest.fixture(scope="session")
+def tensorrt(tensorrt_folders: dict[str, Path]) -> Any:
+    """The module `tensorrt`, which builds with no GPU (and leaves plans there that no full TensorRT would load)."""
+    return _imported("tensorrt", tensorrt_folders)
+
+
+@pytest.fixture(scope="session")
+def tensorrt_rtx(tensorrt_folders: dict[str, Path]) -> Any:
+    """The module `tensorrt_rtx`, which builds with no GPU."""
+    return _imported("tensorrt_rtx", tensorrt_folders)
+
+
+@pytest.fixture
+def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where none is installed, whatever other tests imported."""
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
