@@ -193,8 +193,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
-        # (B, N, 3C) -> 3 x (B, heads, N, head_dim)
-        q, k, v = (t.reshape(b, n, -1, self.head_dim).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
+        # (B, N, 3C) -> 3 x (B, heads, N, head_dim). Heads are parted last: where channels are parted first, TensorRT
+        # takes `qkv` for three products and multiplies quantized weights of theirs in float.
+        q, k, v = self.qkv(x).reshape(b, n, -1, self.head_dim).transpose(1, 2).chunk(3, dim=1)
         y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return self.proj(y.transpose(1, 2).reshape(b, n, c))
 

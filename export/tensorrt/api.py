@@ -1,0 +1,164 @@
+"""The one module that knows TensorRT's versions and flavours apart: 10, 11, and TensorRT for RTX.
+
+Everything else in this package calls what all of them have. What differs, and is settled here:
+
+    precision           strongly typed networks on all: a flag on 10, the only kind on 11
+    inspector's JSON    `Bindings` on 10, `I/O Tensors` on 11
+    where it builds     full TensorRT on the GPU that will run the engine; RTX anywhere, for Ampere and later
+
+Sources: NVIDIA's "Porting Guide for TensorRT Applications" and "CPU-Only AOT and TensorRT-RTX Engines"
+(docs.nvidia.com/deeplearning/tensorrt-rtx), the API references of TensorRT 10.13 and 11.4.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UnavailableError, first_line
+from ..targets import has_cuda_gpu
+from .options import FLAVOURS, Flavour
+
+MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+RTX_LIBRARY = "libtensorrt_rtx"
+OLDEST = (10, 0)
+"""Strongly typed networks, `execute_async_v3` and V2 memory sizes."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """An imported TensorRT.
+
+    Attributes:
+        trt: the module.
+        flavour: what its libraries are.
+        version: of the module, as text.
+    """
+
+    trt: Any
+    flavour: Flavour
+    version: str
+
+    @property
+    def builds_without_gpu(self) -> bool:
+        """RTX leaves the choice of kernels to the machine that loads the engine."""
+        return self.flavour == "tensorrt-rtx"
+
+    @property
+    def title(self) -> str:
+        """`TensorRT 10.13.3.9`, `TensorRT-RTX 1.7`."""
+        return f"{'TensorRT-RTX' if self.flavour == 'tensorrt-rtx' else 'TensorRT'} {self.version}"
+
+    def create_network(self, builder: Any) -> Any:
+        """A strongly typed network: types stand in the ONNX file, no builder flag changes them."""
+        return builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+    def set_flag(self, config: Any, name: str, option: str) -> None:
+        """Sets a builder flag; raises UnavailableError, naming the user's option, where this TensorRT has none."""
+        flag = getattr(self.trt.BuilderFlag, name, None)
+        if flag is None:
+            raise UnavailableError(f"{self.title} has no {option}; leave it out")
+        config.set_flag(flag)
+
+
+def module_name(flavour: Flavour) -> str:
+    """The Python module of a flavour."""
+    return MODULES[flavour]
+
+
+def is_installed(flavour: Flavour) -> bool:
+    """Whether its module can be found; imports nothing."""
+    return importlib.util.find_spec(MODULES[flavour]) is not None
+
+
+def load_api(flavour: Flavour | None = None, *, to_build: bool = True) -> Api:
+    """Imports TensorRT, and makes sure that it can do what is wanted.
+
+    Args:
+        flavour: which one; None for the full one where there is a GPU for it, else the one that is installed.
+        to_build: full TensorRT builds on a GPU alone; with False it is only imported.
+
+    Raises:
+        UnavailableError: none is installed (with the command that installs it here), it does not import, is too old, or
+            needs a GPU that is not there.
+    """
+    order: tuple[Flavour, ...] = (flavour,) if flavour else FLAVOURS if has_cuda_gpu() else FLAVOURS[::-1]
+    found = next((name for name in order if is_installed(name)), None)
+    if found is None:
+        raise UnavailableError(f"{_wanted(flavour)} is not installed: `{install_command(flavour)}`")
+    try:
+        trt = importlib.import_module(MODULES[found])
+        version = str(trt.__version__)
+    except Exception as error:  # missing CUDA libraries and the like, in many guises
+        raise UnavailableError(
+            f"{MODULES[found]} is installed and does not import ({first_line(error)}): `{install_command(found)}`"
+        ) from error
+    api = Api(trt, "tensorrt-rtx" if found == "tensorrt-rtx" or _runs_rtx() else "tensorrt", version)
+    if flavour is not None and api.flavour != flavour:
+        raise UnavailableError(f"{_wanted(flavour)} is not installed; {MODULES[found]} here is {api.title}")
+    if api.flavour == "tensorrt" and version_tuple(version)[:2] < OLDEST:
+        raise UnavailableError(f"TensorRT {version} is too old, 10.0 is the first: `{install_command('tensorrt')}`")
+    if to_build and not api.builds_without_gpu and not has_cuda_gpu():
+        raise UnavailableError(
+            f"{api.title} builds an engine on the GPU that will run it, and no NVIDIA GPU was found here; "
+            f"TensorRT-RTX builds anywhere: `{install_command('tensorrt-rtx')}`, or run this on the GPU's machine"
+        )
+    return api
+
+
+def version_tuple(version: str) -> tuple[int, ...]:
+    """`10.13.3.9` -> (10, 13, 3, 9); what follows a part that is no number is left out."""
+    parts: list[int] = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        parts.append(int(part))
+    return tuple(parts)
+
+
+def install_command(flavour: Flavour | None = None) -> str:
+    """What installs TensorRT on this machine."""
+    if flavour == "tensorrt-rtx" or (flavour is None and not has_cuda_gpu() and not _is_jetson()):
+        return "pip install tensorrt-rtx"
+    if _is_jetson():
+        return "sudo apt-get install nvidia-tensorrt python3-libnvinfer"
+    cuda = cuda_major()
+    return f"pip install tensorrt-cu{cuda}" if cuda else "pip install tensorrt"
+
+
+def cuda_major() -> int | None:
+    """The major CUDA version that this machine's driver runs, or None without a driver."""
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        version = ctypes.c_int(0)
+        return version.value // 1000 if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+    except (OSError, AttributeError):
+        return None
+
+
+def io_tensors(inspected: dict[str, Any]) -> list[Any]:
+    """Inputs and outputs in an inspector's JSON, under the name of either version."""
+    return list(inspected.get("I/O Tensors", inspected.get("Bindings", [])))
+
+
+def _wanted(flavour: Flavour | None) -> str:
+    return {"tensorrt-rtx": "TensorRT-RTX"}.get(flavour or "", "TensorRT")
+
+
+def _is_jetson() -> bool:
+    return platform.machine() == "aarch64" and Path("/etc/nv_tegra_release").exists()
+
+
+def _runs_rtx() -> bool:
+    """Whether the module just imported runs over the RTX libraries: the bindings of one serve the other too."""
+    try:
+        return RTX_LIBRARY in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False

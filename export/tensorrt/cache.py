@@ -1,0 +1,106 @@
+"""The timing cache: what TensorRT measured of single layers, so that the next build need not.
+
+The file holds TensorRT's own bytes, as `trtexec --timingCacheFile` reads and writes them. Two builds at once do not
+lose each other's entries: the file is locked, read again and combined before it is written beside and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...place import os_errors, prepare, scratch_beside
+from .api import Api
+
+LOCK_SECONDS = 60.0
+
+
+def default_path(api: Api, gpu: str | None) -> Path:
+    """In the user's cache, one file per flavour, version and GPU."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{api.flavour}-{api.version}-{gpu or 'any-gpu'}")
+    return home / "fvexport" / "timing" / f"{name}.cache"
+
+
+class TimingCache:
+    """One build's use of a timing cache file.
+
+    Args:
+        path: the file; made where it is missing.
+
+    Attributes:
+        notices: what a user should read: a damaged or foreign file that was set aside.
+        loaded_bytes: of the file that TensorRT took.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notices: list[str] = []
+        self.loaded_bytes = 0
+
+    def attach(self, config: Any) -> None:
+        """Gives the file's content to a builder's configuration; what TensorRT refuses is set aside."""
+        stored = b""
+        with os_errors(self.path):
+            if self.path.is_file():
+                stored = self.path.read_bytes()
+        if stored:
+            cache = _parsed(config, stored)
+            if cache is not None and config.set_timing_cache(cache, False):
+                self.loaded_bytes = len(stored)
+                return
+            aside = self._set_aside()
+            self.notices.append(
+                f"the timing cache {self.path} is damaged, or of another TensorRT or GPU: it was set aside as {aside.name}"
+            )
+        config.set_timing_cache(config.create_timing_cache(b""), True)
+
+    def save(self, config: Any) -> None:
+        """Writes what the build knows now, with what other builds wrote meanwhile."""
+        cache = config.get_timing_cache()
+        if cache is None:
+            return
+        with os_errors(self.path):
+            prepare(self.path)
+            with _locked(self.path), scratch_beside(self.path) as scratch:
+                if self.path.is_file():
+                    other = _parsed(config, self.path.read_bytes())
+                    if other is not None:
+                        cache.combine(other, True)
+                scratch.write_bytes(bytes(cache.serialize()))
+                scratch.replace(self.path)
+
+    def _set_aside(self) -> Path:
+        aside = self.path.with_name(f"{self.path.name}.refused")
+        with os_errors(self.path):
+            self.path.replace(aside)
+        return aside
+
+
+def _parsed(config: Any, stored: bytes) -> Any:
+    """TensorRT's cache of these bytes, or None where it refuses them."""
+    try:
+        return config.create_timing_cache(stored)
+    except Exception:  # pybind turns TensorRT's refusals into several kinds
+        return None
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds `path` against other builds that save now; one that hangs is not waited for longer than a minute."""
+    import filelock
+
+    lock = filelock.FileLock(str(path.with_name(f".{path.name}.lock")), timeout=LOCK_SECONDS)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
