@@ -178,8 +178,8 @@ def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, *, stripped: 
         raise ArtifactError(f"TensorRT refuses {plan}: {log.reason()}; {REBUILD}")
     if stripped:
         refitter = trt.Refitter(engine, logger)
-        parser = trt.OnnxParserRefitter(refitter, logger)
-        if not (parser.refit_from_file(str(artifact.model_path)) and refitter.refit_cuda_engine()):
+        weights = trt.OnnxParserRefitter(refitter, logger)
+        if not (weights.refit_from_file(str(artifact.model_path)) and refitter.refit_cuda_engine()):
             raise ArtifactError(f"the weights of {artifact.model_path} do not fit {plan}: {log.reason()}; {REBUILD}")
     return engine
 

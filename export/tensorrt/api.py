@@ -45,11 +45,6 @@ class Api:
     version: str
 
     @property
-    def builds_without_gpu(self) -> bool:
-        """RTX leaves the choice of kernels to the machine that loads the engine."""
-        return self.flavour == "tensorrt-rtx"
-
-    @property
     def title(self) -> str:
         """`TensorRT 10.13.3.9`, `TensorRT-RTX 1.7`."""
         return f"{'TensorRT-RTX' if self.flavour == 'tensorrt-rtx' else 'TensorRT'} {self.version}"
@@ -97,7 +92,13 @@ def load_api(flavour: Flavour | None = None, *, to_build: bool = True) -> Api:
         UnavailableError: none is installed (with the command that installs it here), it does not import, is too old, or
             needs a GPU that is not there.
     """
-    order: tuple[Flavour, ...] = (flavour,) if flavour else FLAVOURS if has_cuda_gpu() else FLAVOURS[::-1]
+    if flavour == "tensorrt" and to_build and not has_cuda_gpu():
+        raise UnavailableError(
+            "full TensorRT builds an engine on the GPU that will run it, and no NVIDIA GPU was found here; "
+            f"TensorRT-RTX builds anywhere: `{install_command('tensorrt-rtx')}`, or run this on the GPU's machine"
+        )
+    gpu = has_cuda_gpu()
+    order: tuple[Flavour, ...] = (flavour,) if flavour else FLAVOURS if gpu or not to_build else ("tensorrt-rtx",)
     found = next((name for name in order if is_installed(name)), None)
     if found is None:
         raise UnavailableError(f"{_wanted(flavour)} is not installed: `{install_command(flavour)}`")
@@ -111,11 +112,6 @@ def load_api(flavour: Flavour | None = None, *, to_build: bool = True) -> Api:
     api = Api(trt, found, version)
     if api.flavour == "tensorrt" and version_tuple(version)[:2] < OLDEST:
         raise UnavailableError(f"TensorRT {version} is too old, 10.0 is the first: `{install_command('tensorrt')}`")
-    if to_build and not api.builds_without_gpu and not has_cuda_gpu():
-        raise UnavailableError(
-            f"{api.title} builds an engine on the GPU that will run it, and no NVIDIA GPU was found here; "
-            f"TensorRT-RTX builds anywhere: `{install_command('tensorrt-rtx')}`, or run this on the GPU's machine"
-        )
     return api
 
 

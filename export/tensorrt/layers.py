@@ -65,7 +65,7 @@ class EngineLayer:
 
     @property
     def products(self) -> tuple[str, ...]:
-        """The convolutions and matrix products that it computes; what only adds a bias to one, or scales it, has none."""
+        """The convolutions and matrix products that it computes; what only adds a bias to one has none."""
         if self._steps and not self._steps & MULTIPLIES:
             return ()
         return tuple(node for node in self.nodes if re.sub(r"_\d+$", "", node.rpartition("/")[2]) in PRODUCTS)
