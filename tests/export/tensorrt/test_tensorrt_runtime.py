@@ -28,7 +28,7 @@ Onnx = Callable[..., Artifact]
 
 def test_an_artifact_without_an_engine(onnx_artifact: Onnx) -> None:
     for target in ("tensorrt", "tensorrt-rtx"):
-        with pytest.raises(ArtifactError, match=r"has no engine: `fvexport trt --artifact .*` builds"):
+        with pytest.raises(ArtifactError, match=r"holds no engine: `fvexport trt --artifact .*` builds"):
             Encoder(onnx_artifact(), backend=target)
 
 

@@ -106,6 +106,7 @@ def test_versions() -> None:
 @pytest.mark.parametrize("flavour", [None, "tensorrt", "tensorrt-rtx"])
 def test_none_installed(without_tensorrt: None, flavour, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("fvexport.export.tensorrt.api.has_cuda_gpu", lambda: True)
     with pytest.raises(UnavailableError, match=r"TensorRT(-RTX)? is not installed: `pip install tensorrt"):
         load_api(flavour)
 
