@@ -36,6 +36,7 @@ class Manifest:
         parity: the verdict, or None where it was skipped.
         quantization: of an int8 or fp8 file: target, method, data, layers, what was predicted; None otherwise.
         fp16: what keeps a half-precision file from overflowing (`Fp16Plan.to_dict`), or None where nothing is needed.
+        engine: the TensorRT engine beside the ONNX file: flavour, version, GPU, options, profile, layers; or None.
     """
 
     variant: str
@@ -55,6 +56,7 @@ class Manifest:
     parity: dict[str, Any] | None = None
     quantization: dict[str, Any] | None = None
     fp16: dict[str, Any] | None = None
+    engine: dict[str, Any] | None = None
     schema_version: int = field(default=SCHEMA_VERSION)
 
     @property
@@ -99,7 +101,7 @@ def _check_types(manifest: Manifest) -> None:
         "variant": str, "config": dict, "checkpoint": dict, "precision": str, "input": dict, "output": dict,
         "preprocessing": dict, "options": dict, "graph": dict, "files": dict, "opset": int, "versions": dict,
         "tokens": (int, type(None)), "parity": (dict, type(None)),
-        "quantization": (dict, type(None)), "fp16": (dict, type(None)),
+        "quantization": (dict, type(None)), "fp16": (dict, type(None)), "engine": (dict, type(None)),
     }  # fmt: skip
     for name, kind in kinds.items():
         if not isinstance(getattr(manifest, name), kind):
