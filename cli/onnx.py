@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from ..export.options import DEFAULT_OPSET, OPSETS, QUANTIZED, InputKind, IoKind
+from ..export.options import QUANTIZED
 from .options import (
     Batch,
-    Named,
+    bound_options,
     calibration_from,
     checkpoint_options,
+    export_options,
     json_option,
     precision_options,
-    quantization_options,
+    target_option,
     triton_server_option,
     verbose_option,
 )
@@ -28,29 +29,10 @@ from .options import (
     "--batch", type=Batch(), metavar="N|dynamic", default="1", show_default=True, help="Images per call, or any number."
 )
 @click.option("--dynamic-res", is_flag=True, help="Any multiples of 64 at run time; --res is where it is checked.")
-@precision_options
-@quantization_options
-@click.option("--projector", is_flag=True, help="Append the connector, so that the output fits the language model.")
-@click.option(
-    "--input",
-    "input_kind",
-    type=Named(get_args(InputKind)),
-    default="float",
-    show_default=True,
-    help="Pixels in [0, 1], or 0 to 255.",
-)
-@click.option(
-    "--io", type=Named(get_args(IoKind)), default="fp32", show_default=True, help="Type of the inputs and outputs."
-)
-@click.option(
-    "--opset",
-    type=int,
-    metavar="N",
-    help=f"{OPSETS.start} to {OPSETS.stop - 1}.  [default: {DEFAULT_OPSET}; with --bf16 the first that has its Conv]",
-)
-@click.option("--simplify/--no-simplify", default=True, help="Run onnxsim.  [default: simplify]")
-@click.option("--parity/--no-parity", default=True, help="Compare with the eager model.  [default: parity]")
-@click.option("--images", metavar="PATH", help="Photographs to compare on: a file or folder.  [default: two]")
+@precision_options("fp32")
+@target_option
+@bound_options
+@export_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: by content]")
 @click.option("--force", is_flag=True, help="Replace an artifact that stands there.")
 @triton_server_option

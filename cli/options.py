@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 
@@ -19,7 +19,7 @@ from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
 from ..encoder.config import VARIANTS
 from ..errors import ConfigError
-from ..export.options import PRECISIONS, parse_batch, parse_resolution
+from ..export.options import DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
 from ..export.targets import TARGETS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,26 +96,31 @@ def checkpoint_options(command: F) -> F:
     return command
 
 
-def precision_options(command: F) -> F:
+def precision_options(default: str) -> Callable[[F], F]:
     """`--fp32`, `--fp16`, `--bf16`, `--int8`, `--fp8`: at most one of them, passed on as `precision`."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        chosen = [name for name in PRECISIONS if kwargs.pop(name)]
-        if len(chosen) > 1:
-            raise click.UsageError(f"--{chosen[0]} and --{chosen[1]} exclude each other", click.get_current_context())
-        return command(*args, precision=chosen[0] if chosen else "fp32", **kwargs)
-
     meaning = {
-        "fp32": "Weights and activations in float32: the default.",
+        "fp32": "Weights and activations in float32.",
         "fp16": "In float16, scaled so that nothing overflows.",
         "bf16": "In bfloat16.",
         "int8": "Q/DQ in 8-bit integers where the target gains from them.",
         "fp8": "Q/DQ in FP8 (E4M3), for TensorRT on Hopper and later.",
     }
-    for name in reversed(PRECISIONS):
-        wrapped = click.option(f"--{name}", name, is_flag=True, help=meaning[name])(wrapped)
-    return wrapped  # type: ignore[return-value]
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            chosen = [name for name in PRECISIONS if kwargs.pop(name)]
+            if len(chosen) > 1:
+                message = f"--{chosen[0]} and --{chosen[1]} exclude each other"
+                raise click.UsageError(message, click.get_current_context())
+            return command(*args, precision=chosen[0] if chosen else default, **kwargs)
+
+        for name in reversed(PRECISIONS):
+            text = meaning[name] + ("  [default]" if name == default else "")
+            wrapped = click.option(f"--{name}", name, is_flag=True, help=text)(wrapped)
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
 
 
 def calibration_options(command: F) -> F:
@@ -138,26 +143,75 @@ def calibration_options(command: F) -> F:
     return command
 
 
-def quantization_options(command: F) -> F:
-    """What else an export of a quantized file takes."""
+def bound_options(command: F) -> F:
+    """`--ranges`, `--min-sqnr`, `--min-cosine` and `calibration_options`: how a quantized file is made."""
     for option in (
         click.option("--min-cosine", type=float, metavar="C", help="The same, as the worst token's cosine."),
         click.option(
             "--min-sqnr", type=float, metavar="DB", help="Keep layers in float until the features reach this SQNR."
         ),
         click.option("--ranges", metavar="FILE", help="What `fvexport calibrate` wrote, instead of --calib."),
-        click.option(
-            "--target",
-            type=Named(QUANT_TARGETS),
-            help=f"Runtime that a quantized file is for.  [default: {QUANT_TARGETS[0]}]",
-        ),
     ):
         command = option(command)
     return calibration_options(command)
 
 
+def target_option(command: F) -> F:
+    """`--target`, the runtime that a quantized file is for."""
+    return click.option(
+        "--target",
+        type=Named(QUANT_TARGETS),
+        help=f"Runtime that a quantized file is for.  [default: {QUANT_TARGETS[0]}]",
+    )(command)
+
+
+def export_options(command: F) -> F:
+    """`--projector`, `--input`, `--io`, `--opset`, `--simplify`, `--parity`, `--images`: of any export."""
+    for option in (
+        click.option("--images", metavar="PATH", help="Photographs to compare on: a file or folder.  [default: two]"),
+        click.option("--parity/--no-parity", default=True, help="Compare with the eager model.  [default: parity]"),
+        click.option("--simplify/--no-simplify", default=True, help="Run onnxsim.  [default: simplify]"),
+        click.option(
+            "--opset",
+            type=int,
+            metavar="N",
+            help=f"{OPSETS.start} to {OPSETS.stop - 1}.  "
+            f"[default: {DEFAULT_OPSET}; with --bf16 the first that has its Conv]",
+        ),
+        click.option(
+            "--io",
+            type=Named(get_args(IoKind)),
+            default="fp32",
+            show_default=True,
+            help="Type of the inputs and outputs.",
+        ),
+        click.option(
+            "--input",
+            "input_kind",
+            type=Named(get_args(InputKind)),
+            default="float",
+            show_default=True,
+            help="Pixels in [0, 1], or 0 to 255.",
+        ),
+        click.option(
+            "--projector", is_flag=True, help="Append the connector, so that the output fits the language model."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def refuse_given(names: Iterable[str], why: str) -> None:
+    """Raises UsageError for the first of the current command's parameters `names` that was typed."""
+    context = click.get_current_context()
+    by_name = {param.name: param for param in context.command.params}
+    for name in names:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{by_name[name].opts[0]} {why}", context)
+
+
 def calibration_from(precision: str, given: dict[str, Any]) -> Any:
-    """The `CalibrationOptions` of `calibration_options` and `quantization_options`; refuses what has no effect.
+    """The `CalibrationOptions` of `calibration_options` or `bound_options`; refuses what has no effect.
 
     Args:
         precision: that was asked for.

@@ -26,12 +26,13 @@ def parity(
     """
     from ..export.artifact import Artifact
     from ..export.parity import check_parity
+    from ..export.targets import get_target
     from . import render, render_quantized
     from .progress import progress_bar
 
     with progress_bar() as progress:
         opened = Artifact.open(artifact)
-        quantized = opened.manifest.quantization is not None
+        quantized = opened.manifest.quantization is not None and get_target(backend).taps
         verdict = check_parity(
             opened, checkpoint=checkpoint, images=images, backend=backend, layers=layers or quantized, progress=progress
         )

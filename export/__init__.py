@@ -6,7 +6,11 @@ What lives here
     passes          our own graph clean-up, and onnxsim, with weights standing aside
     simplification  whether the simplified graph is taken
     rules           what every exported graph must look like
+    clock           seconds of each phase
     onnx            the main job: checkpoint -> artifact
+    engine          the same, ending in a TensorRT engine
+    reuse           whether an artifact that stands there is what would be exported
+    tensorrt/       building engines, and what was built
     manifest        what an artifact says of itself
     source          from an artifact back to its checkpoint, and to the module that was exported
     prepare         from a checkpoint to the module that is exported: fused, inside FP16, quantized
@@ -28,6 +32,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "artifact": ["Artifact"],
+        "engine": ["EngineReport", "export_trt"],
         "onnx": ["ExportReport", "export_onnx"],
         "options": ["ExportOptions"],
         "parity": ["Verdict", "check_parity"],

@@ -2,6 +2,7 @@
 
     encoder.onnx        the graph
     encoder.onnx.data   its weights, found beside it wherever the folder goes
+    encoder.plan        a TensorRT engine of it, and encoder.layers.json what that was compiled to (`fvexport trt`)
     manifest.json       what it is, how it was made, and the verdict
 
 This folder is the only thing that passes between commands.
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "encoder.onnx"
 DATA_FILE = "encoder.onnx.data"
+PLAN_FILE = "encoder.plan"
+LAYERS_FILE = "encoder.layers.json"
 MANIFEST_FILE = "manifest.json"
 AGAIN = "export it again with `fvexport onnx --force`"
 

@@ -78,7 +78,7 @@ def encode_images(
     paths = {_key(path): path for path in images}
     if not paths:
         raise ConfigError("no images given; name at least one image or folder")
-    size = batch_size if batch_size is not None else encoder.batch or 1
+    size = batch_size if batch_size is not None else encoder.batch[0]
     if size < 1:
         raise ConfigError(f"--batch-size must be at least 1; found {batch_size}")
     file = _FeatureFile(out, list(paths), encoder.shape, _metadata(encoder))

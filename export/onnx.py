@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +23,7 @@ from ..errors import CheckpointError, ExportError
 from ..progress import Progress, silent
 from ..versions import versions_of
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
+from .clock import Clock
 from .manifest import METADATA_KEY, Manifest
 from .options import ExportOptions
 from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
@@ -92,7 +90,7 @@ def export_onnx(
     bound = options.quantized and calibration.bound is not None
     shown = photographs(images) if parity or bound else {}
 
-    clock = _Clock(progress)
+    clock = Clock(progress)
     with clock("load"):
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = load_checkpoint(
@@ -163,7 +161,7 @@ def _judged(
 
 
 def _graph(
-    checkpoint: Checkpoint, prepared: Prepared, options: ExportOptions, clock: _Clock
+    checkpoint: Checkpoint, prepared: Prepared, options: ExportOptions, clock: Clock
 ) -> tuple[ir.Model, dict[str, Any]]:
     """The graph that will be written; and the manifest's words on it."""
     connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
@@ -172,21 +170,6 @@ def _graph(
         model = trace(module, options)
     with clock("simplify"):
         return simplified(model, options, checkpoint.encoder.config)
-
-
-class _Clock:
-    """Seconds of each phase, and a word to the progress callback as it begins."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        self.progress(phase, 0, None)
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
 
 def _embed(proto: onnx.ModelProto, manifest: Manifest, folder: Path) -> None:

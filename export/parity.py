@@ -33,6 +33,7 @@ from .runtime.eager import EagerBackend
 from .runtime.encoder import preprocessor_of
 from .source import exported_module, source_checkpoint
 from .targets import get_target
+from .tensorrt.options import Profile
 from .trace import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
@@ -173,7 +174,7 @@ def check_parity(
 
     rows: list[tuple[Figures, Figures]] = []
     layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
-    runs = list(_runs(artifact, list(named.values())))
+    runs = list(_runs(artifact, list(named.values()), getattr(candidate, "profile", None)))
     for done, pixels in enumerate(runs):
         progress("parity", done, len(runs))
         values = pixels.astype(np.float32) / 255
@@ -250,15 +251,19 @@ def photographs(images: Images) -> dict[str, ImageLike]:
     return dict(list(named.items())[:MAX_IMAGES])
 
 
-def _runs(artifact: Artifact, images: list[ImageLike]) -> Iterable[np.ndarray]:
+def _runs(artifact: Artifact, images: list[ImageLike], profile: Profile | None) -> Iterable[np.ndarray]:
     """The batches to compare, uint8 (B, 3, H, W).
 
     Each image at the file's own resolution, and where that is dynamic, all of them at once at
-    another one that is not square.
+    another one that is not square. An engine's `profile` bounds both sizes and images at once.
     """
     manifest = artifact.manifest
     batch = manifest.input["shape"][0]
-    own = preprocessor_of(artifact)
+    dynamic = manifest.options.get("dynamic_res")
+    stride = manifest.architecture.stride
+    height, width = _within(profile, *_frame_of(artifact)) if dynamic else _frame_of(artifact)
+    low, high = (profile.batch[0], profile.batch[2]) if profile else (1, len(images))
+    own = preprocessor_of(artifact, (height, width))
     pixels = [own.pixels(image) for image in images]
     if isinstance(batch, int):
         for start in range(0, len(pixels), batch):
@@ -266,15 +271,35 @@ def _runs(artifact: Artifact, images: list[ImageLike]) -> Iterable[np.ndarray]:
             yield np.stack(group)
     else:
         for image in pixels:
-            yield image[None]
-    if manifest.options.get("dynamic_res"):
-        stride = manifest.architecture.stride
-        height = max(stride, own.height // 2 // stride * stride)
-        other = preprocessor_of(artifact, (height, max(stride, own.width * 3 // 8 // stride * stride)))
+            yield np.stack([image] * low)
+    if dynamic:
+        other = preprocessor_of(
+            artifact,
+            _within(
+                profile, max(stride, height // 2 // stride * stride), max(stride, width * 3 // 8 // stride * stride)
+            ),
+        )
         several = [other.pixels(image) for image in images]
-        yield np.stack((several * (batch or 1))[:batch] if isinstance(batch, int) else several)
+        count = batch if isinstance(batch, int) else min(max(len(several), low), high)
+        yield np.stack((several * count)[:count])
     elif batch == "batch":
-        yield np.stack((pixels * 2)[: max(2, len(pixels))])
+        count = min(max(2, len(pixels), low), max(high, 2) if profile is None else high)
+        yield np.stack((pixels * count)[:count])
+
+
+def _frame_of(artifact: Artifact) -> tuple[int, int]:
+    own = preprocessor_of(artifact)
+    return own.height, own.width
+
+
+def _within(profile: Profile | None, height: int, width: int) -> tuple[int, int]:
+    """The nearest sides that an engine takes."""
+    if profile is None:
+        return height, width
+    return (
+        min(max(height, profile.height[0]), profile.height[2]),
+        min(max(width, profile.width[0]), profile.width[2]),
+    )
 
 
 @dataclass

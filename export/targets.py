@@ -28,6 +28,7 @@ class Target:
         install: the command that installs it.
         provider: the runtime's own name for the place: a provider of onnxruntime, a device of OpenVINO.
         note: what a user should know.
+        taps: shows the output of every block, for `parity --layers`.
         rounds_stored: can compute half precision as a GPU stores it (`stored_half`), which parity then asks for.
     """
 
@@ -37,6 +38,7 @@ class Target:
     install: str
     provider: str | None = None
     note: str = ""
+    taps: bool = True
     rounds_stored: bool = False
 
 
@@ -80,6 +82,38 @@ TARGETS: tuple[Target, ...] = (
         "torch",
         "apt-get install g++  # or another C++ compiler",
         note="the same through torch.compile, which takes a minute at the first image",
+        taps=False,
+    ),
+    Target(
+        "tensorrt",
+        ("fp32", "fp16", "bf16", "int8", "fp8"),
+        "tensorrt",
+        "pip install tensorrt",
+        note="the engine that `fvexport trt` built, on the GPU it was built on",
+        taps=False,
+    ),
+    Target(
+        "tensorrt-rtx",
+        ("fp32", "fp16", "bf16", "int8", "fp8"),
+        "tensorrt_rtx",
+        "pip install tensorrt-rtx",
+        note="the engine that `fvexport trt` built anywhere, on an RTX GPU from Ampere on",
+        taps=False,
+    ),
+    Target(
+        "onnxruntime-tensorrt",
+        ("fp32", "fp16", "bf16", "int8"),
+        "onnxruntime",
+        "pip install onnxruntime-gpu tensorrt",
+        "TensorrtExecutionProvider",
+        "builds an engine of the ONNX file as it starts, which takes minutes",
+    ),
+    Target(
+        "onnxruntime-tensorrt-rtx",
+        ("fp32", "fp16", "bf16", "int8", "fp8"),
+        "onnxruntime_ep_nv_tensorrt_rtx",
+        'pip install "onnxruntime>=1.24" onnxruntime-ep-nv-tensorrt-rtx  # in place of onnxruntime-gpu',
+        note="TensorRT-RTX as a plug-in of onnxruntime; builds an engine of the ONNX file as it starts",
     ),
 )
 
@@ -103,15 +137,54 @@ def why_absent(target: Target) -> str | None:
         if target.provider not in import_openvino().Core().available_devices:
             return f"this openvino has no {target.provider} device"
     elif target.module == "onnxruntime":
-        import onnxruntime
-
-        if target.provider not in onnxruntime.get_available_providers():
-            return f"this onnxruntime has no {target.provider}"
-        if target.provider == "CUDAExecutionProvider" and not has_cuda_gpu():
-            return "no NVIDIA GPU found"
+        return _why_no_provider(target.provider)
     elif target.name == "torch-compile":
         return _why_no_compiler()
+    elif target.module in ("tensorrt", "tensorrt_rtx"):
+        return _why_no_torch_gpu()
+    elif target.module == "onnxruntime_ep_nv_tensorrt_rtx":
+        return "no NVIDIA GPU found" if not has_cuda_gpu() else None if rtx_devices() else _NO_RTX
     return None
+
+
+_NO_RTX = "onnxruntime is too old for it (1.24 is the first), or finds no RTX GPU"
+
+
+def _why_no_provider(provider: str | None) -> str | None:
+    import onnxruntime
+
+    if provider not in onnxruntime.get_available_providers():
+        return f"this onnxruntime has no {provider}"
+    if provider != "CPUExecutionProvider" and not has_cuda_gpu():
+        return "no NVIDIA GPU found"
+    if provider == "TensorrtExecutionProvider" and importlib.util.find_spec("tensorrt") is None:
+        return "tensorrt is not installed, whose libraries it uses"
+    return None
+
+
+def _why_no_torch_gpu() -> str | None:
+    """Engines run on memory that torch allocates."""
+    if not has_cuda_gpu():
+        return "no NVIDIA GPU found"
+    import torch
+
+    return None if torch.cuda.is_available() else "torch is built without CUDA, or finds no GPU"
+
+
+def rtx_devices() -> list[Any]:
+    """GPUs that the TensorRT-RTX plug-in of onnxruntime offers; registers it at the first call.
+
+    Source: nvidia.github.io/TensorRT-RTX-EP-ABI/installation.html.
+    """
+    import onnxruntime
+    import onnxruntime_ep_nv_tensorrt_rtx as plugin
+
+    if not hasattr(onnxruntime, "register_execution_provider_library"):
+        return []
+    name = plugin.get_ep_name()
+    if not any(device.ep_name == name for device in onnxruntime.get_ep_devices()):
+        onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
+    return [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
 
 
 def require(target: Target) -> None:

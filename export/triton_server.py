@@ -23,11 +23,10 @@ from typing import Any, Literal, get_args
 from .. import __version__
 from ..errors import ArtifactError, ConfigError, one_line
 from ..place import check_place
-from .artifact import MODEL_FILE, Artifact, writing
+from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
 from .manifest import Manifest
 
 Platform = Literal["onnx", "plan"]
-PLAN_FILE = "encoder.plan"
 CONFIG_FILE = "config.pbtxt"
 VERSION = "1"
 MAX_BATCH_SIZE = 8

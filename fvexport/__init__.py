@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "encoder.checkpoint": ["load_checkpoint", "load_encoder"],
         "export.artifact": ["Artifact"],
+        "export.engine": ["export_trt"],
         "export.onnx": ["export_onnx"],
         "export.options": ["ExportOptions"],
         "export.parity": ["check_parity"],

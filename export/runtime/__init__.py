@@ -1,7 +1,8 @@
 """Running an artifact: one small class per place, all behind `Encoder`.
 
     base            what every backend is: pixel_values in, image_features out
-    onnxruntime     CPU and CUDA through onnxruntime
+    onnxruntime     CPU, CUDA, TensorRT and TensorRT-RTX through onnxruntime
+    tensorrt        an engine that `fvexport trt` built, on torch's GPU memory
     openvino        Intel's and other CPUs through OpenVINO
     backends        which of them runs a target
     rounding        half precision on hardware that has none, value by value
@@ -24,5 +25,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "onnxruntime": ["OnnxRuntimeBackend"],
         "openvino": ["OpenVinoBackend"],
         "pytorch": ["PyTorchBackend"],
+        "tensorrt": ["TensorRTBackend"],
     },
 )

@@ -14,6 +14,7 @@ from .base import Backend
 from .onnxruntime import OnnxRuntimeBackend
 from .openvino import OpenVinoBackend
 from .pytorch import PyTorchBackend
+from .tensorrt import TensorRTBackend
 
 
 class ArtifactBackend(Backend, Protocol):
@@ -48,9 +49,12 @@ def make_backend(
         UnavailableError: no such target, or it cannot run here.
         ArtifactError: the runtime refuses the file.
     """
-    makers: dict[str, type[OnnxRuntimeBackend] | type[OpenVinoBackend]] = {
+    makers: dict[str, type[OnnxRuntimeBackend] | type[OpenVinoBackend] | type[TensorRTBackend]] = {
         "onnxruntime": OnnxRuntimeBackend,
+        "onnxruntime_ep_nv_tensorrt_rtx": OnnxRuntimeBackend,
         "openvino": OpenVinoBackend,
+        "tensorrt": TensorRTBackend,
+        "tensorrt_rtx": TensorRTBackend,
     }
     module = get_target(target).module
     if module == "torch":

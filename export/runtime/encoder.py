@@ -15,7 +15,7 @@ from ...encoder.preprocess import Preprocessor
 from ...errors import ConfigError
 from ..artifact import Artifact
 from .backends import make_backend
-from .base import TensorBackend
+from .base import Backend, TensorBackend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,10 +48,9 @@ class Encoder:
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         manifest = self.artifact.manifest
         self.preprocessor = preprocessor_of(self.artifact, resolution)
-        batch = manifest.input["shape"][0]
-        self.batch: int | None = batch if isinstance(batch, int) else None
         self.uint8 = manifest.input["dtype"] == "uint8"
         self.backend = make_backend(self.artifact, backend, threads=threads, checkpoint=checkpoint)
+        self.batch = _batch_limits(self.artifact, self.backend)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,15 +76,14 @@ class Encoder:
         if not len(pixels):
             return np.zeros((0, *self.shape), np.float32)
         values = pixels if self.uint8 else pixels.astype(np.float32) / 255
-        if self.batch is None:
-            return self.backend.run(values)
+        low, high = self.batch
         results = []
-        for start in range(0, len(values), self.batch):
-            part = values[start : start + self.batch]
-            missing = self.batch - len(part)
+        for start in range(0, len(values), high or len(values)):
+            part = values[start : start + (high or len(values))]
+            missing = max(0, low - len(part))
             filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
             results.append(self.backend.run(filled)[: len(part)])
-        return np.concatenate(results)
+        return results[0] if len(results) == 1 else np.concatenate(results)
 
     def run_tensor(self, pixels: Tensor) -> Tensor:
         """Preprocessed uint8 pixels (B, 3, H, W) on any device -> features (B, N, C) on the backend's.
@@ -100,14 +98,22 @@ class Encoder:
         if not len(pixels):
             return torch.zeros((0, *self.shape))
         values = pixels if self.uint8 else pixels.float() / 255
-        if self.batch is None:
-            return self.backend.run_tensor(values)
+        low, high = self.batch
         results = []
-        for part in torch.split(values, self.batch):
-            missing = self.batch - len(part)
+        for part in torch.split(values, high or len(values)):
+            missing = max(0, low - len(part))
             filled = torch.cat([part, part.new_zeros((missing, *part.shape[1:]))]) if missing else part
             results.append(self.backend.run_tensor(filled)[: len(part)])
-        return torch.cat(results)
+        return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def _batch_limits(artifact: Artifact, backend: Backend) -> tuple[int, int | None]:
+    """Fewest and most images that one call of the backend takes; None for any number."""
+    profile = getattr(backend, "profile", None)
+    if profile is not None:
+        return profile.batch[0], profile.batch[2]
+    size = artifact.manifest.input["shape"][0]
+    return (size, size) if isinstance(size, int) else (1, None)
 
 
 def preprocessor_of(artifact: Artifact, resolution: tuple[int, int] | None = None) -> Preprocessor:

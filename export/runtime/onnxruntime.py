@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 
 from ...errors import ArtifactError, UnavailableError, first_line
 from ..artifact import AGAIN, Artifact
-from ..targets import get_target, require
+from ..targets import Target, get_target, require, rtx_devices
 from .rounding import with_rounding
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -23,7 +24,7 @@ class OnnxRuntimeBackend:
 
     Args:
         artifact: an opened artifact.
-        target: `onnxruntime-cpu` or `onnxruntime-cuda`.
+        target: one of those that begin with `onnxruntime`.
         threads: for one operator; None leaves it to onnxruntime.
         stored_half: compute a half-precision file as a GPU would, rounding each stored value
             (see `rounding`). Always on for bf16 on the CPU, which has no other way.
@@ -42,7 +43,7 @@ class OnnxRuntimeBackend:
         require(row)
         import onnxruntime as ort
 
-        if row.provider == "CUDAExecutionProvider":
+        if target != "onnxruntime-cpu" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
         precision = artifact.manifest.float_precision
         rounds = precision in WORDS and (stored_half or precision not in row.precisions)
@@ -60,13 +61,11 @@ class OnnxRuntimeBackend:
         if rounds or taps:
             options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
             source = _prepared(artifact, precision if rounds else None, taps)
-        assert row.provider is not None
-        providers = [row.provider] if row.provider == "CPUExecutionProvider" else [row.provider, "CPUExecutionProvider"]
         try:
-            self.session = ort.InferenceSession(source, options, providers=providers)
+            self.session = ort.InferenceSession(source, options, **_providers(row, precision, options))
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {first_line(error)}; {AGAIN}") from None
-        if row.provider not in self.session.get_providers():
+        if row.provider is not None and row.provider not in self.session.get_providers():
             raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
         entry = self.session.get_inputs()[0]
         if entry.type == "tensor(bfloat16)":
@@ -89,6 +88,24 @@ class OnnxRuntimeBackend:
     def _run(self, pixel_values: np.ndarray) -> list[np.ndarray]:
         feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
         return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
+
+
+def _providers(row: Target, precision: str, options: Any) -> dict[str, Any]:
+    """What tells a session where to run: arguments of it, or an entry in its options for a plug-in."""
+    if row.provider is None:
+        options.add_provider_for_devices(rtx_devices(), {})
+        return {}
+    if row.provider == "TensorrtExecutionProvider":
+        # Its networks are not strongly typed: a type is allowed or not used. Engines are not cached: onnxruntime takes
+        # one for another with the same graph, whatever its weights.
+        allowed = {
+            "trt_fp16_enable": precision == "fp16",
+            "trt_bf16_enable": precision == "bf16",
+            "trt_int8_enable": True,
+        }
+        return {"providers": [(row.provider, allowed), "CUDAExecutionProvider", "CPUExecutionProvider"]}
+    rest = [] if row.provider == "CPUExecutionProvider" else ["CPUExecutionProvider"]
+    return {"providers": [row.provider, *rest]}
 
 
 def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str]) -> bytes:

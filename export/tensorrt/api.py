@@ -5,6 +5,7 @@ Everything else in this package calls what all of them have. What differs, and i
     precision           strongly typed networks on all: a flag on 10, the only kind on 11
     inspector's JSON    `Bindings` on 10, `I/O Tensors` on 11
     where it builds     full TensorRT on the GPU that will run the engine; RTX anywhere, for Ampere and later
+    what it offers      RTX has no compatibility levels (its engines always are), and measures nothing to be cached
 
 Sources: NVIDIA's "Porting Guide for TensorRT Applications" and "CPU-Only AOT and TensorRT-RTX Engines"
 (docs.nvidia.com/deeplearning/tensorrt-rtx), the API references of TensorRT 10.13 and 11.4.
@@ -22,10 +23,9 @@ from typing import Any
 
 from ...errors import UnavailableError, first_line
 from ..targets import has_cuda_gpu
-from .options import FLAVOURS, Flavour
+from .options import FLAVOURS, EngineOptions, Flavour
 
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-RTX_LIBRARY = "libtensorrt_rtx"
 OLDEST = (10, 0)
 """Strongly typed networks, `execute_async_v3` and V2 memory sizes."""
 
@@ -58,12 +58,22 @@ class Api:
         """A strongly typed network: types stand in the ONNX file, no builder flag changes them."""
         return builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
-    def set_flag(self, config: Any, name: str, option: str) -> None:
-        """Sets a builder flag; raises UnavailableError, naming the user's option, where this TensorRT has none."""
-        flag = getattr(self.trt.BuilderFlag, name, None)
-        if flag is None:
-            raise UnavailableError(f"{self.title} has no {option}; leave it out")
-        config.set_flag(flag)
+    def check(self, options: EngineOptions) -> None:
+        """Raises UnavailableError for an option that this TensorRT would refuse in the middle of a build, or ignore."""
+        if self.flavour != "tensorrt-rtx":
+            return
+        reasons = {
+            "--hardware-compatible": (
+                options.hardware_compatible,
+                "its engines run on any GPU from Ampere on",
+            ),
+            "--version-compatible": (options.version_compatible, "an engine of it runs on the same release alone"),
+            "--timing-cache": (options.timing_cache, "it chooses kernels where the engine runs, and times none before"),
+            "--strip": (options.strip and not has_cuda_gpu(), "it leaves weights out only where it sees a GPU"),
+        }
+        for option, (asked, why) in reasons.items():
+            if asked:
+                raise UnavailableError(f"{self.title} has no {option} here: {why}; leave it out")
 
 
 def module_name(flavour: Flavour) -> str:
@@ -98,9 +108,7 @@ def load_api(flavour: Flavour | None = None, *, to_build: bool = True) -> Api:
         raise UnavailableError(
             f"{MODULES[found]} is installed and does not import ({first_line(error)}): `{install_command(found)}`"
         ) from error
-    api = Api(trt, "tensorrt-rtx" if found == "tensorrt-rtx" or _runs_rtx() else "tensorrt", version)
-    if flavour is not None and api.flavour != flavour:
-        raise UnavailableError(f"{_wanted(flavour)} is not installed; {MODULES[found]} here is {api.title}")
+    api = Api(trt, found, version)
     if api.flavour == "tensorrt" and version_tuple(version)[:2] < OLDEST:
         raise UnavailableError(f"TensorRT {version} is too old, 10.0 is the first: `{install_command('tensorrt')}`")
     if to_build and not api.builds_without_gpu and not has_cuda_gpu():
@@ -124,7 +132,8 @@ def version_tuple(version: str) -> tuple[int, ...]:
 def install_command(flavour: Flavour | None = None) -> str:
     """What installs TensorRT on this machine."""
     if flavour == "tensorrt-rtx" or (flavour is None and not has_cuda_gpu() and not _is_jetson()):
-        return "pip install tensorrt-rtx"
+        cuda = cuda_major()
+        return f"pip install tensorrt-rtx-cu{cuda if cuda == 12 else 13}"
     if _is_jetson():
         return "sudo apt-get install nvidia-tensorrt python3-libnvinfer"
     cuda = cuda_major()
@@ -154,11 +163,3 @@ def _wanted(flavour: Flavour | None) -> str:
 
 def _is_jetson() -> bool:
     return platform.machine() == "aarch64" and Path("/etc/nv_tegra_release").exists()
-
-
-def _runs_rtx() -> bool:
-    """Whether the module just imported runs over the RTX libraries: the bindings of one serve the other too."""
-    try:
-        return RTX_LIBRARY in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False

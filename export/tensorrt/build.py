@@ -33,14 +33,14 @@ class Built:
         layers: that it was compiled to; empty where TensorRT did not tell.
         memory: bytes of `weights` and `activations` on the device, where TensorRT told.
         notices: TensorRT's own warnings, each once, and what became of the timing cache.
-        cache: the timing cache's file, and how many bytes of it this build began with.
+        cache: the timing cache's file, and how many bytes of it this build began with; None without one.
     """
 
     plan: bytes
     layers: list[EngineLayer]
     memory: dict[str, int]
     notices: list[str]
-    cache: dict[str, Any]
+    cache: dict[str, Any] | None
 
 
 @dataclass
@@ -65,9 +65,19 @@ class Log:
                 if match := re.search(pattern, message):
                     self.memory[name] = int(match[1])
 
+    def refused_cache(self) -> bool:
+        """Whether it spoke of a timing cache that TensorRT cannot read; what it said of that is then told by us."""
+        spoken = [text for text in self.warnings if "timing cache" in text.lower()]
+        for text in spoken:
+            del self.warnings[text]
+        self.errors.clear()
+        return bool(spoken)
+
     def notices(self) -> list[str]:
         """Each warning once, with how often it came."""
-        return [f"TensorRT: {text}" + (f" ({count} times)" if count > 1 else "") for text, count in self.warnings.items()]
+        return [
+            f"TensorRT: {text}" + (f" ({count} times)" if count > 1 else "") for text, count in self.warnings.items()
+        ]
 
     def reason(self) -> str:
         """The last error, or that there was none."""
@@ -76,7 +86,7 @@ class Log:
 
 
 def build_plan(
-    api: Api, model: Path, profile: Profile, options: EngineOptions, cache: TimingCache, progress: Progress
+    api: Api, model: Path, profile: Profile, options: EngineOptions, cache: TimingCache | None, progress: Progress
 ) -> Built:
     """Builds the engine of an ONNX file.
 
@@ -87,13 +97,14 @@ def build_plan(
         model: the ONNX file; its weights lie beside it.
         profile: input sizes.
         options: memory, compatibility.
-        cache: read before, written after.
+        cache: read before, written after; None for a TensorRT that times nothing.
         progress: called with TensorRT's own phases and steps.
 
     Raises:
         ExportError: TensorRT refuses the file (naming node, operator and block) or finds no engine for it.
-        UnavailableError: this TensorRT lacks an option.
+        UnavailableError: see `Api.check`.
     """
+    api.check(options)
     trt, log = api.trt, Log()
     logger = _logger(trt, log)
     builder = trt.Builder(logger)
@@ -102,19 +113,21 @@ def build_plan(
     progress("parse", 0, None)
     if not parser.parse_from_file(str(model)):
         raise ExportError(f"{api.title} refuses {model}: {parser_errors(parser)}")
-    config = _config(api, builder, network, profile, options)
-    cache.attach(config)
+    config = _config(trt, builder, network, profile, options)
+    if cache is not None:
+        cache.attach(config, log.refused_cache)
     cancelled = threading.Event()
     config.progress_monitor = monitor = _monitor(trt, cancelled, progress)
     plan = _cancellable(lambda: builder.build_serialized_network(network, config), cancelled)
     del monitor  # outlives the build, as TensorRT asks
     if plan is None:
         raise ExportError(f"{api.title} could not build the engine: {log.reason()}{_hint(log, options)}")
-    cache.save(config)
+    if cache is not None:
+        cache.save(config)
     data = bytes(plan)
     layers = _inspected(trt, logger, data) or from_log(log.layer_lines)
-    record = {"file": str(cache.path), "loaded_bytes": cache.loaded_bytes}
-    return Built(data, layers, log.memory, [*cache.notices, *log.notices()], record)
+    notices = [*(cache.notices if cache else ()), *log.notices()]
+    return Built(data, layers, log.memory, notices, cache.to_dict() if cache else None)
 
 
 def parser_errors(parser: Any) -> str:
@@ -124,13 +137,15 @@ def parser_errors(parser: Any) -> str:
         error = parser.get_error(index)
         node, operator = error.node_name(), error.node_operator()
         block = node.rpartition("/")[0]
-        where = f"node {node} ({operator}), in block {block}: " if block else f"node {node} ({operator}): " if node else ""
+        where = (
+            f"node {node} ({operator}), in block {block}: " if block else f"node {node} ({operator}): " if node else ""
+        )
         told.append(where + first_line(Exception(error.desc()), 300))
     return "; ".join(dict.fromkeys(told)) or "its parser gives no reason"
 
 
-def _config(api: Api, builder: Any, network: Any, profile: Profile, options: EngineOptions) -> Any:
-    trt, config = api.trt, builder.create_builder_config()
+def _config(trt: Any, builder: Any, network: Any, profile: Profile, options: EngineOptions) -> Any:
+    config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
@@ -139,9 +154,9 @@ def _config(api: Api, builder: Any, network: Any, profile: Profile, options: Eng
     if options.hardware_compatible:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if options.version_compatible:
-        api.set_flag(config, "VERSION_COMPATIBLE", "--version-compatible")
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.strip:
-        api.set_flag(config, "STRIP_PLAN", "--strip")
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
     if not profile.static or -1 in tuple(network.get_input(0).shape):
         shapes = builder.create_optimization_profile()
         shapes.set_shape(INPUT_NAME, *profile.shapes())

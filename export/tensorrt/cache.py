@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,20 +42,25 @@ class TimingCache:
         self.notices: list[str] = []
         self.loaded_bytes = 0
 
-    def attach(self, config: Any) -> None:
-        """Gives the file's content to a builder's configuration; what TensorRT refuses is set aside."""
+    def attach(self, config: Any, refused: Callable[[], bool]) -> None:
+        """Gives the file's content to a builder's configuration; what TensorRT refuses is set aside.
+
+        Args:
+            config: the builder's configuration.
+            refused: whether TensorRT's logger spoke of a cache that it cannot read; the call returns an empty one then.
+        """
         stored = b""
         with os_errors(self.path):
             if self.path.is_file():
                 stored = self.path.read_bytes()
         if stored:
             cache = _parsed(config, stored)
-            if cache is not None and config.set_timing_cache(cache, False):
+            if cache is not None and not refused() and config.set_timing_cache(cache, False):
                 self.loaded_bytes = len(stored)
                 return
             aside = self._set_aside()
             self.notices.append(
-                f"the timing cache {self.path} is damaged, or of another TensorRT or GPU: it was set aside as {aside.name}"
+                f"the timing cache {self.path} is damaged, or of another TensorRT or GPU; it is now {aside.name}"
             )
         config.set_timing_cache(config.create_timing_cache(b""), True)
 
@@ -73,6 +78,10 @@ class TimingCache:
                         cache.combine(other, True)
                 scratch.write_bytes(bytes(cache.serialize()))
                 scratch.replace(self.path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return {"file": str(self.path), "loaded_bytes": self.loaded_bytes}
 
     def _set_aside(self) -> Path:
         aside = self.path.with_name(f"{self.path.name}.refused")

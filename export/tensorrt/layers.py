@@ -19,6 +19,9 @@ BITS = {
 }  # fmt: skip
 NAMES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16"}
 PRODUCTS = ("Conv", "MatMul", "Gemm", "ConvTranspose")
+GENERATED = re.compile(r"_*myl_([A-Z][A-Za-z0-9]*?)_myl\d")
+"""A kernel that TensorRT wrote itself, named after what it does: `__myl_CastMulFc_myl0_41`."""
+MULTIPLIES = frozenset({"Corr", "Conv", "Fc", "Gemm", "Matm", "Mma"})
 MOVES = frozenset({"Resh", "Tran", "Move", "Conc", "Slic", "Cast", "Copy", "Reformat", "Gath", "Pad"})
 """What a generated kernel is named after when all it does is lay values out anew."""
 
@@ -62,8 +65,16 @@ class EngineLayer:
 
     @property
     def products(self) -> tuple[str, ...]:
-        """The convolutions and matrix products among its nodes."""
+        """The convolutions and matrix products that it computes; what only adds a bias to one, or scales it, has none."""
+        if self._steps and not self._steps & MULTIPLIES:
+            return ()
         return tuple(node for node in self.nodes if re.sub(r"_\d+$", "", node.rpartition("/")[2]) in PRODUCTS)
+
+    @property
+    def _steps(self) -> set[str]:
+        """What a kernel that TensorRT wrote itself does; empty for any other."""
+        match = GENERATED.match(self.name)
+        return set(re.findall(r"[A-Z][a-z0-9]*", match[1])) if match else set()
 
     @property
     def precision(self) -> str:
@@ -82,8 +93,7 @@ class EngineLayer:
         """Whether it computes nothing, and lays values out anew or changes their type."""
         if self.kind.lower() in ("reformat", "noop", "shuffle", "copy", "cast"):
             return True
-        match = re.match(r"_*myl_([A-Z][A-Za-z]*?)_myl", self.name)
-        return bool(match) and set(re.findall(r"[A-Z][a-z0-9]*", match[1] if match else "")) <= MOVES
+        return bool(self._steps) and self._steps <= MOVES
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"precision": self.precision}
@@ -136,9 +146,7 @@ def _from_line(line: str) -> EngineLayer:
 
 
 def _line_tensors(text: str) -> tuple[LayerTensor, ...]:
-    found = re.findall(
-        r"Name: ([^,]*), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\](.*?)(?=\}|$)", text
-    )
+    found = re.findall(r"Name: ([^,]*), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\](.*?)(?=\}|$)", text)
     return tuple(_tensor(name, [int(d) for d in dims.split(",") if d], rest) for name, dims, rest in found)
 
 
@@ -152,7 +160,9 @@ def _json_tensors(entries: Any) -> tuple[LayerTensor, ...]:
 
 def _tensor(name: str, dims: Iterable[int], rest: str) -> LayerTensor:
     """A tensor whose type stands as `Datatype: Half`, or within a format such as `Row major linear FP16 format`."""
-    match = re.search(r"Datatype: (\w+)", rest) or re.search(r"\b(FP32|FP16|BF16|FP8|INT8|INT32|INT64|BOOL|UINT8)\b", rest, re.I)
+    match = re.search(r"Datatype: (\w+)", rest) or re.search(
+        r"\b(FP32|FP16|BF16|FP8|INT8|INT32|INT64|BOOL|UINT8)\b", rest, re.I
+    )
     dtype = match[1].lower() if match else "unknown"
     return LayerTensor(name, NAMES.get(dtype, dtype), tuple(int(d) for d in dims))
 

@@ -1,0 +1,53 @@
+"""Whether an artifact that stands there is what would be exported now, so that it need not be exported again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .. import __version__
+from ..calibration.calibrate import load_ranges
+from ..calibration.data import calibration_data
+from ..calibration.options import DEFAULT_SAMPLES, CalibrationOptions
+from ..encoder.checkpoint import Checkpoint
+from .manifest import Manifest
+from .options import ExportOptions
+
+
+def differs(
+    manifest: Manifest, checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions
+) -> str | None:
+    """None where an export with these weights and options would give the same file, else what differs, in words.
+
+    Raises ConfigError, ImageError: for calibration data that cannot be read.
+    """
+    made_from, info = manifest.checkpoint, checkpoint.info
+    if made_from["sha256"] != info.sha256:
+        return f"it was made from other weights, {made_from['source']}"
+    if options.projector and made_from.get("connector_sha256") != info.connector_sha256:
+        return "it ends with another connector"
+    stored = {name: manifest.options.get(name) for name in options.to_dict()}
+    for name, value in options.to_dict().items():
+        if stored[name] != value:
+            return f"its {name} is {stored[name]}, not {value}"
+    if manifest.versions.get("fvexport") != __version__:
+        return f"it was written by fvexport {manifest.versions.get('fvexport')}"
+    if manifest.quantization is not None:
+        return _quantized_otherwise(manifest, options, calibration)
+    if options.precision == "fp16" and calibration != CalibrationOptions():
+        return "which pictures its FP16 scales were chosen on is not recorded"
+    return None
+
+
+def _quantized_otherwise(manifest: Manifest, options: ExportOptions, calibration: CalibrationOptions) -> str | None:
+    record = manifest.quantization or {}
+    method = "minmax" if options.precision == "fp8" else calibration.method
+    if record["method"] != method:
+        return f"its ranges are by {record['method']}, not {method}"
+    if record["bound_db"] != calibration.bound:
+        return f"it was made for a bound of {record['bound_db']} dB, not {calibration.bound}"
+    if calibration.ranges is not None:
+        fingerprint = load_ranges(Path(calibration.ranges)).key.data
+    else:
+        wanted = calibration.samples or DEFAULT_SAMPLES
+        fingerprint = calibration_data(calibration.calib, wanted, seed=calibration.seed).fingerprint
+    return None if record["data"]["fingerprint"] == fingerprint else "it was calibrated on other pictures"

@@ -1,0 +1,94 @@
+"""What a plan is bound to, and whether it may be loaded here: checked before TensorRT is handed the file."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ...errors import ArtifactError, UnavailableError
+from .api import Api, version_tuple
+
+REBUILD = "build it again with `fvexport trt --force`"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU: its name, compute capability and the driver's version as CUDA numbers it."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def current_gpu() -> Gpu | None:
+    """The GPU that torch or the driver would use first; None without one."""
+    import ctypes
+    import sys
+
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        device, version = ctypes.c_int(0), ctypes.c_int(0)
+        name = ctypes.create_string_buffer(256)
+        major, minor = ctypes.c_int(0), ctypes.c_int(0)
+        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
+            return None
+        driver.cuDriverGetVersion(ctypes.byref(version))
+        driver.cuDeviceGetName(name, len(name), device)
+        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # COMPUTE_CAPABILITY_MINOR
+    except (OSError, AttributeError):
+        return None
+    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", cuda)
+
+
+def bound_to(engine: dict[str, Any]) -> str:
+    """What an engine needs to be loaded, in words, from its section of the manifest."""
+    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[engine["flavour"]]
+    flags = engine["options"]
+    if engine["flavour"] == "tensorrt-rtx":
+        return f"{title} {engine['version']}, any RTX GPU from Ampere (compute capability 8.0) on"
+    release = f"{title} {version_tuple(engine['version'])[0]}, {engine['version']} or later" if (
+        flags["version_compatible"]
+    ) else f"{title} {engine['version']}"  # fmt: skip
+    gpu = engine["gpu"] or {}
+    device = "any GPU from Ampere (compute capability 8.0) on" if flags["hardware_compatible"] else (
+        f"{gpu.get('name', 'the GPU it was built on')} (compute capability {gpu.get('compute_capability', '?')})"
+    )  # fmt: skip
+    return f"{release}, {device}"
+
+
+def check_binding(where: str, engine: dict[str, Any], api: Api, gpu: Gpu | None) -> None:
+    """Refuses a plan that this TensorRT or this GPU cannot load.
+
+    Args:
+        where: the artifact, for the message.
+        engine: its manifest's section.
+        api: the TensorRT that would load it.
+        gpu: the GPU that would run it.
+
+    Raises:
+        ArtifactError: another flavour, version or GPU.
+        UnavailableError: no GPU.
+    """
+    if api.flavour != engine["flavour"]:
+        backend = engine["flavour"]
+        raise ArtifactError(f"{where} holds an engine of {backend}, not of {api.flavour}: take --backend {backend}, "
+                            f"or {REBUILD}")  # fmt: skip
+    flags, built = engine["options"], version_tuple(engine["version"])
+    here = version_tuple(api.version)
+    fits = here[0] == built[0] and here >= built if flags["version_compatible"] else here == built
+    if not fits:
+        raise ArtifactError(f"{where} holds an engine of {bound_to(engine)}; here is {api.title}: {REBUILD}")
+    if gpu is None:
+        raise UnavailableError(f"{where} holds an engine for {bound_to(engine)}, and no NVIDIA GPU was found here")
+    portable = api.flavour == "tensorrt-rtx" or flags["hardware_compatible"]
+    capability = tuple(int(part) for part in gpu.compute_capability.split("."))
+    built_on = engine["gpu"] or {}
+    same = (gpu.name, gpu.compute_capability) == (built_on.get("name"), built_on.get("compute_capability"))
+    if (portable and capability < (8, 0)) or (not portable and not same):
+        raise ArtifactError(f"{where} holds an engine for {bound_to(engine)}; here is {gpu.name} (compute capability "
+                            f"{gpu.compute_capability}): {REBUILD} on it")  # fmt: skip
