@@ -54,7 +54,7 @@ def model_name(path: str | os.PathLike[str]) -> str:
 
 def check_repository(
     repository: str | os.PathLike[str], artifact: str | os.PathLike[str] | None, *, precision: str,
-    platform: Platform = "onnx", force: bool = False,
+    platform: Platform = "onnx", flavour: str = "tensorrt", strip: bool = False, force: bool = False,
 ) -> None:  # fmt: skip
     """Fails before any work where `write_repository` would fail after it.
 
@@ -63,6 +63,7 @@ def check_repository(
         artifact: where the artifact will lie; None where that is not known yet.
         precision: that it will have.
         platform: what will be served.
+        flavour, strip: of the engine's build, where one will be served.
         force: replace a model of that name.
 
     Raises:
@@ -70,6 +71,8 @@ def check_repository(
         ArtifactError: nothing can be written there, or a model of that name stands there and `force` is off.
     """
     _check_precision(platform, precision)
+    if platform == "plan" and (reason := _why_not_loaded(flavour, strip=strip)) is not None:
+        raise ConfigError(f"Triton Inference Server cannot serve this engine: {reason}")
     folder = Path(repository)
     if artifact is None:
         check_place(folder / "model", 0)
@@ -126,13 +129,15 @@ def why_no_plan(manifest: Manifest) -> str | None:
     engine = manifest.engine
     if engine is None or PLAN_FILE not in manifest.files:
         return "it has none; make one with `fvexport trt`"
-    if engine["flavour"] != "tensorrt":
+    return _why_not_loaded(engine["flavour"], strip=engine["options"]["strip"])
+
+
+def _why_not_loaded(flavour: str, *, strip: bool) -> str | None:
+    if flavour != "tensorrt":
         return (
             "it is of TensorRT-RTX, and the server's backend is full TensorRT; build it there, or serve the ONNX file"
         )
-    if engine["options"].get("strip"):
-        return "it has no weights, and the server cannot put them in; build it without --strip"
-    return None
+    return "it has no weights, and the server cannot put them in; build it without --strip" if strip else None
 
 
 def _check_precision(platform: Platform, precision: str) -> None:
