@@ -45,6 +45,8 @@ EXTRAS = {
         "ruff",
         # Not used by the package: the tests compare with its image processor and models.
         "transformers>=5",
+        # Nor this: it carries the schema of Triton Inference Server's config.pbtxt. Later ones forbid ml-dtypes 0.6.
+        "tritonclient<2.70",
     ],
 }
 

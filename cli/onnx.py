@@ -18,6 +18,7 @@ from .options import (
     json_option,
     precision_options,
     target_option,
+    triton_server_option,
     verbose_option,
 )
 
@@ -34,6 +35,7 @@ from .options import (
 @export_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: by content]")
 @click.option("--force", is_flag=True, help="Replace an artifact that stands there.")
+@triton_server_option
 @json_option
 @verbose_option
 def onnx(
@@ -41,7 +43,7 @@ def onnx(
     io: Any, opset: int | None, simplify: bool, checkpoint: str | None, revision: str | None, variant: str | None,
     seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool, as_json: bool,
     target: Any, calib: str | None, ranges: str | None, samples: int | None, method: Any, min_sqnr: float | None,
-    min_cosine: float | None,
+    min_cosine: float | None, triton_server: Path | None,
 ) -> None:  # fmt: skip
     """Export FastViTHD to ONNX, and prove that it is the same model.
 
@@ -62,19 +64,26 @@ def onnx(
         raise click.UsageError("--images is for the parity that --no-parity skips", context)
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
+    from ..export.triton_server import check_repository, write_repository
     from . import render
     from .progress import progress_bar
 
     options = ExportOptions(*res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify, target)
+    if triton_server is not None:
+        check_repository(triton_server, out, precision=precision, force=force)
     with progress_bar() as progress:
         report = export_onnx(
             checkpoint, out, options=options, variant=variant, revision=revision, seed=seed or 0, force=force,
             parity=parity, images=images, calibration=calibration, progress=progress,
         )  # fmt: skip
+    served = None
+    if triton_server is not None:
+        served = write_repository(report.artifact, triton_server, force=force)
     if as_json:
         render.print_json(
             {
                 "artifact": str(report.artifact.path),
+                **({} if served is None else {"triton_server": str(served)}),
                 "manifest": asdict(report.artifact.manifest),
                 "verdict": report.verdict and report.verdict.to_dict(),
                 "seconds": report.seconds,
@@ -82,4 +91,4 @@ def onnx(
             }
         )
     else:
-        render.export_report(report)
+        render.export_report(report, served=served)

@@ -10,6 +10,7 @@ import functools
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
@@ -226,6 +227,16 @@ def calibration_from(precision: str, given: dict[str, Any]) -> Any:
                 f"--{name.replace('_', '-')} has no effect with --{precision}", click.get_current_context()
             )
     return CalibrationOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def triton_server_option(command: F) -> F:
+    """`--triton-server`, a model repository to add the result to."""
+    return click.option(
+        "--triton-server",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Add it to this model repository of Triton Inference Server, too.",
+    )(command)
 
 
 def json_option(command: F) -> F:

@@ -11,6 +11,8 @@ import click
 from ..errors import one_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..export.features import EncodeReport
     from ..export.inspect import Inspection
     from ..export.onnx import ExportReport
@@ -91,8 +93,8 @@ def _some(names: Sequence[str]) -> str:
 # --- reports -----------------------------------------------------------------------------------
 
 
-def export_report(report: ExportReport) -> None:
-    """The summary, the verdict, the notices, and the next command to type."""
+def export_report(report: ExportReport, *, served: Path | None = None) -> None:
+    """The summary, the verdict, the notices, and the next command to type; and where a server finds the model."""
     manifest, seconds = report.artifact.manifest, report.seconds
     made_from = manifest.checkpoint
     graph = manifest.graph
@@ -111,6 +113,7 @@ def export_report(report: ExportReport) -> None:
             ("size", size(total)),
             ("seconds", f"{sum(seconds.values()):.1f}: " + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items())),
             ("artifact", report.artifact.path),
+            *((("served from", served),) if served else ()),
         ],
         title="ONNX artifact",
     )

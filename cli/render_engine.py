@@ -11,6 +11,8 @@ import click
 from .render import border, facts, notices, size, table, verdict
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..export.engine import EngineReport
     from ..export.tensorrt.summary import EngineSummary
 
@@ -31,8 +33,11 @@ def to_dict(report: EngineReport) -> dict[str, Any]:
     }
 
 
-def engine_report(report: EngineReport) -> None:
-    """What was built, what it was compiled to, the verdicts, the notices, and the next command to type."""
+def engine_report(report: EngineReport, *, served: Path | None = None) -> None:
+    """What was built, what it was compiled to, the verdicts, the notices, and the next command to type.
+
+    `served` is where a server finds the model, if it was put there.
+    """
     manifest = report.artifact.manifest
     made = f"{manifest.checkpoint['source']} (sha256 {manifest.checkpoint['sha256'][:12]})"
     onnx_verdict = manifest.parity["status"].upper() if manifest.parity else "not checked"
@@ -49,6 +54,7 @@ def engine_report(report: EngineReport) -> None:
         rows += _engine_rows(manifest.engine)
     taken = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.seconds.items())
     rows += [("seconds", f"{sum(report.seconds.values()):.1f}: {taken}"), ("artifact", report.artifact.path)]
+    rows += [("served from", served)] if served else []
     facts(rows, title="TensorRT engine" if manifest.engine else "dry run: the ONNX file alone")
     if report.summary is not None:
         summary(report.summary)

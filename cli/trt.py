@@ -18,6 +18,7 @@ from .options import (
     json_option,
     precision_options,
     refuse_given,
+    triton_server_option,
     verbose_option,
 )
 
@@ -81,6 +82,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 @click.option("--dry-run", is_flag=True, help="Write the ONNX file and print the trtexec line; needs no TensorRT.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: by content]")
 @click.option("--force", is_flag=True, help="Replace an engine, or another artifact, that stands there.")
+@triton_server_option
 @json_option
 @verbose_option
 def trt(
@@ -88,7 +90,8 @@ def trt(
     input_kind: Any, io: Any, opset: int | None, simplify: bool, checkpoint: str | None, revision: str | None,
     variant: str | None, seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool,
     as_json: bool, flavour: Any, workspace: int | None, opt_level: int | None, timing_cache: Path | None,
-    hardware_compatible: bool, version_compatible: bool, strip: bool, dry_run: bool, **given: Any,
+    hardware_compatible: bool, version_compatible: bool, strip: bool, dry_run: bool, triton_server: Path | None,
+    **given: Any,
 ) -> None:  # fmt: skip
     """Build a TensorRT engine of FastViTHD, and prove that it is the same model where a GPU can run it.
 
@@ -105,9 +108,13 @@ def trt(
     calibration = calibration_from(precision, given)
     if images is not None and not parity and calibration.bound is None:
         raise click.UsageError("--images is for the parity that --no-parity skips", context)
+    if triton_server is not None and dry_run:
+        raise click.UsageError("--triton-server serves the engine, which --dry-run leaves out", context)
     from ..export.engine import export_trt
     from ..export.options import ExportOptions
+    from ..export.tensorrt.api import load_api
     from ..export.tensorrt.options import EngineOptions
+    from ..export.triton_server import check_repository, write_repository
     from . import render, render_engine
     from .progress import progress_bar
 
@@ -123,13 +130,21 @@ def trt(
         flavour, workspace, opt_level, str(timing_cache) if timing_cache else None, hardware_compatible,
         version_compatible, strip,
     )  # fmt: skip
+    if triton_server is not None:
+        check_repository(
+            triton_server, out or artifact, precision=precision, platform="plan", flavour=load_api(flavour).flavour,
+            strip=strip, force=force,
+        )  # fmt: skip
     with progress_bar() as progress:
         report = export_trt(
             checkpoint, out, artifact=artifact, options=options, batch=batch, resolutions=dynamic_res, engine=engine,
             variant=variant, revision=revision, seed=seed or 0, force=force, parity=parity, images=images,
             calibration=calibration, dry_run=dry_run, progress=progress,
         )  # fmt: skip
+    served = None
+    if triton_server is not None:
+        served = write_repository(report.artifact, triton_server, platform="plan", force=force)
     if as_json:
-        render.print_json(render_engine.to_dict(report))
+        render.print_json(render_engine.to_dict(report) | ({"triton_server": str(served)} if served else {}))
     else:
-        render_engine.engine_report(report)
+        render_engine.engine_report(report, served=served)

@@ -17,6 +17,7 @@ What lives here
     artifact        the folder: opened with checks, written whole or not at all
     figures         error statistics between two sets of features
     parity          the verdict: artifact against the eager model
+    triton_server   an artifact as a model of Triton Inference Server
     inspect         operators, parameters, multiply-adds and activations of an artifact
     features        many images -> one safetensors file, in bounded memory
     targets         the table of places where an artifact runs

@@ -192,9 +192,10 @@ def writing(out: Path) -> Iterator[Path]:
 
 
 def _sync(folder: Path) -> None:
-    for file in folder.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
 
 
 def _swap(new: Path, out: Path) -> None:

@@ -70,7 +70,7 @@ class TensorRTBackend:
         self.device = torch.device("cuda", 0)
         self._cuda_graph = cuda_graph
         self._log = _Messages()
-        self._engine = _load(api.trt, plan, artifact, self._log, stripped=manifest.engine["options"]["strip"])
+        self._engine = _load(api.trt, plan, artifact, self._log, manifest.engine["options"])
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._dtypes = {name: _torch_dtype(self._engine.get_tensor_dtype(name)) for name in (INPUT_NAME, OUTPUT_NAME)}
         self._shapes: dict[tuple[int, ...], _Shape] = {}
@@ -162,7 +162,7 @@ class _Messages:
         return self.errors[-1].splitlines()[0][:300] if self.errors else "TensorRT gives no reason"
 
 
-def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, *, stripped: bool) -> Any:
+def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: dict[str, Any]) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # known at run time alone
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -173,10 +173,12 @@ def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, *, stripped: 
 
     logger = Logger()
     runtime = trt.Runtime(logger)
+    # A version-compatible plan carries the runtime that it runs in; TensorRT loads such code only where it is allowed.
+    runtime.engine_host_code_allowed = options["version_compatible"]
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise ArtifactError(f"TensorRT refuses {plan}: {log.reason()}; {REBUILD}")
-    if stripped:
+    if options["strip"]:
         refitter = trt.Refitter(engine, logger)
         weights = trt.OnnxParserRefitter(refitter, logger)
         if not (weights.refit_from_file(str(artifact.model_path)) and refitter.refit_cuda_engine()):

@@ -147,6 +147,7 @@ def parser_errors(parser: Any) -> str:
 def _config(trt: Any, builder: Any, network: Any, profile: Profile, options: EngineOptions) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default: products of float32 would keep 10 bits of their inputs
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     if options.opt_level is not None:

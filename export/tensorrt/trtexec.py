@@ -23,7 +23,7 @@ def command_line(
     """
     words = ["tensorrt_rtx" if flavour == "tensorrt-rtx" else "trtexec", f"--onnx={model}", f"--saveEngine={plan}"]
     if flavour == "tensorrt":
-        words.append("--stronglyTyped")
+        words += ["--stronglyTyped", "--noTF32"]
     if dynamic:
         for name, shape in zip(("min", "opt", "max"), profile.shapes(), strict=True):
             words.append(f"--{name}Shapes={INPUT_NAME}:{'x'.join(map(str, shape))}")

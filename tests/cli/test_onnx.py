@@ -83,3 +83,14 @@ def test_a_full_disk_is_found_before_the_work(fvexport, tmp_path: Path, monkeypa
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     fvexport("onnx", "--variant", "tiny", "--res", 128, "--out", "a").one_line_error("MB needed", "free some space")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_repository_beside_it(fvexport, tmp_path: Path) -> None:
+    args = ("onnx", "--variant", "tiny", "--res", 64, "--no-parity", "--out", "a 64", "--triton-server", "models")
+    outcome = fvexport(*args)
+    assert outcome.code == 0 and "served from" in outcome.out and "models/a-64" in outcome.out
+    assert 'name: "a-64"' in (tmp_path / "models/a-64/config.pbtxt").read_text()
+    shutil.rmtree(tmp_path / "a 64")
+    fvexport(*args).one_line_error("models/a-64", "--force")  # before the work
+    fvexport(*args, "--fp8").one_line_error("FP8", "fvexport trt")
+    assert not (tmp_path / "a 64").exists()

@@ -25,6 +25,7 @@ FILES = sorted(
 OBJECTS = {
     "builder": "Builder", "config": "IBuilderConfig", "network": "INetworkDefinition", "parser": "OnnxParser",
     "engine": "ICudaEngine", "context": "IExecutionContext", "inspector": "EngineInspector", "runtime": "Runtime",
+    "refitter": "Refitter", "weights": "OnnxParserRefitter",
 }  # fmt: skip
 VERSIONS = ("tensorrt", "tensorrt_rtx", "10.3.0", "10.9.0.34", "10.13.3.9")
 

@@ -1,0 +1,276 @@
+"""A model repository of Triton Inference Server: an artifact's file, under the names that the server looks for.
+
+    REPOSITORY/NAME/config.pbtxt            what the server is told of the model
+    REPOSITORY/NAME/1/model.onnx            or model.plan; 1 is the version
+    REPOSITORY/NAME/1/encoder.onnx.data     weights, under the name that the ONNX file looks for beside itself
+
+The fields are those of `model_config.proto` (github.com/triton-inference-server/common). What the server's backends
+demand beyond it: where `max_batch_size` is above 0 it stands for the first axis, which must then be free in the file
+(onnxruntime_backend, `CompareDimsSupported`), so a file for one batch size gets 0 and its whole shape.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from .. import __version__
+from ..errors import ArtifactError, ConfigError, one_line
+from ..place import check_place
+from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
+from .manifest import Manifest
+
+Platform = Literal["onnx", "plan"]
+CONFIG_FILE = "config.pbtxt"
+VERSION = "1"
+MAX_BATCH_SIZE = 8
+"""Of a file that takes any batch, where none is asked for."""
+
+BACKENDS: dict[Platform, str] = {"onnx": "onnxruntime", "plan": "tensorrt"}
+DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is served: the file, and what its engine's profile says where it has one."""
+
+    artifact: Artifact
+    platform: Platform
+    name: str
+    max_batch_size: int
+    preferred_batch_size: int | None
+
+
+def model_name(path: str | os.PathLike[str]) -> str:
+    """The server's name for the artifact at `path`: its folder's, with `-` for what a URL would have to escape."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).absolute().name)
+
+
+def check_repository(
+    repository: str | os.PathLike[str], artifact: str | os.PathLike[str] | None, *, precision: str,
+    platform: Platform = "onnx", flavour: str = "tensorrt", strip: bool = False, force: bool = False,
+) -> None:  # fmt: skip
+    """Fails before any work where `write_repository` would fail after it.
+
+    Args:
+        repository: the repository, which need not exist.
+        artifact: where the artifact will lie; None where that is not known yet.
+        precision: that it will have.
+        platform: what will be served.
+        flavour, strip: of the engine's build, where one will be served.
+        force: replace a model of that name.
+
+    Raises:
+        ConfigError: the server cannot run such a file.
+        ArtifactError: nothing can be written there, or a model of that name stands there and `force` is off.
+    """
+    _check_precision(platform, precision)
+    if platform == "plan" and (reason := _why_not_loaded(flavour, strip=strip)) is not None:
+        raise ConfigError(f"Triton Inference Server cannot serve this engine: {reason}")
+    folder = Path(repository)
+    if artifact is None:
+        check_place(folder / "model", 0)
+    else:
+        _check_model_folder(folder / model_name(artifact), force=force, need_bytes=0)
+
+
+def write_repository(
+    artifact: Artifact, repository: str | os.PathLike[str], *, name: str | None = None,
+    platform: Platform | None = None, max_batch_size: int | None = None, force: bool = False,
+) -> Path:  # fmt: skip
+    """Adds an artifact to a model repository, which is made where it does not exist; other models in it are left alone.
+
+    Args:
+        artifact: an opened artifact, with or without an engine.
+        repository: what `tritonserver --model-repository` is given.
+        name: of the model; the artifact's folder's by default.
+        platform: `onnx` or `plan`; by default the engine where the artifact has one that the server can load.
+        max_batch_size: of a file that takes any batch: the profile's by default, or 8.
+        force: replace a model of that name.
+
+    Returns:
+        The model's folder: whole, or not there (or as it was).
+
+    Raises:
+        ConfigError: the server cannot run this file, or not with this batch.
+        ArtifactError: a model of that name stands there, or the folder cannot be written.
+    """
+    manifest = artifact.manifest
+    platform = platform or ("plan" if why_no_plan(manifest) is None else "onnx")
+    if platform not in get_args(Platform):
+        raise ConfigError(f"unknown platform {platform!r}; known are {', '.join(get_args(Platform))}")
+    _check_precision(platform, manifest.precision)
+    if platform == "plan" and (reason := why_no_plan(manifest)) is not None:
+        raise ConfigError(f"Triton Inference Server cannot serve an engine of {artifact.path}: {reason}")
+    name = model_name(artifact.path) if name is None else name
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ConfigError(f"a model's name is made of letters, digits and ._-; found {name!r}")
+    model = _Model(artifact, platform, name, *_batches(manifest, platform, max_batch_size))
+
+    sources = dict(_files(artifact, platform))
+    out = Path(repository) / name
+    _check_model_folder(out, force=force, need_bytes=sum(file.stat().st_size for file in sources.values()))
+    with writing(out) as folder:
+        (folder / VERSION).mkdir()
+        for target, file in sources.items():
+            shutil.copyfile(file, folder / VERSION / target)
+        (folder / CONFIG_FILE).write_text(_config(model), encoding="utf-8", errors="replace")
+    return out
+
+
+def why_no_plan(manifest: Manifest) -> str | None:
+    """None where the artifact has an engine that the server can load, else the reason."""
+    engine = manifest.engine
+    if engine is None or PLAN_FILE not in manifest.files:
+        return "it has none; make one with `fvexport trt`"
+    return _why_not_loaded(engine["flavour"], strip=engine["options"]["strip"])
+
+
+def _why_not_loaded(flavour: str, *, strip: bool) -> str | None:
+    if flavour != "tensorrt":
+        return (
+            "it is of TensorRT-RTX, and the server's backend is full TensorRT; build it there, or serve the ONNX file"
+        )
+    return "it has no weights, and the server cannot put them in; build it without --strip" if strip else None
+
+
+def _check_precision(platform: Platform, precision: str) -> None:
+    if platform == "onnx" and precision == "fp8":
+        raise ConfigError(
+            "onnxruntime, which serves the ONNX file, refuses FP8 unless told not to move Q/DQ, and the server cannot "
+            "tell it; serve an engine of it (`fvexport trt --fp8 --triton-server`), or export --int8"
+        )
+
+
+def _check_model_folder(out: Path, *, force: bool, need_bytes: int) -> None:
+    if out.exists() or out.is_symlink():
+        empty = out.is_dir() and not any(out.iterdir())
+        if not empty and not (out / CONFIG_FILE).is_file():
+            raise ArtifactError(f"{out} exists and is no model of Triton Inference Server; choose another repository")
+        if not empty and not force:
+            raise ArtifactError(f"{out} exists; replace it with --force or choose another repository")
+    check_place(out, need_bytes)
+
+
+def _files(artifact: Artifact, platform: Platform) -> Iterator[tuple[str, Path]]:
+    """Names in the version's folder, and the files that go there."""
+    if platform == "plan":
+        yield "model.plan", artifact.path / PLAN_FILE
+        return
+    yield "model.onnx", artifact.model_path
+    for name in artifact.manifest.files:
+        if name.startswith(f"{MODEL_FILE}."):
+            yield name, artifact.path / name
+
+
+def _batches(manifest: Manifest, platform: Platform, asked: int | None) -> tuple[int, int | None]:
+    """`max_batch_size`, and the batch that an engine is fastest at."""
+    if asked is not None and asked < 1:
+        raise ConfigError(f"the largest batch must be at least 1; found {asked}")
+    fixed = manifest.input["shape"][0]
+    low, best, high = (1, None, None)
+    if platform == "plan" and manifest.engine is not None:
+        low, best, high = manifest.engine["profile"]["batch"]
+    if isinstance(fixed, int):
+        if asked not in (None, fixed):
+            raise ConfigError(f"the file takes batches of {fixed} alone; found {asked}: export it with --batch dynamic")
+        return 0, None
+    if low > 1:
+        raise ConfigError(f"the server sends single images too, and the engine takes {low} at least; build it with "
+                          f"--batch 1:{best}:{high}")  # fmt: skip
+    if high is not None and asked is not None and asked > high:
+        raise ConfigError(f"the engine takes {high} images at most; found {asked}: build it with another --batch")
+    size = asked or high or MAX_BATCH_SIZE
+    return size, best if best is not None and 1 < best <= size else None
+
+
+# --- config.pbtxt -----------------------------------------------------------------------------------
+
+
+def _config(model: _Model) -> str:
+    manifest = model.artifact.manifest
+    batching = model.max_batch_size > 0
+    lines = [
+        *(f"# {line}" for line in _comments(model)),
+        f"name: {_quoted(model.name)}",
+        f"backend: {_quoted(BACKENDS[model.platform])}",
+        f"default_model_filename: {_quoted(f'model.{model.platform}')}",
+        f"max_batch_size: {model.max_batch_size}",
+        *_border("input", manifest.input, batching),
+        *_border("output", manifest.output, batching),
+        f"instance_group [{{ count: 1 kind: {_kind(model)} }}]",
+        *_batching(model),
+        *_optimization(model),
+    ]
+    for key, value in _parameters(model).items():
+        lines.append(f"parameters {{ key: {_quoted(key)} value {{ string_value: {_quoted(value)} }} }}")
+    return "\n".join(lines) + "\n"
+
+
+def _comments(model: _Model) -> list[str]:
+    manifest = model.artifact.manifest
+    pixels = "0 to 255" if manifest.input["dtype"] == "uint8" else "in [0, 1]"
+    size = manifest.input["shape"]
+    return [
+        f"Made by fvexport {__version__}: FastViTHD ({one_line(manifest.variant)}), {manifest.precision}.",
+        f"{manifest.input['name']}: RGB, {pixels}, channels first, height and width "
+        + (f"{size[2]} x {size[3]}." if isinstance(size[2], int) else "multiples of 64."),
+        "How a photograph becomes that stands in the parameter fvexport.preprocessing, in transformers' terms.",
+    ]
+
+
+def _border(kind: str, entry: dict[str, Any], batching: bool) -> list[str]:
+    shape: Sequence[int | str] = entry["shape"][1:] if batching else entry["shape"]
+    dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in shape)
+    return [f"{kind} [{{ name: {_quoted(entry['name'])} data_type: {DATA_TYPES[entry['dtype']]} dims: [ {dims} ] }}]"]
+
+
+def _kind(model: _Model) -> str:
+    """Where instances run; KIND_AUTO is the GPU where there is one."""
+    manifest = model.artifact.manifest
+    if model.platform == "plan" or manifest.float_precision == "bf16":  # onnxruntime's CPU has no BF16 convolution
+        return "KIND_GPU"
+    target = (manifest.quantization or {}).get("target")
+    return "KIND_CPU" if target in ("onnxruntime-cpu", "openvino") else "KIND_AUTO"
+
+
+def _batching(model: _Model) -> list[str]:
+    if model.max_batch_size <= 1:
+        return []
+    preferred = model.preferred_batch_size
+    return [f"dynamic_batching {{ preferred_batch_size: [ {preferred} ] }}" if preferred else "dynamic_batching { }"]
+
+
+def _optimization(model: _Model) -> list[str]:
+    """An engine for one shape is replayed as a CUDA graph: its start then costs the CPU one call."""
+    shape = model.artifact.manifest.input["shape"]
+    static = all(isinstance(size, int) for size in shape)
+    return ["optimization { cuda { graphs: true } }"] if model.platform == "plan" and static else []
+
+
+def _parameters(model: _Model) -> dict[str, str]:
+    manifest = model.artifact.manifest
+    file = PLAN_FILE if model.platform == "plan" else MODEL_FILE
+    found = {
+        "fvexport.version": __version__,
+        "fvexport.checkpoint": manifest.checkpoint["source"],
+        "fvexport.checkpoint_sha256": manifest.checkpoint["sha256"],
+        "fvexport.model_sha256": str(manifest.files[file].get("sha256", "")),
+        "fvexport.preprocessing": json.dumps(manifest.preprocessing),
+    }
+    if model.platform == "plan" and manifest.engine is not None:
+        gpu = manifest.engine.get("gpu") or {}
+        found["fvexport.tensorrt"] = str(manifest.engine["version"])
+        found["fvexport.gpu"] = str(gpu.get("name", ""))
+    return found
+
+
+def _quoted(text: str) -> str:
+    escaped = one_line(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

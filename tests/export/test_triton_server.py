@@ -1,0 +1,255 @@
+"""Model repositories, read by the server's own schema and, as its backend does, by onnxruntime."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from google.protobuf import text_format
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fvexport.errors import ArtifactError, ConfigError, FvexportError, one_line
+from fvexport.export import triton_server
+from fvexport.export.artifact import Artifact
+from fvexport.export.manifest import Manifest
+from fvexport.export.triton_server import check_repository, write_repository
+
+
+def _schema() -> Any:
+    """The message `ModelConfig` as the server's client ships it; its package would import gRPC, which is not needed."""
+    (package,) = importlib.util.find_spec("tritonclient").submodule_search_locations
+    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(package) / "grpc" / "model_config_pb2.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+schema = _schema()
+
+
+def config(folder: Path) -> Any:
+    """config.pbtxt, parsed; then checked as the server's core does before any backend sees it."""
+    found = text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), schema.ModelConfig())
+    assert found.name == folder.name and found.backend in ("onnxruntime", "tensorrt")
+    assert (folder / "1" / found.default_model_filename).is_file()
+    for border in (*found.input, *found.output):
+        assert border.name and border.data_type != schema.TYPE_INVALID
+        assert border.dims and all(size == -1 or size > 0 for size in border.dims)
+    if found.HasField("dynamic_batching"):
+        assert all(1 <= size <= found.max_batch_size for size in found.dynamic_batching.preferred_batch_size)
+        assert found.max_batch_size > 1
+    return found
+
+
+def whole_shape(found: Any, border: Any) -> list[int]:
+    return [-1, *border.dims] if found.max_batch_size > 0 else list(border.dims)
+
+
+TYPES = {"tensor(float)": "TYPE_FP32", "tensor(float16)": "TYPE_FP16", "tensor(uint8)": "TYPE_UINT8"}
+CASES: dict[str, dict[str, Any]] = {
+    "static": {},
+    "batch of 2, uint8 to half": {"batch": 2, "precision": "fp16", "input": "uint8", "io": "model"},
+    "any batch, any size": {"batch": None, "dynamic_res": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_onnx_is_what_the_server_demands(exported: Callable[..., Artifact], tmp_path: Path, case: str) -> None:
+    artifact = exported(**CASES[case])
+    folder = write_repository(artifact, tmp_path / "models", name="eye")
+    assert folder == tmp_path / "models" / "eye"
+    assert sorted(file.name for file in (folder / "1").iterdir()) == ["encoder.onnx.data", "model.onnx"]
+    found = config(folder)
+    # onnxruntime_backend compares the whole of each shape with the file's own: -1 has to stand where the file is free.
+    session = ort.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
+    for ours, theirs in ((found.input, session.get_inputs()), (found.output, session.get_outputs())):
+        (border,), (entry,) = ours, theirs
+        assert border.name == entry.name
+        assert schema.DataType.Name(border.data_type) == TYPES[entry.type]
+        assert whole_shape(found, border) == [size if isinstance(size, int) else -1 for size in entry.shape]
+    free = "any" in case
+    assert found.max_batch_size == (8 if free else 0)
+    assert found.HasField("dynamic_batching") == free
+    assert [group.kind for group in found.instance_group] == [schema.ModelInstanceGroup.KIND_AUTO]
+
+
+def test_it_computes_what_the_artifact_does(static: Artifact, tmp_path: Path) -> None:
+    folder = write_repository(static, tmp_path, name="eye")
+    x = np.random.default_rng(0).random((1, 3, 128, 128), np.float32)
+    outputs = [
+        ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"pixel_values": x})[0]
+        for path in (static.model_path, folder / "1" / "model.onnx")
+    ]
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_it_says_what_it_is(static: Artifact, tmp_path: Path) -> None:
+    found = config(write_repository(static, tmp_path)).parameters
+    assert found["fvexport.checkpoint"].string_value == "seeded:0"
+    assert json.loads(found["fvexport.preprocessing"].string_value) == static.manifest.preprocessing
+    assert found["fvexport.model_sha256"].string_value == static.manifest.files["encoder.onnx"]["sha256"]
+
+
+def test_batch_asked_for(static: Artifact, dynamic: Artifact, tmp_path: Path) -> None:
+    assert config(write_repository(dynamic, tmp_path, name="a", max_batch_size=32)).max_batch_size == 32
+    single = config(write_repository(dynamic, tmp_path, name="b", max_batch_size=1))
+    assert single.max_batch_size == 1 and not single.HasField("dynamic_batching")
+    with pytest.raises(ConfigError, match=r"batches of 1 alone.*--batch dynamic"):
+        write_repository(static, tmp_path, name="c", max_batch_size=4)
+    with pytest.raises(ConfigError, match="at least 1; found 0"):
+        write_repository(dynamic, tmp_path, name="c", max_batch_size=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_where_instances_run(static: Artifact, tmp_path: Path) -> None:
+    def kind(precision: str, quantized_for: str | None = None) -> str:
+        record = {"target": quantized_for, "float_precision": "fp16"} if quantized_for else None
+        manifest = dataclasses.replace(static.manifest, precision=precision, quantization=record)
+        folder = write_repository(Artifact(static.path, manifest), tmp_path, name="eye", force=True)
+        (group,) = config(folder).instance_group
+        return str(schema.ModelInstanceGroup.Kind.Name(group.kind))
+
+    assert kind("fp16") == kind("int8", "tensorrt") == "KIND_AUTO"
+    assert kind("bf16") == "KIND_GPU"
+    assert kind("int8", "onnxruntime-cpu") == kind("int8", "openvino") == "KIND_CPU"
+    with pytest.raises(ConfigError, match=r"FP8.*fvexport trt --fp8 --triton-server"):
+        kind("fp8", "tensorrt")
+
+
+# --- engines ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_engine(tmp_path: Path) -> Callable[..., Artifact]:
+    """`with_engine(artifact, batch, flavour=…)`: a copy with a plan, whose bytes do not matter here."""
+
+    def make(
+        source: Artifact, batch: tuple[int, int, int] = (1, 1, 1), *, flavour: str = "tensorrt", strip: bool = False
+    ) -> Artifact:
+        folder = shutil.copytree(source.path, tmp_path / "with engine", dirs_exist_ok=True)
+        (folder / "encoder.plan").write_bytes(b"a plan")
+        sizes = {"height": [128, 128, 128], "width": [128, 128, 128]}
+        engine = {
+            "flavour": flavour, "version": "10.13.3.9", "gpu": {"name": "NVIDIA L4", "compute_capability": "8.9"},
+            "options": {"strip": strip}, "profile": {"batch": list(batch), **sizes},
+        }  # fmt: skip
+        files = source.manifest.files | {"encoder.plan": {"bytes": 6, "sha256": "0" * 64}}
+        manifest: Manifest = dataclasses.replace(source.manifest, engine=engine, files=files)
+        (folder / "manifest.json").write_text(manifest.to_json())
+        return Artifact.open(folder)
+
+    return make
+
+
+def test_an_engine_for_one_shape(static: Artifact, with_engine: Callable[..., Artifact], tmp_path: Path) -> None:
+    folder = write_repository(with_engine(static), tmp_path / "models")
+    assert folder.name == "with-engine"
+    assert [(file.name, file.read_bytes()) for file in (folder / "1").iterdir()] == [("model.plan", b"a plan")]
+    found = config(folder)
+    assert found.backend == "tensorrt" and found.max_batch_size == 0
+    assert list(found.input[0].dims) == [1, 3, 128, 128]
+    assert found.optimization.cuda.graphs and not found.HasField("dynamic_batching")
+    assert found.instance_group[0].kind == schema.ModelInstanceGroup.KIND_GPU
+    assert found.parameters["fvexport.tensorrt"].string_value == "10.13.3.9"
+    assert found.parameters["fvexport.gpu"].string_value == "NVIDIA L4"
+
+
+def test_an_engine_for_a_range(dynamic: Artifact, with_engine: Callable[..., Artifact], tmp_path: Path) -> None:
+    artifact = with_engine(dynamic, (1, 4, 16))
+    found = config(write_repository(artifact, tmp_path, name="a"))
+    assert found.max_batch_size == 16 and list(found.dynamic_batching.preferred_batch_size) == [4]
+    assert list(found.input[0].dims) == [3, -1, -1]
+    assert not found.optimization.cuda.graphs
+    small = config(write_repository(artifact, tmp_path, name="b", max_batch_size=2))
+    assert small.max_batch_size == 2 and not small.dynamic_batching.preferred_batch_size
+    for batch, asked, words in (((1, 4, 16), 32, "takes 16 images at most"), ((2, 4, 8), None, "--batch 1:4:8")):
+        with pytest.raises(ConfigError, match=words):
+            write_repository(with_engine(dynamic, batch), tmp_path, name="c", max_batch_size=asked)
+
+
+def test_an_engine_that_the_server_cannot_load(
+    static: Artifact, with_engine: Callable[..., Artifact], tmp_path: Path
+) -> None:
+    for kind, words in (({"flavour": "tensorrt-rtx"}, "TensorRT-RTX"), ({"strip": True}, "without --strip")):
+        artifact = with_engine(static, **kind)
+        with pytest.raises(ConfigError, match=words):
+            write_repository(artifact, tmp_path / "models", name="a", platform="plan")
+        assert not (tmp_path / "models").exists()
+    assert config(write_repository(artifact, tmp_path / "models", name="b")).backend == "onnxruntime"
+    with pytest.raises(ConfigError, match="it has none"):
+        write_repository(static, tmp_path / "models", name="c", platform="plan")
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_overwritten_unasked(static: Artifact, tmp_path: Path) -> None:
+    folder = write_repository(static, tmp_path, name="eye")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.pbtxt").write_text("theirs")
+    (folder / "1" / "mine").touch()
+    with pytest.raises(ArtifactError, match="--force"):
+        write_repository(static, tmp_path, name="eye")
+    assert (folder / "1" / "mine").exists()
+    write_repository(static, tmp_path, name="eye", force=True)
+    assert not (folder / "1" / "mine").exists()
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "photo.jpg").touch()
+    with pytest.raises(ArtifactError, match="no model of Triton"):
+        write_repository(static, tmp_path, name="home", force=True)
+    assert (tmp_path / "other" / "config.pbtxt").read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["eye", "home", "other"]
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_what_was(
+    static: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    folder = write_repository(static, tmp_path, name="eye")
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    def fail(*_args: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(triton_server.shutil, "copyfile", fail)
+    with pytest.raises((ArtifactError, KeyboardInterrupt)):
+        write_repository(static, tmp_path, name="eye", force=True)
+    with pytest.raises((ArtifactError, KeyboardInterrupt)):
+        write_repository(static, tmp_path, name="new")
+    assert [path.name for path in tmp_path.iterdir()] == ["eye"]
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
+
+
+def test_checked_before_any_work(static: Artifact, tmp_path: Path) -> None:
+    write_repository(static, tmp_path, name="a-128")
+    (tmp_path / "file").touch()
+    bad = (
+        (tmp_path, "somewhere/a 128", "fp32", "--force"),
+        (tmp_path, "somewhere/b", "fp8", "FP8"),
+        (tmp_path / "file" / "models", None, "fp32", "not a folder"),
+    )
+    for repository, artifact, precision, words in bad:
+        with pytest.raises(FvexportError, match=words):
+            check_repository(repository, artifact, precision=precision)
+    check_repository(tmp_path, "somewhere/a 128", precision="fp32", force=True)
+    check_repository(tmp_path, None, precision="fp8", platform="plan")
+    for name in ("", "..", ".hidden", "a/b", "a b"):
+        with pytest.raises(ConfigError, match="name is made of"):
+            write_repository(static, tmp_path, name=name)
+
+
+@given(st.text(max_size=40))
+def test_any_text_comes_back_from_the_config(text: str) -> None:
+    written = f"name: {triton_server._quoted(text)}\n".encode(errors="replace").decode()
+    found = text_format.Parse(written, schema.ModelConfig())
+    assert found.name == one_line(text).encode(errors="replace").decode()
