@@ -73,7 +73,7 @@ def test_a_dry_run(fvexport, without_tensorrt: None, tmp_path: Path) -> None:
     outcome = fvexport("trt", *SMALL, "--no-parity", "--dry-run", "--workspace", "1GiB", "--out", "dry")
     assert outcome.code == 0, outcome.err
     assert outcome.out.splitlines()[-1] == (
-        "next: trtexec --onnx=dry/encoder.onnx --saveEngine=dry/encoder.plan --stronglyTyped "
+        "next: trtexec --onnx=dry/encoder.onnx --saveEngine=dry/encoder.plan --stronglyTyped --noTF32 "
         "--memPoolSize=workspace:1024M --profilingVerbosity=detailed"
     )
     assert not (tmp_path / "dry" / "encoder.plan").exists()

@@ -146,7 +146,7 @@ def test_a_dry_run_needs_no_tensorrt(tiny: Checkpoint, tmp_path: Path, monkeypat
     )  # fmt: skip
     assert listing(out) == ["encoder.onnx", "encoder.onnx.data", "manifest.json"]
     assert report.trtexec == (
-        f"trtexec '--onnx={out}/encoder.onnx' '--saveEngine={out}/encoder.plan' --stronglyTyped "
+        f"trtexec '--onnx={out}/encoder.onnx' '--saveEngine={out}/encoder.plan' --stronglyTyped --noTF32 "
         "--minShapes=pixel_values:1x3x64x64 --optShapes=pixel_values:2x3x64x64 --maxShapes=pixel_values:4x3x128x192 "
         "--memPoolSize=workspace:1024M --builderOptimizationLevel=5 --hardwareCompatibilityLevel=ampere+ "
         "--stripWeights --profilingVerbosity=detailed"
