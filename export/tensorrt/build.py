@@ -212,16 +212,28 @@ def _monitor(trt: Any, cancelled: threading.Event, progress: Progress) -> Any:
 
 def _cancellable(work: Callable[[], T], cancelled: threading.Event) -> T:
     """Runs `work` in a thread, so that Ctrl-C reaches this one at once; then waits for it to stop."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        future = pool.submit(work)
+    begin, ended = threading.Event(), threading.Event()
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def run() -> None:
+        begin.wait()  # not before `start` has returned: what Ctrl-C interrupts there would be waited for by nobody
         try:
-            while True:
-                done, _ = concurrent.futures.wait([future], timeout=0.1)
-                if done:
-                    return future.result()
-        except BaseException:
-            cancelled.set()
-            raise
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+        ended.set()
+
+    try:
+        threading.Thread(target=run, daemon=True).start()
+        begin.set()
+        while not ended.wait(0.1):
+            pass
+        return outcome.result()
+    except BaseException:
+        cancelled.set()
+        if begin.is_set():
+            ended.wait()
+        raise
 
 
 def _inspected(trt: Any, logger: Any, plan: bytes) -> list[EngineLayer]:

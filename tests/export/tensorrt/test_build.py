@@ -5,6 +5,8 @@ from __future__ import annotations
 import _thread
 import json
 import shutil
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 
 from fvexport.errors import ExportError
 from fvexport.export.tensorrt.api import Api
-from fvexport.export.tensorrt.build import Log, build_plan
+from fvexport.export.tensorrt.build import Log, _cancellable, build_plan
 from fvexport.export.tensorrt.options import EngineOptions, Profile
 from fvexport.progress import silent
 
@@ -125,6 +127,23 @@ def test_ctrl_c_ends_the_build(rtx: Api, onnx_artifact) -> None:
     seen = steps
     assert build(rtx, onnx_artifact(), progress=silent).plan  # the next one is not harmed
     assert steps == seen
+
+
+def test_ctrl_c_at_the_first_instant_ends_the_build_too() -> None:
+    for _ in range(20):
+        cancelled, steps = threading.Event(), []
+
+        def work(cancelled: threading.Event = cancelled, steps: list[int] = steps) -> None:
+            _thread.interrupt_main()
+            while not cancelled.wait(0.001):
+                steps.append(1)
+                assert len(steps) < 5000
+
+        with pytest.raises(KeyboardInterrupt):
+            _cancellable(work, cancelled)
+        seen = len(steps)
+        time.sleep(0.005)
+        assert cancelled.is_set() and len(steps) == seen
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
