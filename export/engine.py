@@ -193,7 +193,8 @@ class _Build:
         cache = None
         if api.flavour == "tensorrt":
             named = self.engine.timing_cache
-            cache = TimingCache(Path(named) if named else default_path(api, self.gpu.name if self.gpu else None))
+            file = Path(named) if named else default_path(api, self.gpu.name if self.gpu else None)
+            cache = TimingCache(file, named=named is not None)
         with self.clock("build"):
             built = build_plan(api, source.model_path, profile, self.engine, cache, self.progress)
         self.notices += built.notices

@@ -6,6 +6,7 @@ lose each other's entries: the file is locked, read again and combined before it
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...place import os_errors, prepare, scratch_beside
+from ...errors import ConfigError
+from ...place import prepare, scratch_beside
 from .api import Api
 
 LOCK_SECONDS = 60.0
@@ -31,14 +33,17 @@ class TimingCache:
 
     Args:
         path: the file; made where it is missing.
+        named: whether the user named it; one of ours that cannot be used is done without.
 
     Attributes:
         notices: what a user should read: a damaged or foreign file that was set aside.
         loaded_bytes: of the file that TensorRT took.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, named: bool = True) -> None:
         self.path = path
+        self.named = named
+        self.usable = True
         self.notices: list[str] = []
         self.loaded_bytes = 0
 
@@ -48,28 +53,42 @@ class TimingCache:
         Args:
             config: the builder's configuration.
             refused: whether TensorRT's logger spoke of a cache that it cannot read; the call returns an empty one then.
+
+        Raises ConfigError, before the build, for a file that the user named and that cannot be read or written.
         """
         stored = b""
-        with os_errors(self.path):
-            if self.path.is_file():
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.path.parent, os.W_OK):
+                raise PermissionError(errno.EACCES, "no permission in its folder")
+            if self.path.exists():
                 stored = self.path.read_bytes()
-        if stored:
-            cache = _parsed(config, stored)
-            if cache is not None and not refused() and config.set_timing_cache(cache, False):
-                self.loaded_bytes = len(stored)
-                return
-            aside = self._set_aside()
-            self.notices.append(
-                f"the timing cache {self.path} is damaged, or of another TensorRT or GPU; it is now {aside.name}"
-            )
+            if stored:
+                cache = _parsed(config, stored)
+                if cache is not None and not refused() and config.set_timing_cache(cache, False):
+                    self.loaded_bytes = len(stored)
+                    return
+                aside = self.path.with_name(f"{self.path.name}.refused")
+                self.path.replace(aside)
+                self.notices.append(
+                    f"the timing cache {self.path} is damaged, or of another TensorRT or GPU; it is now {aside.name}"
+                )
+        except OSError as error:
+            reason = f"the timing cache {self.path} cannot be used: {error.strerror}"
+            if self.named:
+                raise ConfigError(f"{reason}; choose another --timing-cache") from None
+            self.notices.append(reason)
+            self.usable = False
         config.set_timing_cache(config.create_timing_cache(b""), True)
 
     def save(self, config: Any) -> None:
-        """Writes what the build knows now, with what other builds wrote meanwhile."""
+        """Writes what the build knows now, with what other builds wrote meanwhile. The engine is worth more: where this
+        fails, that is a notice.
+        """
         cache = config.get_timing_cache()
-        if cache is None:
+        if cache is None or not self.usable:
             return
-        with os_errors(self.path):
+        try:
             prepare(self.path)
             with _locked(self.path), scratch_beside(self.path) as scratch:
                 if self.path.is_file():
@@ -78,16 +97,12 @@ class TimingCache:
                         cache.combine(other, True)
                 scratch.write_bytes(bytes(cache.serialize()))
                 scratch.replace(self.path)
+        except OSError as error:
+            self.notices.append(f"the timing cache {self.path} was not written: {error.strerror}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
         return {"file": str(self.path), "loaded_bytes": self.loaded_bytes}
-
-    def _set_aside(self) -> Path:
-        aside = self.path.with_name(f"{self.path.name}.refused")
-        with os_errors(self.path):
-            self.path.replace(aside)
-        return aside
 
 
 def _parsed(config: Any, stored: bytes) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fvexport.errors import ArtifactError
+from fvexport.errors import ConfigError
 from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.build import build_plan
 from fvexport.export.tensorrt.cache import TimingCache, default_path
@@ -96,10 +97,36 @@ def test_one_that_tensorrt_refuses_is_set_aside(tmp_path: Path, how: str) -> Non
     assert "damaged, or of another TensorRT or GPU; it is now t.cache.refused" in cache.notices[0]
 
 
-def test_where_it_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="cannot write"):
-        use(tmp_path / "file" / "t.cache", b"a")
+@pytest.mark.parametrize("trouble", ["a file above it", "a folder there"])
+def test_one_that_cannot_be_used(tmp_path: Path, trouble: str) -> None:
+    """Named by the user, that is told before the build; our own is done without."""
+    path = tmp_path / "place" / "t.cache"
+    if trouble == "a file above it":
+        path.parent.write_text("")
+    else:
+        path.mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=r"t\.cache cannot be used: .*; choose another --timing-cache"):
+        use(path, b"a")
+    cache, config = TimingCache(path, named=False), Config(b"a")
+    cache.attach(config, lambda: False)
+    assert config.cache is not None and not config.cache.lines
+    cache.save(config)
+    assert len(cache.notices) == 1 and "cannot be used" in cache.notices[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_costs_the_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "t.cache"
+    use(path, b"a")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert use(path, b"b").notices == [f"the timing cache {path} was not written: No space left on device"]
+    assert path.read_bytes() == b"a"
+    assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".t.cache.lock")] == ["t.cache"]
 
 
 def test_the_default_file_is_of_one_version_and_gpu(full: Api, rtx: Api) -> None:
