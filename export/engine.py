@@ -164,13 +164,15 @@ class _Build:
         if self.api is None:
             if target.absolute() != source.path.absolute():
                 with writing(target) as folder:
-                    _link(source, folder)
+                    _take(source, folder, copy=True)
                     (folder / MANIFEST_FILE).write_text(source.manifest.to_json() + "\n", encoding="utf-8")
             artifact = Artifact(target, source.manifest)
             return EngineReport(artifact, None, None, reused, words, self.clock.seconds, self.notices)
+        # What is replaced, or was exported for this, is no other artifact's: its files need no copy.
+        own = not reused or target.absolute() == source.path.absolute()
         check_writable(target, force=True, need_bytes=2 * sum(f["bytes"] for f in source.manifest.files.values()))
         with writing(target) as folder:
-            _link(source, folder)
+            _take(source, folder, copy=not own)
             summary, staged = self._add(folder, source, profile, self.api)
             verdict = None
             if self.parity and self.gpu is not None:
@@ -319,12 +321,16 @@ def _onnx_first(target: Path) -> Iterator[Path]:
             raise
 
 
-def _link(source: Artifact, folder: Path) -> None:
-    """Puts the files of `source`, but an older engine and the manifest, into `folder` without copying where it can."""
+def _take(source: Artifact, folder: Path, *, copy: bool) -> None:
+    """Puts the files of `source`, but an older engine and the manifest, into `folder`.
+
+    Without `copy` they are the same files on the disk where it can: whoever writes into one writes into both.
+    """
     for name in source.manifest.files:
         if name in (PLAN_FILE, LAYERS_FILE):
             continue
-        try:
-            os.link(source.path / name, folder / name)
-        except OSError:
-            shutil.copy2(source.path / name, folder / name)
+        if not copy:
+            with suppress(OSError):
+                os.link(source.path / name, folder / name)
+                continue
+        shutil.copy2(source.path / name, folder / name)

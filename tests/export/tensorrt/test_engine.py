@@ -188,20 +188,30 @@ def test_sizes_that_the_model_has_not(rtx: Api, tiny: Checkpoint, tmp_path: Path
     assert listing(tmp_path) == []
 
 
-def test_links_are_not_shared_with_what_changes(rtx: Api, copied: Path) -> None:
-    """Weights are linked where the disk can; the manifest, which differs, is not."""
+def test_two_artifacts_share_no_file(rtx: Api, copied: Path) -> None:
+    """Who writes into the weights of one, as `onnx.save` does, has not written into the other's."""
     out = copied.parent / "other"
     export_trt(out=out, artifact=copied, parity=False)
     assert Artifact.open(copied).manifest.engine is None
-    if copied.stat().st_dev == out.stat().st_dev:
-        assert (out / "encoder.onnx.data").samefile(copied / "encoder.onnx.data")
+    for name in ("encoder.onnx", "encoder.onnx.data"):
+        assert not (out / name).samefile(copied / name)
+        assert (out / name).read_bytes() == (copied / name).read_bytes()
 
 
-def test_without_hard_links(rtx: Api, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
-    out = copied.parent / "other"
-    export_trt(out=out, artifact=copied, parity=False)
-    assert Artifact.open(out, verify=True).manifest.engine
+@pytest.mark.parametrize("links", [True, False])
+def test_weights_in_place_are_not_written_twice(
+    rtx: Api, copied: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def none_here(*_: object) -> None:
+        raise OSError("no links here")
+
+    before = (copied / "encoder.onnx.data").stat().st_ino
+    if not links:
+        monkeypatch.setattr(os, "link", none_here)
+    export_trt(artifact=copied, parity=False)
+    assert Artifact.open(copied, verify=True).manifest.engine
+    if links:
+        assert (copied / "encoder.onnx.data").stat().st_ino == before
 
 
 @pytest.mark.parametrize("damage", ["plan", "layers"])
