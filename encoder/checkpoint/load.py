@@ -19,7 +19,7 @@ from ..fastvithd import FastViTHD
 from ..seeded import seed_weights
 from .plan import plan_model, read_planned
 from .settings import read_settings
-from .source import locate
+from .source import Located, locate
 from .tensors import TensorStore
 from .wording import unfit
 
@@ -102,7 +102,15 @@ def load_checkpoint(
         return _seeded(wanted or get_variant("fastvithd"), seed)
 
     located = locate(source if isinstance(source, str) else Path(source), revision=revision, progress=progress)
-    store, settings = TensorStore(located), read_settings(located.configs)
+    return load_located(located, TensorStore(located), wanted, require_connector=require_connector, progress=progress)
+
+
+def load_located(
+    located: Located, store: TensorStore, wanted: FastViTHDConfig | None = None, *, require_connector: bool = False,
+    progress: Progress = silent,
+) -> Checkpoint:  # fmt: skip
+    """`load_checkpoint` of what was found already, for those who read more of the same files."""
+    settings = read_settings(located.configs)
     plan = plan_model(located.source, store, settings, wanted)
     if require_connector and plan.connector is None:
         raise unfit(located.source, "has no connector", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")

@@ -8,6 +8,7 @@
     eager           the PyTorch model itself, as the reference of every comparison
     pytorch         the model of an artifact's checkpoint: eager and torch.compile
     encoder         `Encoder`: images in, features out, whatever runs underneath
+    vision_tower    an artifact in the place of FastVLM's vision tower
 
 May import `export` and `encoder`; is imported by `export.parity`, `benchmarks` and `cli`.
 """
@@ -24,5 +25,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "onnxruntime": ["OnnxRuntimeBackend"],
         "openvino": ["OpenVinoBackend"],
         "pytorch": ["PyTorchBackend"],
+        "vision_tower": ["ArtifactTower"],
     },
 )
