@@ -15,6 +15,7 @@ What lives here
     parity          the verdict: artifact against the eager model
     inspect         operators, parameters, multiply-adds and activations of an artifact
     features        many images -> one safetensors file, in bounded memory
+    drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower
     targets         the table of places where an artifact runs
     runtime/        one small class per place, behind `Encoder`
 
@@ -27,6 +28,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "artifact": ["Artifact"],
+        "drop_in": ["Patch", "patch"],
         "onnx": ["ExportReport", "export_onnx"],
         "options": ["ExportOptions"],
         "parity": ["Verdict", "check_parity"],

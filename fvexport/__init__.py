@@ -17,9 +17,11 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "encoder.checkpoint": ["load_checkpoint", "load_encoder"],
+        "encoder.fastvlm": ["load_fastvlm"],
         "export.artifact": ["Artifact"],
         "export.onnx": ["export_onnx"],
         "export.options": ["ExportOptions"],
+        "export.drop_in": ["patch"],
         "export.parity": ["check_parity"],
         "export.runtime": ["Encoder"],
         "errors": ["FvexportError"],

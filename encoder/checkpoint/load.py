@@ -137,9 +137,15 @@ def weights_sha256(module: nn.Module) -> str:
 
     BatchNorm's counters are left out: they change no output.
     """
+    return tensors_sha256(module.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """`weights_sha256` of a module whose tensors these are, by its own names; as in `dtype` where one is given."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, own in sorted(tensors.items()):
         if not name.endswith("num_batches_tracked"):
+            tensor = own if dtype is None else own.to(dtype)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
