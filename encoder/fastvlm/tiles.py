@@ -105,9 +105,10 @@ class Layout:
         height, width = self.size
         rows, columns = self.grid[0] * self.frame[0], self.grid[1] * self.frame[1]
         if width / height > columns / rows:
-            padding = (rows - int(height * (columns / width))) // 2
+            # Rounded as transformers does, so that a whole number is not cut to the one below.
+            padding = (rows - int(round(height * (columns / width), 7))) // 2
             return range(padding, rows - padding), range(columns)
-        padding = (columns - int(width * (rows / height))) // 2
+        padding = (columns - int(round(width * (rows / height), 7))) // 2
         return range(rows), range(padding, columns - padding)
 
     def merged(self, tokens: Tensor, newline: Tensor | None = None) -> Tensor:
