@@ -6,6 +6,7 @@ counts as answered where one of its k nearest others carries its label.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,3 +59,13 @@ def overlap(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     if not ours.shape[1]:
         return np.ones(len(ours))
     return (ours[:, :, None] == theirs[:, None, :]).any(axis=2).mean(axis=1)
+
+
+def packed(vector: np.ndarray) -> str:
+    """A vector (C,) float32 as text, bit for bit."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+def unpacked(text: str) -> np.ndarray:
+    """The inverse of `packed`; raises ValueError for anything else."""
+    return np.frombuffer(base64.b64decode(text, validate=True), "<f4")
