@@ -122,7 +122,8 @@ class _TransformersTower(_Tower):
         like = next(self._holder[0].parameters())  # where the rest of the model is now
         stride = self.tower.artifact.manifest.architecture.stride
         tokens = self.tower.encode(pixel_values).to(like.device, like.dtype)
-        plane = tokens.transpose(1, 2).unflatten(2, (pixel_values.shape[2] // stride, -1))
+        h, w = (side // stride for side in pixel_values.shape[-2:])
+        plane = tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
         return BaseModelOutputWithPooling(last_hidden_state=plane)
 
 

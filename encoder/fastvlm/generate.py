@@ -177,7 +177,7 @@ def _chooser(sampling: Sampling, device: torch.device) -> Callable[[Tensor], int
         generator.seed()
     else:
         generator.manual_seed(sampling.seed)
-    warpers = [TemperatureLogitsWarper(float(sampling.temperature))]
+    warpers: list[Callable[..., Tensor]] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_p is not None:
         warpers.append(TopPLogitsWarper(float(sampling.top_p)))
 
