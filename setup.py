@@ -28,12 +28,18 @@ RUNTIME = [
 # The first that reads our fp16 files.
 OPENVINO = ["openvino>=2025.0"]
 
-# TensorRT and Triton get an extra together with the code that uses them. The CUDA libraries of ONNX Runtime need none:
-# torch's default build for Linux brings the same ones.
+# What torch 2.8 came with is the first. torch's default build for Linux on x86-64 brings Triton along, at the version that
+# it pins. No wheels elsewhere: there the kernels' functions compute in PyTorch.
+TRITON = ['triton>=3.4; sys_platform == "linux" and platform_machine in "x86_64 aarch64"']
+
+# TensorRT gets an extra together with the code that uses it. The CUDA libraries of ONNX Runtime need none: torch's
+# default build for Linux brings the same ones.
 EXTRAS = {
     "openvino": OPENVINO,
+    "triton": TRITON,
     "dev": [
         *OPENVINO,
+        *TRITON,
         "build",
         "hypothesis",
         "mypy",
@@ -58,7 +64,7 @@ setup(
     python_requires=">=3.10",
     packages=sorted(PACKAGES),
     package_dir=PACKAGES,
-    package_data={NAME: ["py.typed"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.kernels": ["configs/*.json"]},
     entry_points={"console_scripts": ["fvexport = fvexport.cli.main:main"]},
     install_requires=[
         "torch>=2.8",
