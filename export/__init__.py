@@ -14,6 +14,9 @@ What lives here
     figures         error statistics between two sets of features
     parity          the verdict: artifact against the eager model
     inspect         operators, parameters, multiply-adds and activations of an artifact
+    operators       the fused encoder operator by operator: sizes, multiply-adds, weights
+    gpus            peak rates of well-known GPUs
+    roofline        bytes, operations and the floor of each block, and what fusing removes
     features        many images -> one safetensors file, in bounded memory
     targets         the table of places where an artifact runs
     runtime/        one small class per place, behind `Encoder`
