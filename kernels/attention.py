@@ -29,12 +29,12 @@ HEAD_DIM = 32
 
 @jit
 def attend(
-    q, top, total, out, base, columns, n, stride, dims,
+    q, top, total, out, base, columns, n, stride, width, dims,
     MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: the running maximum (in base 2), sum and result of each query, brought up to date."""
-    k_ptrs = base + stride // 3 + columns[None, :] * stride + dims[:, None]
-    v_ptrs = base + stride // 3 * 2 + columns[:, None] * stride + dims[None, :]
+    k_ptrs = base + width + columns[None, :] * stride + dims[:, None]
+    v_ptrs = base + 2 * width + columns[:, None] * stride + dims[None, :]
     if MASKED:
         k = tl.load(k_ptrs, mask=columns[None, :] < n, other=0.0)
         v = tl.load(v_ptrs, mask=columns[:, None] < n, other=0.0)
@@ -75,10 +75,10 @@ def attention_kernel(
     whole = n // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
         columns = start + tl.arange(0, BLOCK_N)
-        top, total, out = attend(q, top, total, out, base, columns, n, stride, dims, False, PRECISION)
+        top, total, out = attend(q, top, total, out, base, columns, n, stride, width, dims, False, PRECISION)
     if whole < n:
         columns = whole + tl.arange(0, BLOCK_N)
-        top, total, out = attend(q, top, total, out, base, columns, n, stride, dims, True, PRECISION)
+        top, total, out = attend(q, top, total, out, base, columns, n, stride, width, dims, True, PRECISION)
     out = out / total[:, None]
     out_ptrs = out_ptr + image * n * width + head * HEAD_DIM + rows[:, None] * width + dims[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=rows[:, None] < n)
