@@ -28,8 +28,8 @@ RUNTIME = [
 # The first that reads our fp16 files.
 OPENVINO = ["openvino>=2025.0"]
 
-# What torch 2.8 came with is the first. torch's default build for Linux on x86-64 brings Triton along, at the version that
-# it pins. No wheels elsewhere: there the kernels' functions compute in PyTorch.
+# The first is what torch 2.8 came with. torch's default build for Linux brings the version that it pins. There are no
+# wheels elsewhere; the kernels' functions compute in PyTorch there.
 TRITON = ['triton>=3.4; sys_platform == "linux" and platform_machine in "x86_64 aarch64"']
 
 # TensorRT gets an extra together with the code that uses it. The CUDA libraries of ONNX Runtime need none: torch's

@@ -17,13 +17,23 @@ anyway, and one read of it is all that there is to save, for nine times the 3x3'
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..errors import ConfigError
+from .dispatch import check_same_dtype, forward_only, runs
 from .language import jit, tl
+from .table import Config, config_for
 from .tiles import gelu
+
+MAX_KERNEL = 7
+"""Largest kernel of the model; the rows of one are unrolled."""
 
 
 @jit
 def add_tap(total, x, weight_ptrs, row: tl.constexpr, inside, c, KERNEL: tl.constexpr):
-    """total + x * weight[row], where the kernel has such a row; weight_ptrs points to its column's first row."""
+    """Adds x * weight[row] where the kernel has such a row; weight_ptrs points to the first row of a column."""
     if (row >= 0) and (row < KERNEL):
         weight = tl.load(weight_ptrs + row * KERNEL * c, mask=inside, other=0.0).to(tl.float32)
         total += x * weight[None, :]
@@ -92,3 +102,78 @@ def depthwise_kernel(
     if ROWS > 2:
         store_row(total2, bias, top + 2, out_height, columns, out_width, channels, c, out_ptr, GELU)
         store_row(total3, bias, top + 3, out_height, columns, out_width, channels, c, out_ptr, GELU)
+
+
+def depthwise_reference(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False) -> Tensor:
+    """The same in PyTorch: x (B, H, W, C), weight (k, k, m C), bias (m C,) -> (B, H/s, W/s, m C)."""
+    kernel = weight.permute(2, 0, 1)[:, None]  # (m C, 1, k, k)
+    y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, stride, weight.shape[0] // 2, groups=x.shape[3])
+    return (F.gelu(y) if gelu else y).permute(0, 2, 3, 1)
+
+
+def taps_first(weight: Tensor) -> Tensor:
+    """A grouped convolution's weight (m C, 1, k, k) as `depthwise` takes it: (k, k, m C), contiguous."""
+    return weight[:, 0].permute(1, 2, 0).contiguous()
+
+
+def launch_depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, config: Config) -> Tensor:
+    """Runs the kernel with the block sizes of `config`: all tensors contiguous."""
+    b, height, width, c_in = x.shape
+    kernel, _, c = weight.shape
+    out = x.new_empty(b, -(-height // stride), -(-width // stride), c)
+    tiles = -(-out.shape[1] // config.blocks["ROWS"]) * -(-out.shape[2] // config.blocks["BLOCK_W"])
+    depthwise_kernel[(tiles, -(-c // config.blocks["BLOCK_C"]), b)](
+        x, weight, bias, height, width, c, out, KERNEL=kernel, STRIDE=stride, MULTIPLIER=c // c_in, GELU=gelu,
+        **config.arguments,
+    )  # fmt: skip
+    return out
+
+
+def depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False, *, kernel: bool = True
+) -> Tensor:
+    """A depthwise convolution of x (B, H, W, C), padded by k // 2 -> (B, ceil(H/s), ceil(W/s), m C), contiguous.
+
+    Args:
+        x: any strides; a channels-last feature map is `map.permute(0, 2, 3, 1)`, with no copy.
+        weight: (k, k, m C), k odd; output channel c takes input channel c // m (`taps_first`).
+        bias: (m C,).
+        stride: s.
+        gelu: apply the exact GELU to the result.
+        kernel: False computes in plain PyTorch, whatever the device; so do kernels over 7 x 7 and strides over 2.
+
+    Raises:
+        ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
+    """
+    fits = x.ndim == 4 and weight.ndim == 3 and weight.shape[0] == weight.shape[1] and weight.shape[0] % 2 == 1
+    if not fits or not x.shape[3] or weight.shape[2] % x.shape[3] or bias.shape != weight.shape[2:] or stride < 1:
+        shapes = [tuple(t.shape) for t in (x, weight, bias)]
+        raise ConfigError(f"depthwise takes x (B, H, W, C), weight (k, k, m C), bias (m C,), k odd; found {shapes}")
+    check_same_dtype("depthwise", x, weight, bias)
+    forward_only("depthwise", x, weight, bias)
+    return (_depthwise if kernel else depthwise_reference)(x, weight, bias, stride, gelu)
+
+
+@torch.library.custom_op(
+    "fvexport::depthwise", mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, int stride, bool gelu) -> Tensor",
+)  # fmt: skip
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool) -> Tensor:
+    b, height, width, _ = x.shape
+    size, _, c = weight.shape
+    # One image's offsets are 32-bit in the kernel.
+    small = height * width * c < 2**31 and b < 2**16
+    if not runs("depthwise", x, weight, bias) or size > MAX_KERNEL or stride > 2 or not small:
+        return depthwise_reference(x, weight, bias, stride, gelu).contiguous()
+    sizes = {
+        "batch": b, "height": -(-height // stride), "width": -(-width // stride), "c": c, "kernel": size,
+        "stride": stride, "multiplier": c // x.shape[3],
+    }  # fmt: skip
+    config = config_for("depthwise", x, sizes)
+    return launch_depthwise(x.contiguous(), weight.contiguous(), bias.contiguous(), stride, gelu, config)
+
+
+@_depthwise.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool) -> Tensor:
+    b, height, width, _ = x.shape
+    return x.new_empty(b, (height + stride - 1) // stride, (width + stride - 1) // stride, weight.shape[2])

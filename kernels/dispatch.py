@@ -64,6 +64,14 @@ def check_same_dtype(op: str, *tensors: Tensor | None) -> None:
         raise ConfigError(f"{op} takes tensors of one floating dtype; found {found}: convert them first")
 
 
+def check_product(op: str, x: Tensor, weight: Tensor, bias: Tensor, like_rows: Tensor | None = None) -> None:
+    """Raises ConfigError unless x is (..., K), weight (N, K), bias (N,), and a residual of the result's shape."""
+    fits = x.ndim >= 1 and weight.ndim == 2 and x.shape[-1] == weight.shape[1] and bias.shape == weight.shape[:1]
+    if not fits or (like_rows is not None and like_rows.shape != (*x.shape[:-1], weight.shape[0])):
+        shapes = [tuple(t.shape) for t in (x, weight, bias, like_rows) if t is not None]
+        raise ConfigError(f"{op} takes x (..., K), weight (N, K), bias (N,), residual (..., N); found {shapes}")
+
+
 def forward_only(op: str, *tensors: Tensor | None) -> None:
     """Raises ConfigError where a gradient would have to flow."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):

@@ -8,15 +8,26 @@ model's widths three times one (96, 192, 384), so x and the result are PARTS til
 
 FLOPs: 16 M C^2, and about 40 M C for GELU.
 Bytes: 3 M C + 8 C^2 values. Product by product it is 3 M C + 8 C^2 + 8 M C (GELU in the first product's epilogue).
-Each program reads all 8 C^2 weights from L2, so 2 C^2 M / BLOCK_M ... values pass there: what it saves in global
-memory it has to win back from that, and it needs M / BLOCK_M programs to fill the GPU.
+Each program reads all 8 C^2 weights from L2: C M / BLOCK_M times as many values there as x has. It needs M / BLOCK_M
+programs to fill the GPU. Both grow worse with C, whose stage has a quarter of the rows of the one before: policy.py
+says where it is used.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..errors import ConfigError
+from .dispatch import check_same_dtype, forward_only, precision_of, runs
 from .language import jit, tl
+from .table import Config, config_for
 from .tiles import gelu
+
+MAX_CHANNELS = 384
+"""Widest C whose result stays in registers."""
 
 
 @jit
@@ -69,10 +80,7 @@ def mlp_kernel(
             a = tl.dot(x1, w.T, a, input_precision=PRECISION)
             w = load_part(w1_ptr, hidden, 2 * PART + inner, HIDDEN, C, C, EVEN)
             a = tl.dot(x2, w.T, a, input_precision=PRECISION)
-        if EVEN:
-            b1 = tl.load(b1_ptr + hidden)
-        else:
-            b1 = tl.load(b1_ptr + hidden, mask=hidden < HIDDEN, other=0.0)
+        b1 = tl.load(b1_ptr + hidden, mask=hidden < HIDDEN, other=0.0)
         a = gelu(a + b1.to(tl.float32)[None, :]).to(x0.dtype)
         w = load_part(w2_ptr, inner, hidden, C, HIDDEN, HIDDEN, EVEN)
         y0 = tl.dot(a, w.T, y0, input_precision=PRECISION)
@@ -85,3 +93,70 @@ def mlp_kernel(
     if PARTS == 3:
         store_part(y1, 1, b2_ptr, residual_ptr, rows, m, out_ptr, C, PART)
         store_part(y2, 2, b2_ptr, residual_ptr, rows, m, out_ptr, C, PART)
+
+
+def mlp_reference(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor) -> Tensor:
+    """The same in PyTorch: x and residual (..., C), w1 (hidden, C), w2 (C, hidden) -> (..., C)."""
+    return residual + F.linear(F.gelu(F.linear(x, w1, b1)), w2, b2)
+
+
+def parts_of(c: int) -> tuple[int, int]:
+    """(PART, PARTS): the power-of-two tiles that hold C channels, at least 16 wide as tensor cores want them."""
+    if c % 3 == 0 and c // 3 >= 16 and (c // 3) & (c // 3 - 1) == 0:
+        return c // 3, 3
+    return max(16, 1 << (c - 1).bit_length()), 1
+
+
+def launch_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, config: Config) -> Tensor:
+    """Runs the kernel with the block sizes of `config`: all tensors contiguous."""
+    hidden, c = w1.shape
+    m = x.numel() // c
+    out = torch.empty_like(x)
+    part, parts = parts_of(c)
+    mlp_kernel[(-(-m // config.blocks["BLOCK_M"]),)](
+        x, w1, b1, w2, b2, residual, m, out, C=c, HIDDEN=hidden, PART=part, PARTS=parts,
+        PRECISION=precision_of(x.dtype), **config.arguments,
+    )  # fmt: skip
+    return out
+
+
+def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, *, kernel: bool = True) -> Tensor:
+    """Both products of a ConvFFN and the addition, all of one dtype and any strides -> (..., C), contiguous.
+
+    Args:
+        x, residual: (..., C).
+        w1, b1: (hidden, C) and (hidden,).
+        w2, b2: (C, hidden) and (C,).
+        kernel: False computes in plain PyTorch, whatever the device; so does a C over 384.
+
+    Raises:
+        ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
+    """
+    tensors = (x, w1, b1, w2, b2, residual)
+    fits = x.ndim >= 1 and w1.ndim == 2 and w1.shape[1] == x.shape[-1] and b1.shape == w1.shape[:1]
+    if not fits or w2.shape != w1.shape[::-1] or b2.shape != x.shape[-1:] or residual.shape != x.shape:
+        shapes = [tuple(t.shape) for t in tensors]
+        raise ConfigError(
+            f"mlp takes x (..., C), w1 (D, C), b1 (D,), w2 (C, D), b2 (C,), residual as x; found {shapes}"
+        )
+    check_same_dtype("mlp", *tensors)
+    forward_only("mlp", *tensors)
+    return (_mlp if kernel else mlp_reference)(*tensors)
+
+
+@torch.library.custom_op(
+    "fvexport::mlp", mutates_args=(),
+    schema="(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor residual) -> Tensor",
+)  # fmt: skip
+def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor) -> Tensor:
+    tensors = (x, w1, b1, w2, b2, residual)
+    hidden, c = w1.shape
+    if not runs("mlp", *tensors) or c > MAX_CHANNELS:
+        return mlp_reference(*tensors).contiguous()
+    config = config_for("mlp", x, {"m": x.numel() // c, "c": c, "hidden": hidden})
+    return launch_mlp(*(t.contiguous() for t in tensors), config=config)
+
+
+@_mlp.register_fake
+def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor) -> Tensor:
+    return x.new_empty(x.shape)

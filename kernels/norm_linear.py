@@ -22,13 +22,16 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_product, check_same_dtype, forward_only, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import centred_product, product, tile_of
 
 NORM_EPS = 1e-5
+
+CENTRED_BEYOND = {torch.float16: 64.0, torch.bfloat16: 64.0, torch.float32: -1.0}
+"""|mean| / deviation of a row beyond which its tile multiplies x - mean. At 64 float32 sums are off by about 2^-18 of
+the product, far under what a half type's rounding costs; float32 itself has no such room."""
 
 
 @jit
@@ -59,8 +62,7 @@ def norm_linear_kernel(
     """One program: a BLOCK_M x BLOCK_N tile. Grid: (cdiv(m, BLOCK_M) * cdiv(n, BLOCK_N),).
 
     x_ptr: (m, k); weight_ptr: (n, k); bias_ptr: (n,), all of one type; sums_ptr: (n,) float32; statistics_ptr: (2, m)
-    float32; out_ptr: (m, n). EVEN_K: BLOCK_K divides k. LIMIT: |mean| * rstd from which a tile is centred first; 0
-    always.
+    float32; out_ptr: (m, n). EVEN_K: BLOCK_K divides k. LIMIT: |mean| * rstd beyond which a tile is centred first.
     """
     tile_m, tile_n = tile_of(tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -70,11 +72,7 @@ def norm_linear_kernel(
     mean = tl.load(statistics_ptr + near_rows)
     rstd = tl.load(statistics_ptr + m + near_rows)
     bias = tl.load(bias_ptr + near_columns).to(tl.float32)
-    if LIMIT == 0:
-        total = centred_product(
-            x_ptr, weight_ptr, near_rows, near_columns, k, mean, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
-        )
-    elif tl.max(tl.abs(mean) * rstd, 0) > LIMIT:
+    if tl.max(tl.abs(mean) * rstd, 0) > LIMIT:
         total = centred_product(
             x_ptr, weight_ptr, near_rows, near_columns, k, mean, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
         )
@@ -84,3 +82,68 @@ def norm_linear_kernel(
     y = total * rstd[:, None] + bias[None, :]
     out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * n + columns[None, :]
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=(rows[:, None] < m) & (columns[None, :] < n))
+
+
+def norm_linear_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float = NORM_EPS) -> Tensor:
+    """The same in PyTorch: x (..., K), weight (N, K), bias (N,) -> (..., N)."""
+    return F.linear(F.layer_norm(x, x.shape[-1:], eps=eps), weight, bias)
+
+
+def launch_norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, config: Config) -> Tensor:
+    """Runs both kernels with the block sizes of `config`: all tensors contiguous, sums float32 (N,)."""
+    n, k = weight.shape
+    m = x.numel() // k
+    out = x.new_empty(*x.shape[:-1], n)
+    statistics = x.new_empty(2, m, dtype=torch.float32)
+    row_statistics_kernel[(m,)](x, m, k, eps, statistics, BLOCK_M=1, BLOCK_K=max(16, 1 << (k - 1).bit_length()))
+    tiles = -(-m // config.blocks["BLOCK_M"]) * -(-n // config.blocks["BLOCK_N"])
+    norm_linear_kernel[(tiles,)](
+        x, weight, bias, sums, statistics, m, n, k, out, EVEN_K=k % config.blocks["BLOCK_K"] == 0,
+        PRECISION=precision_of(x.dtype), LIMIT=CENTRED_BEYOND[x.dtype], **config.arguments,
+    )  # fmt: skip
+    return out
+
+
+def norm_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = NORM_EPS, *, sums: Tensor | None = None, kernel: bool = True
+) -> Tensor:
+    """LayerNorm without affine, then a product: x (..., K), all of one dtype -> (..., N), contiguous.
+
+    Args:
+        x: any strides.
+        weight, bias: (N, K) and (N,).
+        eps: of LayerNorm.
+        sums: the rows of `weight` summed, (N,) float32: `weight_sums(weight)`, where it was computed before.
+        kernel: False computes in plain PyTorch, whatever the device.
+
+    Raises:
+        ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
+    """
+    check_product("norm_linear", x, weight, bias)
+    check_same_dtype("norm_linear", x, weight, bias)
+    forward_only("norm_linear", x, weight, bias)
+    if not kernel:
+        return norm_linear_reference(x, weight, bias, eps)
+    return _norm_linear(x, weight, bias, weight_sums(weight) if sums is None else sums, eps)
+
+
+def weight_sums(weight: Tensor) -> Tensor:
+    """The rows of a weight (N, K) summed in float64, as (N,) float32."""
+    return weight.double().sum(1).float()
+
+
+@torch.library.custom_op(
+    "fvexport::norm_linear", mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor sums, float eps) -> Tensor",
+)  # fmt: skip
+def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float) -> Tensor:
+    if not runs("norm_linear", x, weight, bias, sums):
+        return norm_linear_reference(x, weight, bias, eps).contiguous()
+    n, k = weight.shape
+    config = config_for("norm_linear", x, {"m": x.numel() // k, "n": n, "k": k})
+    return launch_norm_linear(x.contiguous(), weight.contiguous(), bias.contiguous(), sums.contiguous(), eps, config)
+
+
+@_norm_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
