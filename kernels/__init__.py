@@ -1,6 +1,8 @@
 """Triton kernels for FastViTHD's blocks on NVIDIA GPUs, and the model that runs on them.
 
 What lives here
+    launches        which kernels the encoder launches, found without a GPU
+    aot             kernels compiled for six architectures without one, and what the compilers say of them
     language        Triton where it is installed, and what stands in for it elsewhere
     dispatch        when a kernel runs and when PyTorch does: device, dtype, switches
     table           block sizes by kernel, architecture and shape: committed, and tuned by the user
