@@ -47,6 +47,9 @@ from .options import (
     metavar="N",
     help=f"{OPSETS.start} to {OPSETS.stop - 1}.  [default: {DEFAULT_OPSET}; with --bf16 the first that has its Conv]",
 )
+@click.option(
+    "--attention-plugin", is_flag=True, help="Experimental: attention as one node that TensorRT gives to our kernel."
+)
 @click.option("--simplify/--no-simplify", default=True, help="Run onnxsim.  [default: simplify]")
 @click.option("--parity/--no-parity", default=True, help="Compare with the eager model.  [default: parity]")
 @click.option("--images", metavar="PATH", help="Photographs to compare on: a file or folder.  [default: two]")
@@ -56,10 +59,10 @@ from .options import (
 @verbose_option
 def onnx(
     res: tuple[int, int], batch: int | None, dynamic_res: bool, precision: Any, projector: bool, input_kind: Any,
-    io: Any, opset: int | None, simplify: bool, checkpoint: str | None, revision: str | None, variant: str | None,
-    seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool, as_json: bool,
-    target: Any, calib: str | None, ranges: str | None, samples: int | None, method: Any, min_sqnr: float | None,
-    min_cosine: float | None,
+    io: Any, opset: int | None, attention_plugin: bool, simplify: bool, checkpoint: str | None, revision: str | None,
+    variant: str | None, seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool,
+    as_json: bool, target: Any, calib: str | None, ranges: str | None, samples: int | None, method: Any,
+    min_sqnr: float | None, min_cosine: float | None,
 ) -> None:  # fmt: skip
     """Export FastViTHD to ONNX, and prove that it is the same model.
 
@@ -83,7 +86,9 @@ def onnx(
     from . import render
     from .progress import progress_bar
 
-    options = ExportOptions(*res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify, target)
+    options = ExportOptions(
+        *res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify, target, attention_plugin
+    )
     with progress_bar() as progress:
         report = export_onnx(
             checkpoint, out, options=options, variant=variant, revision=revision, seed=seed or 0, force=force,

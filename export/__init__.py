@@ -3,6 +3,7 @@
 What lives here
     options         what an export is asked for, checked before anything expensive
     trace           PyTorch module -> ONNX graph, quietly and with readable names
+    attention_plugin  attention as one node, for TensorRT's plugin
     passes          our own graph clean-up, and onnxsim, with weights standing aside
     simplification  whether the simplified graph is taken
     rules           what every exported graph must look like

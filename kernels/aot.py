@@ -84,8 +84,8 @@ class Compiled:
             found.append(f"spills {self.spills} bytes")
         if self.scratch:
             found.append(f"needs {self.scratch} bytes of scratch memory")
-        if self.shared > MAX_SHARED[self.arch] * 1024:
-            found.append(f"needs {self.shared} bytes of shared memory; {self.arch} has {MAX_SHARED[self.arch]} KiB")
+        if self.shared > 1024 * (limit := MAX_SHARED.get(self.arch, 99)):
+            found.append(f"needs {self.shared} bytes of shared memory; {self.arch} has {limit} KiB")
         if (widest := max(self.loads, default=0)) < self.wide:
             found.append(f"reads {widest} bytes at a time instead of {self.wide}")
         return found
