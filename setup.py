@@ -54,7 +54,7 @@ EXTRAS = {
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
-        # Not used by the package: the schema of Triton Inference Server's config.pbtxt. Later ones forbid ml-dtypes 0.6.
+        # The schema of Triton Inference Server's config.pbtxt. Later ones forbid ml-dtypes 0.6.
         "tritonclient<2.70",
     ],
 }
