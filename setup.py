@@ -37,6 +37,8 @@ EXTRAS = {
         "build",
         "hypothesis",
         "mypy",
+        # Drives the system's Chromium, in which the report is tested; its own browsers need not be downloaded.
+        "playwright>=1.50",
         "pre-commit",
         "pre-commit-hooks",
         "pytest>=8",
@@ -58,7 +60,7 @@ setup(
     python_requires=">=3.10",
     packages=sorted(PACKAGES),
     package_dir=PACKAGES,
-    package_data={NAME: ["py.typed"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.benchmarks.report": ["*.j2", "*.css", "*.js"]},
     entry_points={"console_scripts": ["fvexport = fvexport.cli.main:main"]},
     install_requires=[
         "torch>=2.8",
@@ -75,6 +77,9 @@ setup(
         "lazy_loader>=0.4",
         # Its wheel carries the photographs that parity compares on where the user names none.
         "scikit-image>=0.22",
+        # The report of a sweep.
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
     ],
     extras_require=EXTRAS,
 )
