@@ -200,8 +200,8 @@ class Result:
 
     Attributes:
         cell: the point.
-        status: `ok`; `unstable` (measured, yet the last windows disagree); `failed` with an error; `timeout`; `oom` (out
-            of memory); `crashed`; `skipped` (the budget ended first).
+        status: `ok`; `unstable` (measured, yet the last windows disagree); `failed` with an error; `timeout`; `oom`
+            (out of memory); `crashed`; `skipped` (the budget ended first).
         reason: one sentence where the status is not `ok`.
         environment: id of the environment it was taken in.
         date: UTC, ISO 8601.
