@@ -133,6 +133,7 @@ class Latency:
         stable: the last windows agreed within the tolerance.
         spread: (largest - smallest) / median of those last windows, of their times or of their ratios to the reference,
             whichever is smaller.
+        reference: id of the cell whose times stand in the windows; empty where there was none.
     """
 
     p50_ms: float
@@ -145,6 +146,7 @@ class Latency:
     timer: str
     stable: bool
     spread: float
+    reference: str = ""
 
     @property
     def ratios(self) -> list[float]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...errors import ArtifactError
-from .result import Absent, Environment, Record, Result, from_line, to_line
+from .figures import Taken
+from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
 
 RESULTS_FILE = "results.jsonl"
+ROUNDS_FILE = "rounds.jsonl"
 
 
 @dataclass
@@ -86,6 +90,47 @@ def complete_lines(file: Path) -> list[str]:
         return []
     whole, _, _torn = file.read_bytes().rpartition(b"\n")
     return [line for line in whole.decode("utf-8", errors="replace").split("\n") if line]
+
+
+class Rounds:
+    """The windows of every round as they are taken: what a killed sweep goes on from.
+
+    Args:
+        out: the sweep's folder.
+        environment: windows of another one do not count.
+    """
+
+    def __init__(self, out: Path, environment: str) -> None:
+        self.file, self.environment = out / ROUNDS_FILE, environment
+        self.windows: dict[str, list[Taken]] = {}
+        for number, line in enumerate(complete_lines(self.file), start=1):
+            try:
+                self._read(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ArtifactError(f"line {number} of {self.file} is damaged ({error}); remove that file") from None
+
+    def of(self, cell: Cell) -> list[Taken]:
+        """The windows of a cell, by round."""
+        return list(self.windows.get(cell.id, ()))
+
+    def references(self, cells: Sequence[Cell]) -> set[str]:
+        """The ids of the cells that windows of `cells` were compared with."""
+        return {window.reference for cell in cells for window in self.of(cell) if window.reference}
+
+    def append(self, taken: Mapping[str, Taken]) -> None:
+        """Adds one round, by cell id; on the disk when this returns."""
+        lines = []
+        for cell, window in taken.items():
+            self.windows.setdefault(cell, []).append(window)
+            lines.append(json.dumps({"environment": self.environment, "cell": cell} | asdict(window)))
+        append_lines(self.file, lines)
+
+    def _read(self, data: dict[str, Any]) -> None:
+        cell, environment = data.pop("cell"), data.pop("environment")
+        if environment == self.environment:
+            parts = tuple(tuple(part) for part in data.pop("parts_ms"))
+            window = Taken(**data | {"times_ms": tuple(data["times_ms"]), "parts_ms": parts})
+            self.windows.setdefault(cell, []).append(window)
 
 
 def _records(file: Path) -> Iterator[Record]:
