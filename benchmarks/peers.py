@@ -148,7 +148,7 @@ def _compiled(encoder: Any, precision: str) -> tuple[Callable[[np.ndarray], np.n
         with torch.inference_mode():
             x = torch.from_numpy(pixel_values).to(device, DTYPES[precision])
             try:
-                return model(x).float().cpu().numpy()
+                return model(x).float().cpu().numpy()  # type: ignore[no-untyped-call]  # torch.compile's
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise UnavailableError(f"torch.compile fails here: {error}") from error
 

@@ -101,7 +101,7 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
 
 def quant_target(backend: str) -> QuantTarget:
     """The row of the quantization policy whose files `backend` runs; all but the CPU's are NVIDIA's."""
-    return backend if backend in QUANT_TARGETS else "tensorrt"  # type: ignore[return-value]
+    return backend if backend in QUANT_TARGETS else "tensorrt"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _ordered(resolutions: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
 def _rank(cell: Cell) -> tuple[bool, int, bool, int]:
     """Sorts the cells of a heat; the first becomes the reference of the others."""
     form = EAGER_FORMS.index(cell.form) if cell.form else 0
-    return cell.backend in COMPILERS, ORDER.index(cell.precision), cell.kind == "peer", form  # type: ignore[arg-type]
+    return cell.backend in COMPILERS, ORDER.index(cell.precision), cell.kind == "peer", form
 
 
 def _ttft_heats(

@@ -94,5 +94,5 @@ class Running:
     def _gpu_mb(self) -> float | None:
         if self.model.device != "cuda":
             return None
-        of_torch = torch.cuda.max_memory_reserved() / 1e6 if torch.cuda.is_initialized() else None
-        return self.energy.process_mb(os.getpid()) or of_torch
+        # Without NVML, what torch holds: 0 for a runtime that allocates by itself, so then unknown.
+        return self.energy.process_mb(os.getpid()) or torch.cuda.max_memory_reserved() / 1e6 or None

@@ -58,7 +58,7 @@ class CudaTimer:
         self.name, self.note = "cuda-events", ""
         self.parts: list[tuple[float, float, float]] = []
         self.launch: Callable[[], Any] = lambda: call(x)
-        self.stream = torch.cuda.Stream()
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         if captures:
             try:
                 self.launch = self._recorded(call, x)
@@ -79,7 +79,7 @@ class CudaTimer:
         return graph.replay
 
     def once(self) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         with torch.cuda.stream(self.stream):
             start.record()
             self.launch()

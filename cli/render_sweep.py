@@ -1,0 +1,72 @@
+"""What `fvexport sweep` prints: a table of the cells, what has none and why, and the next command."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from . import render
+
+if TYPE_CHECKING:
+    from ..benchmarks.report.write import Report
+    from ..benchmarks.sweep.result import Result
+    from ..benchmarks.sweep.run import SweepReport
+
+BASELINE = "eager train"
+"""Speed-ups are over it: the model as it is trained, in PyTorch."""
+
+
+def sweep(found: SweepReport, report: Report) -> None:
+    """A table of the cells, what has none and why, and the next command to type."""
+    baselines = {_place(r): r for r in found.results if r.measured and r.cell.runner == BASELINE}
+    rows = [_row(result, baselines.get(_place(result))) for result in found.results]
+    header = ("resolution", "backend", "precision", "ms", "images/s", "over eager", "SQNR, dB", "MB")
+    new = f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do"
+    render.table(header, rows, title=f"{new}; times are medians of a call", numbers_from=3)
+    told = [f"{r.cell.resolution} {r.cell.series}: {r.status}, {r.reason}" for r in found.results if r.reason]
+    for entry in found.absent:
+        words = " ".join(filter(None, (entry.backend, entry.precision)))
+        mend = f": `{entry.install}`" if entry.install else ""
+        told.append(f"{words} is absent, {entry.reason}{mend}")
+    render.notices(told)
+    where = shlex.quote(str(found.out))
+    click.echo(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
+    click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
+
+
+def _place(result: Result) -> tuple[object, ...]:
+    """What has to agree for a speed-up to mean something."""
+    cell = result.cell
+    return cell.kind == "ttft", cell.llm, cell.prompt_tokens, cell.resolution, cell.batch, cell.threads
+
+
+def _row(result: Result, baseline: Result | None) -> tuple[str, ...]:
+    cell, latency = result.cell, result.latency
+    size = cell.resolution + (f" b{cell.batch}" if cell.batch > 1 else "")
+    runner = cell.runner + (f" + {cell.llm}" if cell.llm else "")
+    if latency is None:
+        return (size, runner, cell.precision, result.status, "", "", "", "")
+    mark = "?" if result.status == "unstable" else ""
+    parity, memory = result.parity, result.peak_host_mb
+    sqnr = "" if parity is None else "equal" if parity.rel_l2 == 0 else _number(parity.sqnr_db, ".1f")
+    return (
+        size, runner, cell.precision, f"{latency.p50_ms:.4g}{mark}", _number(result.images_per_second, ".4g"),
+        _speedup(result, baseline), sqnr if parity is None or parity.status == "pass" else f"{sqnr} {parity.status}",
+        _number(memory, ".0f"),
+    )  # fmt: skip
+
+
+def _speedup(result: Result, baseline: Result | None) -> str:
+    """By the ratios to one reference where both have it, since those hit the same rounds; else by the medians."""
+    if baseline is None or baseline.latency is None or result.latency is None:
+        return ""
+    ours, theirs = result.latency, baseline.latency
+    if ours.ratio and theirs.ratio and ours.reference == theirs.reference:
+        return f"{theirs.ratio / ours.ratio:.2f}x"
+    return f"{theirs.p50_ms / ours.p50_ms:.2f}x"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
