@@ -19,42 +19,49 @@ BASELINE = "eager train"
 
 
 def sweep(found: SweepReport, report: Report) -> None:
-    """A table of the cells, what has none and why, and the next command to type."""
+    """A table for each resolution, what has no figures and why, and the next command to type."""
     baselines = {_place(r): r for r in found.results if r.measured and r.cell.runner == BASELINE}
-    rows = [_row(result, baselines.get(_place(result))) for result in found.results]
-    header = ("resolution", "backend", "precision", "ms", "images/s", "over eager", "SQNR, dB", "MB")
-    new = f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do"
-    render.table(header, rows, title=f"{new}; times are medians of a call", numbers_from=3)
+    click.echo(f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do")
+    for place in dict.fromkeys(map(_place, found.results)):
+        results = [result for result in found.results if _place(result) == place]
+        rows = [_row(result, baselines.get(place)) for result in results]
+        header = ("", "ms", "images/s", "over eager", "SQNR, dB", "MB")
+        render.table(header, rows, title=_title(results[0]))
     told = [f"{r.cell.resolution} {r.cell.series}: {r.status}, {r.reason}" for r in found.results if r.reason]
     for entry in found.absent:
         words = " ".join(filter(None, (entry.backend, entry.precision)))
-        mend = f": `{entry.install}`" if entry.install else ""
-        told.append(f"{words} is absent, {entry.reason}{mend}")
+        told.append(f"{words} is absent: {entry.reason}" + (f"; `{entry.install}`" if entry.install else ""))
     render.notices(told)
     where = shlex.quote(str(found.out))
     click.echo(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
     click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
 
 
+def _title(result: Result) -> str:
+    cell = result.cell
+    images = "one image" if cell.batch == 1 else f"{cell.batch} images"
+    llm = f", to the first token of {cell.llm} after {cell.prompt_tokens} tokens of text" if cell.llm else ""
+    tokens = f", {result.tokens} visual tokens" if result.tokens else ""
+    return f"{cell.resolution}: {images} a call, {cell.threads} threads{tokens}{llm}"
+
+
 def _place(result: Result) -> tuple[object, ...]:
     """What has to agree for a speed-up to mean something."""
     cell = result.cell
-    return cell.kind == "ttft", cell.llm, cell.prompt_tokens, cell.resolution, cell.batch, cell.threads
+    return cell.llm, cell.prompt_tokens, cell.resolution, cell.batch, cell.threads
 
 
 def _row(result: Result, baseline: Result | None) -> tuple[str, ...]:
     cell, latency = result.cell, result.latency
-    size = cell.resolution + (f" b{cell.batch}" if cell.batch > 1 else "")
-    runner = cell.runner + (f" + {cell.llm}" if cell.llm else "")
     if latency is None:
-        return (size, runner, cell.precision, result.status, "", "", "", "")
-    mark = "?" if result.status == "unstable" else ""
-    parity, memory = result.parity, result.peak_host_mb
+        return (cell.series, result.status, "", "", "", "")
+    parity = result.parity
     sqnr = "" if parity is None else "equal" if parity.rel_l2 == 0 else _number(parity.sqnr_db, ".1f")
     return (
-        size, runner, cell.precision, f"{latency.p50_ms:.4g}{mark}", _number(result.images_per_second, ".4g"),
-        _speedup(result, baseline), sqnr if parity is None or parity.status == "pass" else f"{sqnr} {parity.status}",
-        _number(memory, ".0f"),
+        cell.series, f"{latency.p50_ms:.4g}" + ("?" if result.status == "unstable" else ""),
+        _number(result.images_per_second, ".4g"), _speedup(result, baseline),
+        sqnr if parity is None or parity.status == "pass" else f"{sqnr} {parity.status}".strip(),
+        _number(result.peak_host_mb, ".0f"),
     )  # fmt: skip
 
 
