@@ -26,7 +26,7 @@ def sweep(found: SweepReport, report: Report) -> None:
         results = [result for result in found.results if _place(result) == place]
         rows = [_row(result, baselines.get(place)) for result in results]
         header = ("", "ms", "images/s", "over eager", "SQNR, dB", "MB")
-        render.table(header, rows, title=_title(results[0]))
+        render.table(header, rows, title=_title(results))
     told = [f"{r.cell.resolution} {r.cell.series}: {r.status}, {r.reason}" for r in found.results if r.reason]
     for entry in found.absent:
         words = " ".join(filter(None, (entry.backend, entry.precision)))
@@ -37,12 +37,13 @@ def sweep(found: SweepReport, report: Report) -> None:
     click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
 
 
-def _title(result: Result) -> str:
-    cell = result.cell
+def _title(results: list[Result]) -> str:
+    cell, tokens = results[0].cell, next((r.tokens for r in results if r.tokens), None)
     images = "one image" if cell.batch == 1 else f"{cell.batch} images"
     llm = f", to the first token of {cell.llm} after {cell.prompt_tokens} tokens of text" if cell.llm else ""
-    tokens = f", {result.tokens} visual tokens" if result.tokens else ""
-    return f"{cell.resolution}: {images} a call, {cell.threads} threads{tokens}{llm}"
+    threads = "1 thread" if cell.threads == 1 else f"{cell.threads} threads"
+    seen = f", {tokens} visual token{'s' if tokens > 1 else ''}" if tokens else ""
+    return f"{cell.resolution}: {images} a call, {threads}{seen}{llm}"
 
 
 def _place(result: Result) -> tuple[object, ...]:

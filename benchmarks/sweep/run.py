@@ -22,7 +22,7 @@ from .options import Measuring, SweepOptions
 from .outcome import measured_result
 from .plan import make_plan
 from .process import COMMAND, Worker, WorkerError
-from .result import MEASURED, STATUSES, Absent, Cell, Result, Status
+from .result import MEASURED, Absent, Cell, Result, Status
 from .store import RESULTS_FILE, Rounds, append, read_sweep
 
 LOCK_FILE = "sweep.lock"
@@ -112,8 +112,7 @@ class _Sweep:
         wanted = {cell.id for cell in plan.cells}
         known = self._known()
         self.results = {id_: result for id_, result in known.items() if id_ in wanted}
-        final = MEASURED if self.options.retry else tuple(s for s in STATUSES if s != "skipped")
-        pending = [[c for c in heat if c.id not in known or known[c.id].status not in final] for heat in plan.heats]
+        pending = [[cell for cell in heat if not self._is_final(known.get(cell.id))] for heat in plan.heats]
         self.total = sum(len(heat) for heat in pending)
         if self.total:
             self._announce(plan.absent)
@@ -246,7 +245,8 @@ class _Sweep:
         return math.inf if budget is None else budget - (time.monotonic() - self.began)
 
     def _budget(self, when: str) -> str:
-        return f"the budget of {(self.options.budget_s or 0) / 60:g} min ended {when}"
+        seconds = self.options.budget_s or 0
+        return f"the budget of {f'{seconds:.3g} s' if seconds < 120 else f'{seconds / 60:.3g} min'} ended {when}"
 
     def _has_room(self) -> bool:
         """Whether another cell as large as the largest so far fits beside those that wait."""
@@ -270,6 +270,14 @@ class _Sweep:
         records: list[Any] = [] if seen and self.environment.id in seen.environments else [self.environment]
         append(file, *records, *(entry for entry in absent if seen is None or entry not in seen.absent))
 
+    def _is_final(self, result: Result | None) -> bool:
+        """Whether a cell needs nothing more: a budget that ended early leaves it unfinished."""
+        if result is None or result.status == "skipped":
+            return False
+        if result.latency is not None and result.status == "unstable":
+            return len(result.latency.windows) >= self.how.max_rounds
+        return result.status == "ok" or not self.options.retry
+
     def _of(self, cells: list[Cell]) -> list[Result]:
         return [self.results[cell.id] for cell in cells if cell.id in self.results]
 
@@ -289,8 +297,9 @@ class _Sweep:
     def _note(self, result: Result) -> None:
         before = self.results.get(result.cell.id)
         self.results[result.cell.id] = result
-        if result.status == "skipped" and before is not None and before.status == "skipped":
-            return  # known already
+        unfinished = result.status in ("skipped", "unstable")
+        if before is not None and unfinished and (before.status, before.latency) == (result.status, result.latency):
+            return  # nothing new
         if result.status != "skipped":
             self.measured += 1
         append(self.out / RESULTS_FILE, result)
