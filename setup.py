@@ -77,9 +77,10 @@ setup(
         "lazy_loader>=0.4",
         # Its wheel carries the photographs that parity compares on where the user names none.
         "scikit-image>=0.22",
-        # The report of a sweep.
+        # The report of a sweep; scipy comes with scikit-image anyway.
         "jinja2>=3.1",
         "matplotlib>=3.9",
+        "scipy>=1.11",
     ],
     extras_require=EXTRAS,
 )

@@ -27,6 +27,8 @@ from .inspect import inspect
 from .onnx import onnx
 from .options import is_verbose, verbose_option
 from .parity import parity
+from .report import report
+from .sweep import sweep
 
 EPILOG = """\b
 Completion of options and names in your shell:
@@ -78,7 +80,7 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (onnx, calibrate, parity, inspect, encode, doctor):
+for command in (onnx, calibrate, parity, inspect, encode, sweep, report, doctor):
     cli.add_command(command)
 
 

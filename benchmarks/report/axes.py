@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..sweep.result import Cell
 from .series import Curve
 from .svg import INK, inches, to_svg
-from .wording import milliseconds
+from .wording import milliseconds, three
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,14 +77,13 @@ def make(
     from matplotlib.figure import Figure
 
     sizes = (True, FULL if full else HALF, height), (False, NARROW, narrow_height)
-    drawn = []
+    drawn: dict[bool, str] = {}
     for wide, width, tall in sizes:
         canvas = Canvas(Figure(figsize=inches(width, tall)), wide, width)
         draw(canvas)
-        drawn.append(
-            to_svg(canvas.figure, f"{prefix}-{name}-{'w' if wide else 'n'}", f"{title}. {caption}", canvas.tips)
-        )
-    return Plot(name, title, caption, *drawn, full)
+        ids = f"{prefix}-{name}-{'w' if wide else 'n'}"
+        drawn[wide] = to_svg(canvas.figure, ids, f"{title}. {caption}", canvas.tips)
+    return Plot(name, title, caption, drawn[True], drawn[False], full)
 
 
 def panels(canvas: Canvas, titles: Sequence[str], *, right: int = 12, across: int | None = None) -> list[Axes]:
@@ -120,7 +120,7 @@ def size_of(cell: Cell) -> float:
 
 
 def resolution_axis(axes: Axes, sizes: Iterable[float], width: float) -> None:
-    """A logarithmic axis with a tick at every measured size; of names that would touch only the first stays.
+    """A logarithmic axis with a tick at every measured size; names that would touch another's are left out.
 
     Args:
         axes: to set.
@@ -136,13 +136,15 @@ def resolution_axis(axes: Axes, sizes: Iterable[float], width: float) -> None:
         low, high = ticks[0] / 1.5, ticks[0] * 1.5
     axes.set_xlim(low, high)
     per_octave = width / math.log2(high / low)
-    labels: list[str] = []
-    last = -math.inf
-    for tick in ticks:
-        place, text = math.log2(tick / low) * per_octave, f"{tick:.0f}"
-        fits = place - last >= CHARACTER * len(text) + 8
-        labels.append(text if fits else "")
-        last = place if fits else last
+    named: list[tuple[float, float]] = []
+    shown = set()
+    # Those who read it think in 256, 512, 1024: these first.
+    for size in sorted(ticks, key=lambda size: (not math.log2(size).is_integer(), size)):
+        place, reach = math.log2(size / low) * per_octave, CHARACTER * len(f"{size:.0f}") / 2 + 4
+        if all(abs(place - other) >= reach + its for other, its in named):
+            named.append((place, reach))
+            shown.add(size)
+    labels = [f"{size:.0f}" if size in shown else "" for size in ticks]
     axes.set_xticks(ticks, labels)
     axes.minorticks_off()
     axes.set_xlabel("resolution, pixels")
@@ -150,7 +152,7 @@ def resolution_axis(axes: Axes, sizes: Iterable[float], width: float) -> None:
 
 def time_axis(axes: Any, label: str) -> None:
     """A logarithmic axis of milliseconds: `axes.xaxis` or `axes.yaxis`."""
-    log_axis(axes, label, milliseconds)
+    log_axis(axes, label, lambda value: milliseconds(value) if value < 1e3 else f"{three(value / 1e3)} s")
 
 
 def log_axis(axis: Any, label: str, wording: Callable[[float], str]) -> None:
@@ -161,23 +163,34 @@ def log_axis(axis: Any, label: str, wording: Callable[[float], str]) -> None:
     scale, view = getattr(axis.axes, f"set_{name}scale"), getattr(axis.axes, f"get_{name}lim")
     scale("log")
     low, high = view()
-    axis.set_major_locator(FixedLocator(log_ticks(low, high, most=5 if name == "x" else 9)))
+    # Names beside one another need room, names above one another hardly any.
+    axis.set_major_locator(FixedLocator(log_ticks(low, high, 4 if name == "x" else 9, 0.13 if name == "x" else 0.05)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(wording(value))))
     axis.axes.set(**{f"{name}label": label, f"{name}lim": (low, high)})
 
 
-def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values between two positive ones: as many as are useful, and at most `most`."""
+def log_ticks(low: float, high: float, most: int, apart: float) -> list[float]:
+    """Round values between two positive ones: as many as are useful.
+
+    Args:
+        low, high: limits of the axis.
+        most: at most so many.
+        apart: smallest distance of two, as a share of the axis.
+    """
     import math
 
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     choices: list[list[float]] = []
-    for steps in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+    for steps in ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1, 5), (1,)):
         inside = [step * 10.0**decade for decade in decades for step in steps]
         choices.append([value for value in inside if low <= value * 1.0001 and value <= high * 1.0001])
-    fitting = [choice for choice in choices if 2 <= len(choice) <= most]
-    return fitting[0] if fitting else choices[0][:: max(1, -(-len(choices[0]) // most))]
+    for choice in choices:
+        gaps = [math.log(b / a) / math.log(high / low) for a, b in pairwise(choice)]
+        if 2 <= len(choice) <= most and min(gaps) >= apart:
+            return choice
+    many = choices[0]
+    return many[:: max(1, -(-len(many) // min(most, 3)))]
 
 
 def tick(text: str) -> str:

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING
 
 from ..sweep.result import Result
 from . import published
-from .axes import CHARACTER, Canvas, Plot, make, size_of, time_axis
+from .axes import CHARACTER, Canvas, Plot, make, size_of
 from .compare import Comparison, Difference
+from .notes import name
 from .svg import INK
-from .wording import counted, milliseconds, percent, percent_interval
+from .wording import milliseconds, percent, percent_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROW = 36
 """Height of a row in CSS pixels: its name, and what it shows below."""
+
+WIDE_ROW = 24
+"""The same where the name stands beside."""
 
 MOST_ROWS = 24
 
@@ -40,25 +44,31 @@ def ttft_plot(results: Sequence[Result], prefix: str) -> Plot | None:
         kept = sorted(timed, key=lambda r: places[id(r)])[:MOST_ROWS]
         timed = [result for result in timed if any(result is other for other in kept)]
     rows: list[tuple[str, tuple[float, ...], float]] = []
-    for result in timed:
-        ttft, cell = result.ttft, result.cell
-        assert ttft is not None
-        name = f"{cell.resolution}, {cell.series}, {cell.llm}, {ttft.visual_tokens} + {ttft.prompt_tokens} tokens"
-        rows.append((name, (ttft.encoder_ms, ttft.connector_ms, ttft.prefill_ms), ttft.total_ms))
     marks = [
         mark
         for mark in published.TTFT
         if any(r.cell.resolution == str(mark.resolution) and r.cell.llm == mark.llm for r in timed)
         and all(r.cell.variant == published.VARIANT for r in timed)
     ]
-    rows += [(f"{mark.resolution}, {published.MACHINE}, {mark.llm}", (), mark.ms) for mark in marks]
+    for index, result in enumerate(timed):
+        ttft, cell = result.ttft, result.cell
+        assert ttft is not None
+        said = f"{cell.resolution}, {cell.series}, {cell.llm}, {ttft.visual_tokens} + {ttft.prompt_tokens} tokens"
+        rows.append((said, (ttft.encoder_ms, ttft.connector_ms, ttft.prefill_ms), ttft.total_ms))
+        following = timed[index + 1].cell.resolution if index + 1 < len(timed) else ""
+        if cell.resolution != following:
+            rows += [
+                (f"{cell.resolution}, {published.MACHINE}, {mark.llm}", (), mark.ms)
+                for mark in marks
+                if str(mark.resolution) == cell.resolution
+            ]
 
     def draw(canvas: Canvas) -> None:
-        axes = _rows(canvas, [name for name, *_ in rows], top=30)
+        axes = _rows(canvas, [said for said, *_ in rows], top=30)
         largest = max(max(total, sum(parts)) for _, parts, total in rows)
         axes.set_xlim(0, largest * (1.14 if canvas.wide else 1.3))
         width = canvas.width - 16
-        for index, (name, parts, total) in enumerate(rows):
+        for index, (_, parts, total) in enumerate(rows):
             start = 0.0
             for number, part in enumerate(parts):
                 gid = f"curve-part{number}-{len(canvas.tips)}"
@@ -82,8 +92,8 @@ def ttft_plot(results: Sequence[Result], prefix: str) -> Plot | None:
 
     caption = (
         "Image to first token with the encoder, the connector and the language model's prefill timed apart; in bold, "
-        "all timed as one. The language model has its real dimensions and seeded weights, of which time does not depend."
-    ).replace("of which time does not depend", "on which time does not depend")
+        "all timed as one. The language model has its real dimensions and seeded weights: time does not depend on them."
+    )
     if hidden:
         caption += f" The fastest {len(timed)} rows are drawn; all {len(timed) + hidden} are in the table."
     if marks:
@@ -94,73 +104,101 @@ def ttft_plot(results: Sequence[Result], prefix: str) -> Plot | None:
     )  # fmt: skip
 
 
-def difference_plot(comparison: Comparison, several: bool) -> Plot | None:
-    """Change of every cell with its interval: those that stand out before the rest."""
-    timed = [difference for difference in comparison.differences if difference.change is not None]
+def difference_plots(comparison: Comparison) -> list[Plot]:
+    """A plot for each run that is compared: the change of its cells, those that stand out most."""
+    runs = dict.fromkeys(difference.run for difference in comparison.differences)
+    found = [
+        _difference_plot(comparison, [d for d in comparison.differences if d.run == run and d.change], f"d{index}", run)
+        for index, run in enumerate(runs)
+    ]
+    return [plot for plot in found if plot is not None]
+
+
+def _difference_plot(comparison: Comparison, timed: Sequence[Difference], prefix: str, run: str) -> Plot | None:
     if not timed:
         return None
-    order = {"broken": 0, "slower": 0, "faster": 1, "unclear": 2, "same": 3}
-
-    def weight(difference: Difference) -> tuple[int, float]:
-        assert difference.change is not None
-        return order[difference.finding], -abs(difference.change.value - 1)
-
-    shown = sorted(timed, key=weight)[:MOST_ROWS]
-    shown.sort(key=lambda d: -d.change.value if d.change else 0)
-    ends = [abs(end - 1) for d in shown if d.change for end in (d.change.value, d.change.low, d.change.high) if end]
-    reach = max(comparison.threshold * 2, sorted(ends)[int(0.9 * (len(ends) - 1))] * 1.3)
+    order = {"broken": 0, "slower": 0, "faster": 0, "unclear": 1, "same": 2}
+    ranked = sorted(timed, key=lambda d: (order[d.finding], -abs(d.change.value - 1) if d.change else 0))
+    shown = sorted(ranked[:MOST_ROWS], key=lambda d: -d.change.value if d.change else 0)
+    reach = _reach(shown, comparison.threshold)
     low, high = max(-1.0, -reach), reach
+    names = [name(difference.new) for difference in shown]
 
     def draw(canvas: Canvas) -> None:
-        names = [f"{d.place} ({d.run})" if several else d.place for d in shown]
-        axes = _rows(canvas, [f"{n}: {percent_interval(d.change)}" if d.change else n for n, d in zip(names, shown, strict=True)],
-                     top=8, bottom=40)  # fmt: skip
+        words = [percent_interval(difference.change) if difference.change else "" for difference in shown]
+        if canvas.wide:
+            axes = _rows(canvas, names, top=8, bottom=40, row=WIDE_ROW, left=330, right=170)
+            for index, text in enumerate(words):
+                axes.annotate(
+                    text, (1, index), xycoords=("axes fraction", "data"), xytext=(12, 0), textcoords="offset points",
+                    va="center_baseline", fontsize=10.5, annotation_clip=False,
+                )  # fmt: skip
+        else:
+            short = [f"{n}: {w.partition(' (')[0]}" for n, w in zip(names, words, strict=True)]
+            axes = _rows(canvas, short, top=8, bottom=40)
         axes.set_xlim(low, high)
-        axes.axvspan(-comparison.threshold, comparison.threshold, color=INK["grid"], alpha=0.5, zorder=0, linewidth=0)
+        axes.axvspan(-comparison.threshold, comparison.threshold, color=INK["grid"], alpha=0.6, zorder=0, linewidth=0)
         axes.axvline(0, color=INK["muted"], linewidth=1, zorder=1)
         for index, difference in enumerate(shown):
-            change = difference.change
-            assert change is not None
-            colour = INK[{"slower": "slower", "broken": "slower", "faster": "faster"}.get(difference.finding, "muted")]
-            marker = {"slower": ">", "broken": "X", "faster": "<"}.get(difference.finding, "o")
-            if change.low is not None and change.high is not None:
-                axes.hlines(index, max(low, change.low - 1), min(high, change.high - 1), color=colour, linewidth=2)
-            axes.plot(min(max(change.value - 1, low), high), index, marker=marker, color=colour, markersize=7)
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
-
+            _draw_change(axes, index, difference, low, high)
         axes.xaxis.set_major_locator(MaxNLocator(6 if canvas.wide else 4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value).replace(".0 ", " ")))
-        axes.set_xlabel("change of time: less is faster")
+        axes.set_xlabel("change of time; less is faster")
         axes.grid(True, axis="x")
+
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     more = len(timed) - len(shown)
     caption = (
-        f"Change from {comparison.baseline}, with 95 % intervals. The band is the threshold of "
-        f"±{100 * comparison.threshold:g} %: a cell is called slower or faster where its whole interval lies outside."
-    ) + (f" The {len(shown)} that stand out most; {counted(more, 'more cell')} in the table." if more else "")
+        f"Change of {'time over the reference cell' if comparison.relative else 'time'} with 95 % intervals. The band "
+        f"is the threshold of ±{100 * comparison.threshold:g} %: slower (right) or faster (left) is what lies outside "
+        "of it with its whole interval; grey is not decided."
+    ) + (f" The {len(shown)} cells that stand out most; {more} more in the table." if more else "")
     return make(
-        "differences", "Differences", caption, draw, prefix="d", full=True,
-        height=ROW * len(shown) + 56, narrow_height=ROW * len(shown) + 56,
+        "differences", run, caption, draw, prefix=prefix, full=True,
+        height=WIDE_ROW * len(shown) + 56, narrow_height=ROW * len(shown) + 56,
     )  # fmt: skip
 
 
-def _rows(canvas: Canvas, names: Sequence[str], *, top: int, bottom: int = 6) -> Axes:
-    """Axes with a row of `ROW` pixels for each name, which stands above its row; the first at the top."""
+def _reach(shown: Sequence[Difference], threshold: float) -> float:
+    """How far the axis goes: nearly all intervals fit; the few that are wider end at its border."""
+    changes = [difference.change for difference in shown if difference.change]
+    values = max(abs(change.value - 1) for change in changes)
+    ends = sorted(abs(end - 1) for change in changes for end in (change.low, change.high) if end is not None)
+    most = ends[int(0.9 * (len(ends) - 1))] if ends else 0.0
+    return max(2 * threshold, 1.1 * values, 1.1 * most)
+
+
+def _draw_change(axes: Axes, row: int, difference: Difference, low: float, high: float) -> None:
+    change = difference.change
+    assert change is not None
+    colour, marker = {
+        "slower": ("slower", ">"), "broken": ("slower", "X"), "faster": ("faster", "<"),
+    }.get(difference.finding, ("muted", "o"))  # fmt: skip
+    if change.low is not None and change.high is not None:
+        axes.hlines(row, max(low, change.low - 1), min(high, change.high - 1), color=INK[colour], linewidth=2)
+    axes.plot(change.value - 1, row, marker=marker, color=INK[colour], markersize=7)
+
+
+def _rows(
+    canvas: Canvas, names: Sequence[str], *, top: int, bottom: int = 6, row: int = ROW, left: int = 8, right: int = 8
+) -> Axes:
+    """Axes with `row` pixels for each name; the first at the top. Names stand above their rows, or in a wide margin."""
     width, height = canvas.width, canvas.figure.get_figheight() * 72
-    margin = 8
     axes = canvas.figure.add_axes(
-        (margin / width, bottom / height, (width - 2 * margin) / width, (height - top - bottom) / height)
+        (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
     )
-    axes.set_ylim(len(names) - 0.4, -0.85)
+    beside = left > 100
+    axes.set_ylim((len(names) - 0.5, -0.5) if beside else (len(names) - 0.4, -0.85))
     axes.set_yticks([])
     axes.grid(False)
     axes.spines["left"].set_visible(False)
-    fits = int((width - 2 * margin) / CHARACTER)
-    for index, name in enumerate(names):
-        text = name if len(name) <= fits else name[: fits - 1] + "…"
+    fits = int((left - 12 if beside else width - left - right) / CHARACTER)
+    for index, full in enumerate(names):
         axes.annotate(
-            text, (0, index), xycoords=("axes fraction", "data"), xytext=(0, 10), textcoords="offset points",
-            va="bottom", fontsize=10.5, annotation_clip=False,
+            full if len(full) <= fits else full[: fits - 1] + "…", (0, index), xycoords=("axes fraction", "data"),
+            xytext=(-12, 0) if beside else (0, 10), textcoords="offset points", ha="right" if beside else "left",
+            va="center_baseline" if beside else "bottom", fontsize=10.5, annotation_clip=False,
         )  # fmt: skip
     return axes
 
@@ -173,6 +211,3 @@ def _part_legend(canvas: Canvas) -> None:
         handles=handles, loc="upper left", ncols=len(PARTS), frameon=False, fontsize=10.5, borderaxespad=0.1,
         handlelength=1.1, handleheight=1.0, columnspacing=1.4,
     )  # fmt: skip
-
-
-__all__ = ["difference_plot", "time_axis", "ttft_plot"]

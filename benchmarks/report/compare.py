@@ -147,7 +147,9 @@ def _difference(run: str, base: Result, new: Result, threshold: float, relative:
         finding = "faster"
     elif change.low >= 1 - threshold and change.high <= 1 + threshold:
         finding = "same"
-    return Difference(place, run, base, new, change, finding, "" if finding != "unclear" else "the interval is too wide")
+    return Difference(
+        place, run, base, new, change, finding, "" if finding != "unclear" else "the interval is too wide"
+    )
 
 
 def times(result: Result, relative: bool) -> list[float]:

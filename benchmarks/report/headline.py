@@ -22,7 +22,7 @@ class Best:
         resolution, batch, variant: of all that were compared.
         fastest: the one with the smallest median.
         ties: others whose interval of the difference to it includes none, fastest first.
-        float_fastest: the fastest without quantization; None where that is `fastest`, or there is none.
+        float_fastest: the fastest without quantization, which may be `fastest` itself; None where there is none.
         candidates: how many were compared.
         failing: how many were timed and left out, since they do not pass or have no parity.
     """
@@ -54,7 +54,7 @@ def headline(run: Run) -> list[Best]:
         rows.append(
             Best(
                 resolution, batch, variant, fastest, tuple(_ties(fastest, others)),
-                None if plain is fastest else plain, len(passing), len(found) - len(passing),
+                plain, len(passing), len(found) - len(passing),
             )
         )  # fmt: skip
     return rows
@@ -77,11 +77,12 @@ def speedup(result: Result) -> Interval | None:
     return median_interval([1 / ratio for ratio in ratios]) if ratios else None
 
 
-def is_reference(result: Result) -> bool:
-    """Whether it is the cell that others of its resolution and batch are measured against."""
-    if result.latency is None or not result.latency.windows:
-        return False
-    return all(window.reference_ms == window.median_ms for window in result.latency.windows)
+def reference_name(run: Run) -> str:
+    """What speed-ups are over, in words: the curve of the cell that others were measured beside."""
+    series = {result.cell.id: result.cell.series for result in run.results}
+    timed = [result for result in run.measured if result.cell.kind != "ttft" and result.latency]
+    found = {series[r.latency.reference] for r in timed if r.latency and r.latency.reference in series}
+    return " or ".join(sorted(found)) or "the reference"
 
 
 def _ties(fastest: Result, others: Iterable[Result]) -> list[Result]:

@@ -4,9 +4,9 @@ What is resampled is the window (one for each round of a sweep), not the call: c
 The statistic is the median of the logarithm, so that a ratio and its inverse have the same interval turned round, and
 one window in which the machine was busy moves nothing.
 
-With few windows the plain percentile bootstrap is too narrow. The interval is therefore widened as in Hesterberg (2015),
-*What Teachers Should Know about the Bootstrap*: deviations are scaled by sqrt(n / (n - 1)), and percentiles are taken
-where Student's t of n - 1 degrees of freedom (both samples' together for two) has its 2.5 and 97.5 % points.
+With few windows the plain percentile bootstrap is too narrow. The interval is therefore widened as Hesterberg's "What
+Teachers Should Know about the Bootstrap" (2015) does: deviations are scaled by sqrt(n / (n - 1)), and percentiles are
+taken where Student's t of n - 1 degrees of freedom (n + m - 2 for two samples) has its 2.5 and 97.5 % points.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,7 +93,9 @@ def _read(file: Path, notices: list[str]) -> Sweep:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
             if stream.read(1) != b"\n":
-                notices.append(f"the last line of {file} was cut off and is left out; the sweep was killed or still runs")
+                notices.append(
+                    f"the last line of {file} was cut off and is left out; the sweep was killed or still runs"
+                )
     return sweep
 
 
@@ -161,7 +163,7 @@ def _without_copies(runs: Sequence[Run]) -> list[Run]:
 
 def _labelled(runs: Sequence[Run]) -> list[Run]:
     """The shortest labels that tell the runs apart."""
-    choices = (
+    choices: tuple[Callable[[Run], str], ...] = (
         lambda run: machine(run.environment),
         lambda run: f"{machine(run.environment)}, {run.environment.date[:10]}",
         lambda run: f"{machine(run.environment)}, {run.environment.date[:16].replace('T', ' ')}",

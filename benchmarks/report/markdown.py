@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from ... import __version__
 from .compare import Comparison
-from .headline import headline
+from .headline import headline, reference_name
 from .load import Loaded, Run
 from .notes import notes
-from .page import METHOD, difference_row, facts, headline_row, lead, lead_method, no_lead, subtitle, title, verdict
-from .plots import reference_name
+from .page import difference_row, facts, headline_row, lead, lead_method, method, no_lead, subtitle, title, verdict
 from .tables import markdown_table, table
 from .wording import THIN
 
@@ -16,7 +15,7 @@ from .wording import THIN
 def build_markdown(loaded: Loaded, comparison: Comparison | None) -> str:
     """The page without its plots."""
     runs = loaded.runs
-    parts = [f"# {title(runs)}\n\n{subtitle(runs)}\n"]
+    parts = [f"<!-- Made by fvexport {__version__} -->\n\n# {title(runs)}\n\n{subtitle(runs)}\n"]
     parts += [f"> {notice}\n" for notice in loaded.notices]
     if comparison is not None:
         parts.append(_differences(comparison))
@@ -24,7 +23,6 @@ def build_markdown(loaded: Loaded, comparison: Comparison | None) -> str:
         if len(runs) > 1:
             parts.append(f"## {run.label}\n")
         parts.append(_run(run))
-    parts.append(f"Made by fvexport {__version__}.\n")
     return "\n".join(parts).replace(THIN, " ")
 
 
@@ -34,7 +32,7 @@ def _differences(comparison: Comparison) -> str:
     header = ["cell", *(["run"] if several else []), "before, ms", "now, ms", "change", "95 % interval", "finding"]
     cells = [
         [
-            row.place, *([row.run] if several else []), row.before.text, row.now.text, row.change, row.interval,
+            row.name, *([row.run] if several else []), row.before.text, row.now.text, row.change, row.interval,
             row.finding + (f": {row.reason}" if row.reason else ""),
         ]
         for row in rows
@@ -42,20 +40,23 @@ def _differences(comparison: Comparison) -> str:
     numbers = [False, *([False] if several else []), True, True, True, True, False]
     return (
         f"## Differences from {comparison.baseline}\n\n{verdict(comparison)}\n\n"
-        f"{markdown_table(header, cells, numbers)}\n{METHOD}\n"
+        f"{markdown_table(header, cells, numbers)}\n{method(comparison)}\n"
     )
 
 
 def _run(run: Run) -> str:
     best = headline(run)
     reference = reference_name(run)
-    sections = ["### What is fastest, and still the same model\n", (lead(best, reference) if best else no_lead(run)) + "\n"]
+    sections = [
+        "### What is fastest, and still the same model\n",
+        (lead(best, reference) if best else no_lead(run)) + "\n",
+    ]
     if best:
         header = ("resolution", "batch", "fastest that passes", "one call", "speed-up", "SQNR",
                   "fastest without quantization", "one call", "speed-up")  # fmt: skip
         rows = [
             (r.resolution, str(r.batch), r.name + (f" ({r.ties})" if r.ties else ""), r.time, r.speedup, r.sqnr,
-             r.float_name or r.name, r.float_time or r.time, r.float_speedup or r.speedup)
+             r.float_name, r.float_time, r.float_speedup)
             for r in map(headline_row, best)
         ]  # fmt: skip
         sections.append(markdown_table(header, rows, [False, True, False, True, True, True, False, True, True]))

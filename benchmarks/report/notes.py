@@ -55,7 +55,4 @@ def name(result: Result) -> str:
     cell = result.cell
     batch = f", batch {cell.batch}" if cell.batch > 1 else ""
     llm = f" + {cell.llm}" if cell.llm else ""
-    plain = "plain way " if cell.kind == "peer" else ""
-    return f"{plain}{cell.series}{llm} at {cell.resolution}{batch}"
-
-
+    return f"{cell.series}{llm} at {cell.resolution}{batch}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,27 @@ from typing import Any
 from ... import __version__
 from ..sweep.result import Result
 from .axes import Plot
-from .bars import difference_plot
+from .bars import difference_plots
 from .compare import Comparison, Difference
-from .headline import Best, headline, median_ms, speedup
+from .headline import Best, headline, median_ms, reference_name, speedup
 from .intervals import LEVEL, RESAMPLES
 from .load import Loaded, Run
-from .notes import Note, notes
-from .plots import legend_marks, reference_name, run_curves, run_plots
+from .notes import Note, name, notes
+from .plots import legend_marks, run_curves, run_plots
 from .published import MACHINE
 from .series import Curve
 from .tables import Table, table
 from .wording import counted, decibels, milliseconds, percent, percent_interval, three, times
 
+RELEASED = "1024"
+"""The resolution that FastVLM was released for."""
+
 METHOD = (
     "How intervals are made: of each cell every round keeps the median time of its window; rounds, not calls, are "
-    f"resampled ({RESAMPLES:,} times, always the same draws), since calls in a row are not independent. The interval is "
-    f"where {100 * LEVEL:.0f} % of the ratios of medians lie, widened for the few rounds there are as Student's t is."
-).replace(",000", "\u202f000")
+    f"resampled ({RESAMPLES // 1000}\u202f000 times, always the same draws), since calls in a row are not "
+    f"independent. The interval is where {100 * LEVEL:.0f} % of the ratios of medians lie, widened for the few rounds "
+    "there are as Student's t is."
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,6 @@ def _context(loaded: Loaded, comparison: Comparison | None) -> dict[str, Any]:
     parts = [_part(run, f"run{index}") for index, run in enumerate(runs)]
     several = len({difference.run for difference in comparison.differences}) > 1 if comparison else False
     files = sorted({file for run in runs for file in run.files})
-    drawn = difference_plot(comparison, several) if comparison else None
     return {
         "version": __version__,
         "title": title(runs),
@@ -79,17 +83,28 @@ def _context(loaded: Loaded, comparison: Comparison | None) -> dict[str, Any]:
         "notices": loaded.notices,
         "parts": parts,
         "comparison": comparison,
-        "comparison_method": METHOD + (" Times are over the reference cell's in the same round." if _relative(comparison) else ""),
+        "comparison_method": method(comparison) if comparison else "",
         "verdict_of_comparison": verdict(comparison) if comparison else "",
-        "difference_plot": drawn and _with_id(drawn, "comparison"),
+        "difference_plots": [_with_id(p, f"comparison{i}") for i, p in enumerate(difference_plots(comparison))]
+        if comparison
+        else [],
+        "across": across(parts) if len(parts) > 1 else None,
         "difference_rows": [difference_row(d) for d in comparison.differences] if comparison else [],
         "several": several,
         "sources": ", ".join(str(file) for file in files),
     }  # fmt: skip
 
 
-def _relative(comparison: Comparison | None) -> bool:
-    return comparison is not None and comparison.relative
+def method(comparison: Comparison) -> str:
+    """How the differences were found, and what they cannot tell."""
+    if comparison.relative:
+        return (
+            f"{METHOD} Compared are times over the reference cell's in the same round, which a slow day leaves alone."
+        )
+    return (
+        f"{METHOD} It covers what varies within a run. A machine that was slower all day shows as slower: "
+        "with --relative, times over the reference cell's in the same round are compared instead."
+    )
 
 
 def title(runs: Sequence[Run]) -> str:
@@ -116,7 +131,9 @@ def _sections(parts: Sequence[dict[str, Any]], comparison: Comparison | None) ->
     (part,) = parts
     inner = [("plots", "Plots")] if part["plots"] else []
     inner += [("cells", "All cells")] + ([("notes", "Notes")] if part["notes"] or part["run"].absent else [])
-    return sections + [(f"{part['id']}-{key}", name) for key, name in (*inner, ("machine", "Machine"), ("again", "Again"))]
+    return sections + [
+        (f"{part['id']}-{key}", name) for key, name in (*inner, ("machine", "Machine"), ("again", "Again"))
+    ]
 
 
 # --- one run -----------------------------------------------------------------------------------
@@ -142,8 +159,9 @@ def _part(run: Run, prefix: str) -> dict[str, Any]:
         "table": shown,
         "notes": found_notes,
         "headline": rows,
+        "best_rows": best,
         "several_batches": len({row.batch for row in rows}) > 1,
-        "any_float": any(row.float_name for row in rows),
+        "any_float": any(row.float_fastest is not row.fastest for row in best),
         "lead": lead(best, reference_name(run)) if best else "",
         "lead_method": lead_method(best, reference_name(run)),
         "no_lead": no_lead(run),
@@ -171,12 +189,22 @@ def _legend(found: Sequence[Curve], prefix: str, *, paper: bool) -> list[dict[st
     groups: dict[tuple[str, bool], list[tuple[Any, Markup, str]]] = {}
     for curve in found:
         name = curve.label.removeprefix(f"{curve.runner} ")
-        groups.setdefault((curve.runner, curve.peer), []).append((curve, Markup(marks[curve.key]), name))  # noqa: S704
+        groups.setdefault((curve.runner, curve.peer), []).append((curve, Markup(marks[curve.key]), name))
     legend = [{"name": runner, "peer": peer, "curves": curves} for (runner, peer), curves in groups.items()]
     if paper:
-        curve = {"key": "paper", "label": MACHINE}
-        legend.append({"name": MACHINE, "peer": False, "curves": [(curve, Markup(marks["paper"]), "another machine")]})  # noqa: S704
+        other = {"key": "paper", "label": MACHINE}
+        legend.append({"name": MACHINE, "peer": False, "curves": [(other, Markup(marks["paper"]), "another machine")]})
     return legend
+
+
+def across(parts: Sequence[dict[str, Any]]) -> list[tuple[str, int, list[HeadlineRow | None]]]:
+    """The tables at the top of several runs in one: resolution, batch, and what is fastest in each run."""
+    rows: dict[tuple[int, float, str], list[HeadlineRow | None]] = {}
+    for index, part in enumerate(parts):
+        for best, row in zip(part["best_rows"], part["headline"], strict=True):
+            key = (best.batch, best.fastest.cell.pixels, best.resolution)
+            rows.setdefault(key, [None] * len(parts))[index] = row
+    return [(resolution, batch, found) for (batch, _, resolution), found in sorted(rows.items())]
 
 
 def headline_row(best: Best) -> HeadlineRow:
@@ -192,9 +220,9 @@ def headline_row(best: Best) -> HeadlineRow:
         speedup=_speedup(best.fastest),
         sqnr=_sqnr(best.fastest),
     )
-    if best.float_fastest is None:
-        return row
     plain = best.float_fastest
+    if plain is None:
+        return replace(row, float_name="none")
     return replace(
         row, float_name=shown_name(plain), float_time=milliseconds(median_ms(plain)), float_speedup=_speedup(plain)
     )
@@ -202,21 +230,22 @@ def headline_row(best: Best) -> HeadlineRow:
 
 def shown_name(result: Result) -> str:
     """`openvino int8`, with what the reader has to know of it."""
-    plain = " (plain way)" if result.cell.kind == "peer" else ""
-    return result.cell.series + plain + (", unstable" if result.status == "unstable" else "")
+    return result.cell.series + (" (unstable)" if result.status == "unstable" else "")
 
 
 def lead(found: Sequence[Best], reference: str) -> str:
-    """The sentence that answers the question, at the largest resolution and the smallest batch."""
+    """The sentence that answers the question, at the smallest batch and, if it is there, `RELEASED`."""
     smallest = min(best.batch for best in found)
-    best = [row for row in found if row.batch == smallest][-1]
+    rows = [row for row in found if row.batch == smallest]
+    best = next((row for row in rows if row.resolution == RELEASED), rows[-1])
     calls = "one image" if best.batch == 1 else f"{best.batch} images"
-    sentence = f"At {_pixels(best.resolution)}, {shown_name(best.fastest)} is fastest: {milliseconds(median_ms(best.fastest))} for {calls}"
+    took = milliseconds(median_ms(best.fastest))
+    sentence = f"At {_pixels(best.resolution)}, {shown_name(best.fastest)} is fastest: {took} for {calls}"
     if over := _speedup(best.fastest):
         sentence += f", {over} as fast as {reference}"
     if sqnr := _sqnr(best.fastest):
         sentence += f", with an SQNR of {sqnr}"
-    if best.float_fastest is not None:
+    if best.float_fastest not in (None, best.fastest):
         plain = best.float_fastest
         sentence += f". Without quantization it is {shown_name(plain)}: {milliseconds(median_ms(plain))}"
         if over := _speedup(plain):
@@ -227,9 +256,10 @@ def lead(found: Sequence[Best], reference: str) -> str:
 def lead_method(found: Sequence[Best], reference: str) -> str:
     """How the table at the top came about."""
     failing = sum(best.failing for best in found)
+    timed = counted(sum(best.candidates for best in found), "timed cell")
     text = (
-        f"Smallest median of {counted(sum(best.candidates for best in found), 'timed cell')} whose features pass parity "
-        f"with the eager float32 model; speed-up over {reference}."
+        f"Smallest median of {timed} whose features pass parity with the eager float32 model; "
+        f"speed-up over {reference}."
     )
     return text + (f" {counted(failing, 'timed cell')} without a passing parity left out." if failing else "")
 
@@ -286,7 +316,7 @@ def _shown(value: Any) -> str:
 
 def verdict(comparison: Comparison) -> str:
     """What changed, in one sentence."""
-    counts = {finding: sum(d.finding == finding for d in comparison.differences) for finding in ("broken", "slower", "faster", "same", "unclear")}  # fmt: skip
+    counts = Counter(difference.finding for difference in comparison.differences)
     limit = f"{100 * comparison.threshold:g} %"
     said = [
         f"{counted(counts['broken'], 'cell')} broken" if counts["broken"] else "",
@@ -303,7 +333,7 @@ def verdict(comparison: Comparison) -> str:
 class DifferenceRow:
     """A row of the table of differences, in words."""
 
-    place: str
+    name: str
     run: str
     before: Any
     now: Any
@@ -326,7 +356,7 @@ def difference_row(difference: Difference) -> DifferenceRow:
     interval = percent_interval(change).partition("(")[2].rstrip(")") if change else ""
     style = {"slower": "bad", "broken": "bad", "faster": "good", "same": "", "unclear": "quiet"}[difference.finding]
     return DifferenceRow(
-        difference.place, difference.run, shown(difference.base), shown(difference.new),
+        name(difference.new), difference.run, shown(difference.base), shown(difference.new),
         percent(change.value - 1) if change else "", change.value if change else "", interval, difference.finding,
         style, difference.reason,
     )  # fmt: skip
@@ -344,8 +374,3 @@ def _judged(text: str) -> str:
     if text in ("ok", "pass"):
         return "good"
     return "warn" if text in ("unstable", "skipped") else "bad"
-
-
-def files_of(runs: Iterable[Run]) -> list[Path]:
-    """All files that runs came from."""
-    return sorted({file for run in runs for file in run.files})

@@ -7,10 +7,23 @@ from typing import TYPE_CHECKING
 
 from ..sweep.result import Result
 from . import published
-from .axes import CHARACTER, FULL, Canvas, Plot, draw_bars, draw_curve, log_axis, make, name_ends, panels
-from .axes import resolution_axis, size_of, time_axis
+from .axes import (
+    CHARACTER,
+    FULL,
+    Canvas,
+    Plot,
+    draw_bars,
+    draw_curve,
+    log_axis,
+    make,
+    name_ends,
+    panels,
+    resolution_axis,
+    size_of,
+    time_axis,
+)
 from .bars import ttft_plot
-from .headline import is_reference, median_ms, speedup
+from .headline import median_ms, reference_name, speedup
 from .load import Run
 from .series import Curve, curves
 from .svg import INK, inches, to_svg
@@ -35,12 +48,6 @@ def run_plots(run: Run, found: Sequence[Curve], prefix: str) -> list[Plot]:
         tokens_plot(run.results, prefix),
     )
     return [plot for plot in every if plot is not None]
-
-
-def reference_name(run: Run) -> str:
-    """What speed-ups are over, in words."""
-    found = {result.cell.series for result in run.measured if is_reference(result)}
-    return " or ".join(sorted(found)) or "the reference"
 
 
 def batches(found: Sequence[Curve]) -> list[int]:
@@ -74,13 +81,14 @@ def _curve_plot(
     if not kept:
         return None
     groups = batches(kept)
-    sizes = sorted({size_of(result.cell) for curve in kept for result in curve.results})
 
     def draw(canvas: Canvas) -> None:
         names = canvas.wide and full and len(groups) == 1
         titles = [counted(batch, "image", "images") + " per call" for batch in groups]
         for axes, batch in zip(panels(canvas, titles, right=NAMES_WIDTH if names else 14), groups, strict=True):
             ends = []
+            results = [r for curve in kept for r in curve.results if r.cell.batch == batch and value(r) is not None]
+            sizes = sorted({size_of(result.cell) for result in results})
             for curve in kept:
                 here = [(r, v) for r in curve.results if r.cell.batch == batch and (v := value(r)) is not None]
                 if not here:
@@ -166,7 +174,7 @@ def speedup_plot(found: Sequence[Curve], prefix: str, reference: str) -> Plot | 
         "rounds, so that a slow minute hits both. Bars are 95 % intervals by bootstrap over the rounds."
     )
     return _curve_plot(
-        found, "speedup", "Speed-up over eager", caption, value, bar, words, finish, prefix=prefix, full=True,
+        found, "speedup", f"Speed-up over {reference}", caption, value, bar, words, finish, prefix=prefix, full=True,
         smallest_first=False,
     )  # fmt: skip
 
@@ -185,11 +193,11 @@ def memory_plot(found: Sequence[Curve], prefix: str, *, gpu: bool) -> Plot | Non
 
     name, title = ("gpu-memory", "GPU memory") if gpu else ("memory", "Host memory")
     caption = (
-        "Largest amount of GPU memory in use." if gpu else "Largest resident memory of the cell's process, with loading."
+        "Largest amount of GPU memory in use."
+        if gpu
+        else "Largest resident memory of the cell's process, with loading."
     )
-    return _curve_plot(
-        found, name, title, caption, value, lambda _: None, words, finish, prefix=prefix, full=False
-    )
+    return _curve_plot(found, name, title, caption, value, lambda _: None, words, finish, prefix=prefix, full=False)
 
 
 def accuracy_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
@@ -221,13 +229,12 @@ def accuracy_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
                 said += "" if result.parity.status == "pass" else ", fails its parity"
                 height = top if level is None else level
                 draw_curve(canvas, axes, curve, [(median_ms(result), height, tip(curve, result, said))])
-            low, high = axes.get_xlim()
             axes.set_xscale("log")
             axes.set_xlim(_padded([median_ms(r) for _, r in compared if r.cell.resolution == resolution]))
             time_axis(axes.xaxis, "time of one call")
             bottom = min(0, *levels) if levels else 0
             axes.set_ylim(bottom - 4, top + 6)
-            ticks = [value for value in range(0, 400, 20) if value < top - 6 or not exact and value <= top]
+            ticks = [value for value in range(0, 400, 20) if value < top - 6 or (not exact and value <= top)]
             axes.set_yticks([*ticks, top] if exact else ticks, [*(f"{v} dB" for v in ticks), *(["exact"] * exact)])
 
     caption = (
@@ -261,10 +268,10 @@ def tokens_plot(results: Sequence[Result], prefix: str) -> Plot | None:
     sizes = [size for size, _ in (*counts, *tiled)]
 
     def draw(canvas: Canvas) -> None:
-        (axes,) = panels(canvas, [""], right=20)
-        for points, colour, marker, what in ((counts, "c0", "o", ""), (tiled, "c1", "D", " (tiles)")):
+        (axes,) = panels(canvas, [""], right=46)
+        for points, colour, marker, what in ((counts, "c3", "o", ""), (tiled, "c5", "D", "tiles")):
             line = [(size, name, count) for (size, name), count in sorted(points.items())]
-            gid = f"curve-tokens{what.strip()[:1]}-{len(canvas.tips)}"
+            gid = f"curve-tokens{what}-{len(canvas.tips)}"
             axes.plot(
                 [size for size, _, _ in line], [count for *_, count in line], color=INK[colour], marker=marker,
                 linewidth=1.8 if not what else 0, markersize=6, gid=gid, clip_on=False, zorder=3,
@@ -272,17 +279,16 @@ def tokens_plot(results: Sequence[Result], prefix: str) -> Plot | None:
             canvas.tips[gid] = [f"{name}: {count} tokens" for _, name, count in line]
             for size, _, count in line:
                 axes.annotate(
-                    f"{count}", (size, count), xytext=(-7, 4), textcoords="offset points", ha="right", fontsize=10.5
-                )
+                    f"{count}", (size, count), xytext=(-9, 0) if what else (8, -4), textcoords="offset points",
+                    ha="right" if what else "left", va="center" if what else "top", fontsize=10.5,
+                )  # fmt: skip
         axes.margins(y=0.12)
         log_axis(axes.yaxis, "", lambda value: f"{value:.0f}")
         resolution_axis(axes, sizes, axes.get_position().width * canvas.width)
 
     tiles = " Diamonds: AnyRes, an image cut into tiles and an overview." if tiled else ""
     caption = f"Visual tokens of one image, which the language model reads: height / 64 x width / 64.{tiles}"
-    return make(
-        "tokens", "Visual tokens", caption, draw, prefix=prefix, full=False, height=320, narrow_height=280
-    )
+    return make("tokens", "Visual tokens", caption, draw, prefix=prefix, full=False, height=320, narrow_height=280)
 
 
 def legend_marks(found: Sequence[Curve], prefix: str, *, paper: bool) -> dict[str, str]:

@@ -68,8 +68,8 @@ def curves(results: Iterable[Result]) -> list[Curve]:
     groups: dict[tuple[str, str, str, str], list[Result]] = {}
     for result in cells:
         cell = result.cell
-        key = (cell.kind, cell.runner, cell.precision, " ".join(extra(cell) for extra in extras).strip())
-        groups.setdefault(key, []).append(result)
+        more = " ".join(extra(cell) for extra in extras).strip()
+        groups.setdefault((cell.kind, cell.runner, cell.precision, more), []).append(result)
     numbers = _numbers({(kind, runner) for kind, runner, _, _ in groups})
     order = sorted(groups, key=lambda k: (numbers[k[0], k[1]], list(DASHES).index(k[2]), k[3]))
     # Of one runner and precision (other threads, other weights), each curve gets another marker.

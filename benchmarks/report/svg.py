@@ -23,7 +23,7 @@ INK: dict[str, str] = {f"c{index}": f"#f0f0{index:02x}" for index in range(COLOU
 }
 """Name of a CSS variable -> the colour that stands for it in a drawing."""
 
-RC: dict[str, Any] = {
+RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fvexport",
     "font.family": "DejaVu Sans",  # comes with matplotlib; the page has its own font, which is narrower

@@ -78,8 +78,7 @@ def _latency(name: str) -> Callable[[Result], Entry]:
 def _runner(result: Result) -> Entry:
     cell = result.cell
     llm = f" + {cell.llm}" if cell.llm else ""
-    plain = " (plain)" if cell.kind == "peer" else ""
-    return Entry(f"{cell.runner}{llm}{plain}", f"{cell.kind} {cell.runner}{llm}", result.computes)
+    return Entry(f"{cell.runner}{llm}", f"{cell.kind} {cell.runner}{llm}", result.computes)
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -107,7 +106,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("build, s", "export and calibration, done once", lambda r: _number(r.build_s), importance="more"),
     Column("load, s", "until it is ready", lambda r: _number(r.load_s), importance="more"),
     Column("first, ms", "the first call", lambda r: _number(r.first_ms), importance="more"),
-    Column("tokens", "visual tokens of one image", lambda r: _number(r.tokens, lambda v: f"{v:.0f}"), importance="more"),
+    Column(
+        "tokens", "visual tokens of one image", lambda r: _number(r.tokens, lambda v: f"{v:.0f}"), importance="more"
+    ),
     Column("threads", "of one call", lambda r: Entry(str(r.cell.threads), r.cell.threads), importance="more"),
     Column("status", "ok, or why not", lambda r: Entry(r.status, r.status, r.reason), number=False),
 )
@@ -165,9 +166,7 @@ def _csv_row(run: Run, result: Result) -> dict[str, Any]:
     if over:
         row |= {"speedup": over.value, "speedup_low": over.low, "speedup_high": over.high}
     if ttft:
-        row |= {
-            f"ttft_{part}_ms": getattr(ttft, f"{part}_ms") for part in ("encoder", "connector", "prefill", "total")
-        }
+        row |= {f"ttft_{part}_ms": getattr(ttft, f"{part}_ms") for part in ("encoder", "connector", "prefill", "total")}
     return {name: row.get(name) for name in CSV_COLUMNS}
 
 

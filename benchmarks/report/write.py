@@ -44,6 +44,7 @@ def write_report(
     baseline: str | os.PathLike[str] | None = None,
     threshold: float = DEFAULT_THRESHOLD,
     relative: bool = False,
+    must_compare: bool = False,
     progress: Progress = silent,
 ) -> Report:
     """Writes `report.html`, `report.md` and `report.csv` into `out`, in place of an earlier report.
@@ -55,6 +56,7 @@ def write_report(
             several runs.
         threshold: from which share on a difference counts.
         relative: compare times over the reference cell's in the same round, instead of times.
+        must_compare: fail where there is nothing to compare.
         progress: told what is being done.
 
     Raises:
@@ -68,6 +70,9 @@ def write_report(
     progress("read results", 0, 3)
     loaded = load(results, baseline)
     comparison = compare_runs(loaded, threshold=threshold, relative=relative)
+    if must_compare and (comparison is None or not comparison.differences):
+        found = "only one run" if comparison is None else "no cell in both"
+        raise ArtifactError(f"nothing to compare: there is {found}; name a --baseline of the same sweep")
     from .markdown import build_markdown
     from .page import build_page
     from .tables import to_csv
