@@ -43,6 +43,12 @@ class Interval:
 
 def median_interval(values: Sequence[float]) -> Interval:
     """The median of positive values, such as ratios taken within rounds, and its interval."""
+    return _median_interval(tuple(values))
+
+
+@functools.lru_cache(maxsize=4096)
+def _median_interval(values: tuple[float, ...]) -> Interval:
+    """Remembered, since a page says the same of a cell in several places."""
     logs = np.log(np.asarray(values, np.float64))
     center = float(np.median(logs))
     if len(logs) < MIN_WINDOWS:
