@@ -27,7 +27,7 @@ def sweep(found: SweepReport, report: Report) -> None:
         rows = [_row(result, baselines.get(place)) for result in results]
         header = ("", "ms", "images/s", "over eager", "SQNR, dB", "MB")
         render.table(header, rows, title=_title(results))
-    told = [f"{r.cell.resolution} {r.cell.series}: {r.status}, {r.reason}" for r in found.results if r.reason]
+    told = _reasons(found.results)
     for entry in found.absent:
         words = " ".join(filter(None, (entry.backend, entry.precision)))
         told.append(f"{words} is absent: {entry.reason}" + (f"; `{entry.install}`" if entry.install else ""))
@@ -35,6 +35,16 @@ def sweep(found: SweepReport, report: Report) -> None:
     where = shlex.quote(str(found.out))
     click.echo(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
     click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
+
+
+def _reasons(results: list[Result]) -> list[str]:
+    """Why cells have no figures or doubtful ones; those that share a reason in one sentence."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.reason:
+            name = f"{result.cell.resolution} {result.cell.series}"
+            cells.setdefault((result.status, result.reason), []).append(name)
+    return [f"{render.some(names)}: {status}, {reason}" for (status, reason), names in cells.items()]
 
 
 def _title(results: list[Result]) -> str:

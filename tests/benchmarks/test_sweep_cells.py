@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,14 +80,18 @@ def test_the_reference_is_the_eager_model_of_photographs(place: Path) -> None:
     assert compare(wanted, features).rel_l2 < 1e-5
 
 
-def test_an_artifact_is_exported_once_and_again_for_other_weights(maker: Maker, tmp_path: Path) -> None:
-    first = made(maker, tmp_path / "a", "fp32")
-    stamp = (tmp_path / "a" / "manifest.json").stat().st_mtime_ns
-    assert made(maker, tmp_path / "a", "fp32") == first and first["seconds"] > 0
-    assert (tmp_path / "a" / "manifest.json").stat().st_mtime_ns == stamp
+def test_an_artifact_is_exported_once_and_again_for_other_weights(maker: Maker, place: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(place / "fp32", tmp_path / "fp32")
+    shutil.copy(place / "fp32.json", tmp_path / "fp32.json")
+    stamp = (folder / "manifest.json").stat().st_mtime_ns
+    assert made(maker, folder, "fp32")["seconds"] > 0
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp
     other = Maker(WEIGHTS | {"seed": 1})
-    made(other, tmp_path / "a", "fp32")
-    assert Artifact.open(tmp_path / "a").manifest.checkpoint["sha256"] == other.describe()["sha256"]
+    made(other, folder, "fp32")
+    assert Artifact.open(folder).manifest.checkpoint["sha256"] == other.describe()["sha256"]
+    # A cell that runs these by mistake is found out.
+    found = running(cell(), place, folder).parity
+    assert found is not None and found["status"] == "fail" and found["rel_l2"] > THRESHOLDS["fp32"].rel_l2_limit
 
 
 def test_weights_are_described(maker: Maker) -> None:
@@ -122,18 +127,12 @@ def test_a_window_is_timed_and_weighed(place: Path) -> None:
         assert 50 < window["run_host_mb"] <= 1e5
 
 
-@pytest.mark.parametrize("batch", [2, 3])
-def test_a_batch_is_compared_image_by_image(place: Path, maker: Maker, tmp_path: Path, batch: int) -> None:
+def test_a_batch_is_compared_image_by_image(place: Path, maker: Maker, tmp_path: Path) -> None:
+    batch = 3  # more than there are photographs
     made(maker, tmp_path / "batch", "fp32", batch=batch)
     found = running(cell(batch=batch), place, tmp_path / "batch")
     assert found.x.shape == (batch, 3, 64, 128)
     assert found.parity is not None and found.parity["status"] == "pass" and found.parity["rel_l2"] < 1e-4
-
-
-def test_other_weights_do_not_pass(place: Path, tmp_path: Path) -> None:
-    made(Maker(WEIGHTS | {"seed": 1}), tmp_path / "other", "fp32")
-    found = running(cell(), place, tmp_path / "other").parity
-    assert found is not None and found["status"] == "fail" and found["rel_l2"] > THRESHOLDS["fp32"].rel_l2_limit
 
 
 def test_int8_is_judged_as_int8(place: Path, maker: Maker, tmp_path: Path) -> None:
@@ -273,8 +272,8 @@ def test_a_peer_names_what_it_cannot() -> None:
 
 
 def test_the_command_measures_writes_a_report_and_says_what_next(tmp_path: Path) -> None:
-    options = "sweep --variant tiny --res 64 --precision fp32 --backend onnxruntime-cpu --rounds 3 --threads 1 --no-peers"
-    command = [sys.executable, "-m", "fvexport.cli.main", *options.split(), "--out", "my sweep"]
+    options = "--variant tiny --res 64 --precision fp32 --backend onnxruntime-cpu --rounds 3 --threads 1 --no-peers"
+    command = [sys.executable, "-m", "fvexport.cli.main", "sweep", *options.split(), "--out", "my sweep"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cells measured in" in done.stdout and "onnxruntime-cpu fp32" in done.stdout
