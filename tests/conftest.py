@@ -53,6 +53,23 @@ def golden_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def load_golden(golden_dir: Path) -> Callable[[str], dict[str, Any]]:
+    """`load_golden("llava_tiny")`: what the reference implementation made, and the `pixels_…` that it took.
+
+    All of them took the same pixels, which stand in one file.
+    """
+    import numpy as np
+
+    def load(name: str) -> dict[str, Any]:
+        made = dict(np.load(golden_dir / name / "golden.npz"))
+        sizes = {key.rpartition("_")[2] for key in made if key.startswith("tokens_")}
+        pixels = np.load(golden_dir / "pixels.npz")
+        return made | {f"pixels_{size}": pixels[f"pixels_{size}"] for size in sorted(sizes)}
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def one_thread() -> Iterator[None]:
     """Models as small as the tests' are slower on several threads, much slower on a busy machine."""
     import torch

@@ -24,6 +24,7 @@ from fvexport.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.export.artifact import Artifact
 
 Export = Callable[..., Artifact]
+Golden = Callable[[str], dict[str, Any]]
 
 
 class Timm(nn.Module):
@@ -107,8 +108,8 @@ def transformers_model(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any
 
 
 @pytest.fixture
-def inputs(golden_dir: Path) -> dict[str, Tensor]:
-    golden = np.load(golden_dir / "transformers_tiny" / "golden.npz")
+def inputs(load_golden: Golden) -> dict[str, Tensor]:
+    golden = load_golden("transformers_tiny")
     ids = torch.from_numpy(golden["input_ids"])
     return {
         "input_ids": ids,
@@ -129,9 +130,9 @@ def at_256(exported: Export, form: str = "transformers_tiny", *, projector: bool
 
 @pytest.mark.parametrize("projector", [False, True])
 def test_transformers_answers_as_before(
-    transformers_model: Any, inputs: dict[str, Tensor], golden_dir: Path, exported: Export, projector: bool
+    transformers_model: Any, inputs: dict[str, Tensor], load_golden: Golden, exported: Export, projector: bool
 ) -> None:
-    golden = np.load(golden_dir / "transformers_tiny" / "golden.npz")
+    golden = load_golden("transformers_tiny")
     model, tower = transformers_model, transformers_model.model.vision_tower
     parts = dict(model.named_modules())
     with torch.inference_mode():
@@ -153,8 +154,8 @@ def test_transformers_answers_as_before(
 
 
 @pytest.mark.parametrize("in_list", [False, True], ids=["module", "list"])
-def test_llava(golden_dir: Path, exported: Export, in_list: bool) -> None:
-    golden = np.load(golden_dir / "llava_tiny" / "golden.npz")
+def test_llava(golden_dir: Path, load_golden: Golden, exported: Export, in_list: bool) -> None:
+    golden = load_golden("llava_tiny")
     model = Llava(load_checkpoint(golden_dir / "llava_tiny"), in_list=in_list)
     own, place = model.get_vision_tower(), model.model.vision_tower
     pixels = torch.from_numpy(golden["pixels_256x256"])

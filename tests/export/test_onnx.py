@@ -25,10 +25,7 @@ TOLERANCE = 1e-5
 SMALL = ExportOptions(height=64, width=64)
 DYNAMIC = {"batch": None, "dynamic_res": True}
 Distance = Callable[[Any, Any], float]
-
-
-def golden(folder: Path, name: str) -> dict[str, np.ndarray]:
-    return dict(np.load(folder / name / "golden.npz"))
+Golden = Callable[[str], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
@@ -40,9 +37,9 @@ def golden(folder: Path, name: str) -> dict[str, np.ndarray]:
         ("transformers_tiny", (256, 256)),
     ],
 )
-def test_golden_static(exported: Any, golden_dir: Path, distance: Distance, name: str, size: tuple[int, int]) -> None:
+def test_golden_static(exported: Any, load_golden: Golden, distance: Distance, name: str, size: tuple[int, int]) -> None:
     height, width = size
-    data, text = golden(golden_dir, name), f"{height}x{width}"
+    data, text = load_golden(name), f"{height}x{width}"
     projector = name == "llava_tiny" and size == (320, 192)
     artifact = exported(name, height=height, width=width, projector=projector)
     found = OnnxRuntimeBackend(artifact).run(data[f"pixels_{text}"])
@@ -50,9 +47,9 @@ def test_golden_static(exported: Any, golden_dir: Path, distance: Distance, name
 
 
 @pytest.mark.parametrize("name", ["llava_tiny", "timm_tiny", "transformers_tiny"])
-def test_golden_dynamic(exported: Any, golden_dir: Path, distance: Distance, name: str) -> None:
+def test_golden_dynamic(exported: Any, load_golden: Golden, distance: Distance, name: str) -> None:
     """Traced at another size than any it runs at."""
-    data, projector = golden(golden_dir, name), name != "timm_tiny"
+    data, projector = load_golden(name), name != "timm_tiny"
     backend = OnnxRuntimeBackend(exported(name, **DYNAMIC, projector=projector))
     sizes = [key.removeprefix("pixels_") for key in data if key.startswith("pixels_")]
     assert "256x256" in sizes
@@ -63,8 +60,8 @@ def test_golden_dynamic(exported: Any, golden_dir: Path, distance: Distance, nam
         assert distance(three[[0, 2]], np.concatenate([wanted, wanted])) < TOLERANCE
 
 
-def test_golden_taps(exported: Any, golden_dir: Path, golden_taps: dict[str, str], distance: Distance) -> None:
-    data = golden(golden_dir, "llava_tiny")
+def test_golden_taps(exported: Any, load_golden: Golden, golden_taps: dict[str, str], distance: Distance) -> None:
+    data = load_golden("llava_tiny")
     names = [key.removeprefix("tap_256x256/") for key in data if key.startswith("tap_256x256/")]
     assert len(names) >= 12
     for artifact in (exported("llava_tiny", height=256, width=256), exported("llava_tiny", **DYNAMIC, projector=True)):

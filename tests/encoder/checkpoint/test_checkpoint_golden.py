@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 
 TOLERANCE = 1e-5
+Golden = Callable[[str], dict[str, Any]]
 
 
 def relative_l2(found: torch.Tensor, wanted: np.ndarray) -> float:
@@ -23,10 +26,10 @@ def relative_l2(found: torch.Tensor, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("fused", [False, True], ids=["loaded", "fused"])
 @pytest.mark.parametrize("name", ["llava_tiny", "timm_tiny", "transformers_tiny"])
-def test_tokens_and_projection(golden_dir: Path, name: str, fused: bool) -> None:
+def test_tokens_and_projection(golden_dir: Path, load_golden: Golden, name: str, fused: bool) -> None:
     checkpoint = load_checkpoint(golden_dir / name)
     encoder = reparameterize(checkpoint.encoder) if fused else checkpoint.encoder
-    golden = np.load(golden_dir / name / "golden.npz")
+    golden = load_golden(name)
     sizes = [key.removeprefix("pixels_") for key in golden if key.startswith("pixels_")]
     assert "256x256" in sizes
     for size in sizes:
@@ -39,11 +42,11 @@ def test_tokens_and_projection(golden_dir: Path, name: str, fused: bool) -> None
 
 
 @pytest.mark.parametrize("fused", [False, True], ids=["loaded", "fused"])
-def test_every_layer(golden_dir: Path, golden_taps: dict[str, str], fused: bool) -> None:
+def test_every_layer(golden_dir: Path, load_golden: Golden, golden_taps: dict[str, str], fused: bool) -> None:
     encoder: FastViTHD = load_checkpoint(golden_dir / "llava_tiny").encoder
     if fused:
         encoder = reparameterize(encoder)
-    golden = np.load(golden_dir / "llava_tiny" / "golden.npz")
+    golden = load_golden("llava_tiny")
     outputs: dict[str, torch.Tensor] = {}
     for name, module in encoder.named_blocks():
         module.register_forward_hook(lambda _m, _i, out, name=name: outputs.__setitem__(name, out))

@@ -27,12 +27,12 @@ def _one_thread(one_thread: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def load(golden_dir: Path) -> Load:
+def load(golden_dir: Path, load_golden: Callable[[str], dict[str, Any]]) -> Load:
     made: dict[str, tuple[FastVLM, dict[str, Any]]] = {}
 
     def loaded(form: str) -> tuple[FastVLM, dict[str, Any]]:
         if form not in made:
-            golden = dict(np.load(golden_dir / form / "golden.npz"))
+            golden = load_golden(form)
             made[form] = load_fastvlm(golden_dir / form, tokenizer=False), golden
         return made[form]
 
