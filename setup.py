@@ -28,12 +28,17 @@ RUNTIME = [
 # The first that reads our fp16 files.
 OPENVINO = ["openvino>=2025.0"]
 
+# The language model behind the encoder: Qwen2 and its tokenizer.
+VLM = ["transformers>=5"]
+
 # TensorRT and Triton get an extra together with the code that uses them. The CUDA libraries of ONNX Runtime need none:
 # torch's default build for Linux brings the same ones.
 EXTRAS = {
     "openvino": OPENVINO,
+    "vlm": VLM,
     "dev": [
         *OPENVINO,
+        *VLM,
         "build",
         "hypothesis",
         "mypy",
@@ -43,9 +48,7 @@ EXTRAS = {
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
-        # Not used by the package: the tests compare with its image processor and models.
-        "transformers>=5",
-        # Nor this: it carries the schema of Triton Inference Server's config.pbtxt. Later ones forbid ml-dtypes 0.6.
+        # Not used by the package: the schema of Triton Inference Server's config.pbtxt. Later ones forbid ml-dtypes 0.6.
         "tritonclient<2.70",
     ],
 }

@@ -6,6 +6,7 @@ What lives here
     int8_rivals     our INT8 files against other tools', by error and time (its parts: rivals/)
     int8_steps      what each step of our quantization buys
     trained_tiny    a small model trained on a real task, and its accuracy
+    tasks/          VQA, captions and retrieval on the user's data; a conversation, a batch, their profile
     results/        measurements as JSON, with the environment they were taken in
 
 May import everything but `cli`; is imported by `cli` alone.

@@ -2,10 +2,13 @@
 
 What lives here
     main        the group, and what becomes of errors
-    onnx, parity, inspect, encode, doctor
+    onnx, parity, inspect, encode, ask, eval, doctor
                 one command each
     options     option types and option groups that commands share
+    vlm_options those of `ask` and `eval`
     render      tables for reports and verdicts
+    render_answers
+                what `ask` and `eval` show
     progress    a progress bar on the terminal
     machine     what `doctor` finds out about this machine
 

@@ -116,6 +116,8 @@ def examine(progress: Progress = silent) -> Machine:
     installs += [t.install for t in targets if t.why_not and t.install not in installs]
     if not found["scikit-image"].usable:
         installs.append("pip install scikit-image")
+    if not found["transformers"].usable:
+        installs.append('pip install "fvexport[vlm]"')
     return Machine(
         packages=packages,
         providers=_providers(),
@@ -173,6 +175,8 @@ def _commands(found: dict[str, Package], targets: list[TargetState]) -> dict[str
         "parity": without("torch", "onnx", "pillow") or through + (photographs if ready else ""),
         "inspect": without("onnx") or "reads any artifact",
         "encode": without("onnx", "pillow") or through,
+        "ask": without("torch", "transformers", "pillow") or "with PyTorch's encoder, or an artifact " + through,
+        "eval": without("torch", "transformers", "pillow") or "with PyTorch's encoder, and artifacts " + through,
     }
 
 

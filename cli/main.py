@@ -20,9 +20,11 @@ import click
 from .. import __version__
 from ..errors import FvexportError
 from . import render
+from .ask import ask
 from .calibrate import calibrate
 from .doctor import doctor
 from .encode import encode
+from .eval import evaluation
 from .inspect import inspect
 from .onnx import onnx
 from .options import is_verbose, verbose_option
@@ -79,7 +81,7 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (onnx, trt, calibrate, parity, inspect, encode, doctor):
+for command in (onnx, trt, calibrate, parity, inspect, encode, ask, evaluation, doctor):
     cli.add_command(command)
 
 

@@ -10,6 +10,8 @@ What lives here
     checkpoint/     the public checkpoint forms: find, check, load
     image           files and arrays -> RGB images that are safe to use
     preprocess      images -> pixel_values, as the released models do it
+    qwen2           the language model through transformers, which is an extra
+    fastvlm/        the whole model: image and question in, answer out
 
 May be imported by every other folder; imports none of them (only `fvexport.errors` and
 `fvexport.progress`). Names load on first use, so that importing this package costs nothing.

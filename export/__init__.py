@@ -20,6 +20,7 @@ What lives here
     triton_server   an artifact as a model of Triton Inference Server
     inspect         operators, parameters, multiply-adds and activations of an artifact
     features        many images -> one safetensors file, in bounded memory
+    drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower
     targets         the table of places where an artifact runs
     runtime/        one small class per place, behind `Encoder`
 
@@ -33,6 +34,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     submod_attrs={
         "artifact": ["Artifact"],
         "engine": ["EngineReport", "export_trt"],
+        "drop_in": ["Patch", "patch"],
         "onnx": ["ExportReport", "export_onnx"],
         "options": ["ExportOptions"],
         "parity": ["Verdict", "check_parity"],

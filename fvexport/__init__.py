@@ -17,10 +17,12 @@ __getattr__, __dir__, __all__ = _lazy.attach(
     __name__,
     submod_attrs={
         "encoder.checkpoint": ["load_checkpoint", "load_encoder"],
+        "encoder.fastvlm": ["load_fastvlm"],
         "export.artifact": ["Artifact"],
         "export.engine": ["export_trt"],
         "export.onnx": ["export_onnx"],
         "export.options": ["ExportOptions"],
+        "export.drop_in": ["patch"],
         "export.parity": ["check_parity"],
         "export.runtime": ["Encoder"],
         "errors": ["FvexportError"],

@@ -49,5 +49,9 @@ class ExportError(FvexportError):
     """The exporter produced no graph, or a graph that breaks one of our rules."""
 
 
+class PromptError(FvexportError, ValueError):
+    """A conversation that the model cannot take: its `<image>` marks, its roles, its length."""
+
+
 class UnavailableError(FvexportError):
     """Something this machine lacks; the message names the command that installs it."""

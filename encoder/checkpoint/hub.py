@@ -6,6 +6,7 @@ Obeys huggingface_hub's own settings: HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_T
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,16 @@ def locate_on_hub(repo: str, *, revision: str | None = None, progress: Progress 
         if (found := next(cached, None)) is None:
             raise remote.absent("its weights are not in the local cache")
         weights = found
-    return Located(repo, weights, remote.fetch, configs, remote.commit)
+    return Located(repo, weights, remote.fetch, remote.optional, configs, remote.commit)
+
+
+def locate_files(repo: str, names: Iterable[str]) -> list[Path]:
+    """Those of a repository's files that it has, on this machine; raises CheckpointError as `locate_on_hub` does."""
+    remote = _Remote(repo, None, silent)
+    found = [path for name in names if (path := remote.optional(name))]
+    if not found and remote.names is None:
+        raise remote.absent("none of its files is in the local cache")
+    return found
 
 
 class _Remote:

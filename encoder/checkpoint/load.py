@@ -19,7 +19,7 @@ from ..fastvithd import FastViTHD
 from ..seeded import seed_weights
 from .plan import plan_model, read_planned
 from .settings import read_settings
-from .source import locate
+from .source import Located, locate
 from .tensors import TensorStore
 from .wording import unfit
 
@@ -102,7 +102,15 @@ def load_checkpoint(
         return _seeded(wanted or get_variant("fastvithd"), seed)
 
     located = locate(source if isinstance(source, str) else Path(source), revision=revision, progress=progress)
-    store, settings = TensorStore(located), read_settings(located.configs)
+    return load_located(located, TensorStore(located), wanted, require_connector=require_connector, progress=progress)
+
+
+def load_located(
+    located: Located, store: TensorStore, wanted: FastViTHDConfig | None = None, *, require_connector: bool = False,
+    progress: Progress = silent,
+) -> Checkpoint:  # fmt: skip
+    """`load_checkpoint` of what was found already, for those who read more of the same files."""
+    settings = read_settings(located.configs)
     plan = plan_model(located.source, store, settings, wanted)
     if require_connector and plan.connector is None:
         raise unfit(located.source, "has no connector", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
@@ -129,9 +137,15 @@ def weights_sha256(module: nn.Module) -> str:
 
     BatchNorm's counters are left out: they change no output.
     """
+    return tensors_sha256(module.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """`weights_sha256` of a module whose tensors these are, by its own names; as in `dtype` where one is given."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, own in sorted(tensors.items()):
         if not name.endswith("num_batches_tracked"):
+            tensor = own if dtype is None else own.to(dtype)
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -70,6 +70,12 @@ def plan_connector(
     )
 
 
+def canonical_names(form: PublicForm, parts: Collection[str]) -> dict[str, str]:
+    """The form's names within its connector -> `Connector`'s."""
+    translate, _ = _spelling(form, _kind(parts))
+    return {part: translate(part) for part in parts}
+
+
 def _kind(parts: Collection[str]) -> str:
     if "weight" in parts:
         return "linear"

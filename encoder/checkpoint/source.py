@@ -37,6 +37,7 @@ class Located:
         source: as the user gave it.
         weights: the weights file, or the index of its shards.
         fetch: file name -> local path, downloading it if need be; raises CheckpointError.
+        optional: the same for a file that need not be there: None where it is not.
         configs: the JSON files beside the weights, parsed.
         revision: the hub's commit, None for a local path.
     """
@@ -44,6 +45,7 @@ class Located:
     source: str
     weights: Path
     fetch: Callable[[str], Path]
+    optional: Callable[[str], Path | None]
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     revision: str | None = None
 
@@ -67,7 +69,7 @@ def locate(source: str | Path, *, revision: str | None = None, progress: Progres
     if is_folder:
         return _from_folder(text, path)
     if is_file:
-        return Located(text, path, _fetch_from(text, path.parent), _read_configs(text, path.parent))
+        return _located(text, path, path.parent)
     if exists:
         raise unfit(text, "is neither a file nor a folder", "give a file, a folder or a hub id")
     if isinstance(source, str) and _looks_like_hub_id(source):
@@ -128,7 +130,14 @@ def _from_folder(source: str, folder: Path) -> Located:
     except OSError as error:
         raise unfit(source, f"cannot be listed ({shown(error.strerror)})", "check its permissions") from None
     weights = choose_weights(source, names)
-    return Located(source, folder / weights, _fetch_from(source, folder), _read_configs(source, folder))
+    return _located(source, folder / weights, folder)
+
+
+def _located(source: str, weights: Path, folder: Path) -> Located:
+    def optional(name: str) -> Path | None:
+        return path if (path := folder / name).is_file() else None
+
+    return Located(source, weights, _fetch_from(source, folder), optional, _read_configs(source, folder))
 
 
 def _fetch_from(source: str, folder: Path) -> Callable[[str], Path]:

@@ -83,15 +83,15 @@ class TensorStore:
             found |= {name: infos[name] for name in group if name in infos}
         return found
 
-    def read(self, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
-        """The tensors as contiguous float32 copies, one at a time."""
+    def read(self, names: Iterable[str], dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
+        """The tensors as contiguous copies in `dtype`, one at a time."""
         for file, group in self._by_file(names):
             kind, infos = kind_of(self._source, file), self._open(file)
             for chunk in _chunks(group, infos) if kind != "pickle" else [group]:
                 with _opened(self._source, file, kind) as get:
                     for name in chunk:
                         # Straight from the map into memory of its own.
-                        yield name, get(name).detach().to(torch.float32, copy=True).contiguous()
+                        yield name, get(name).detach().to(dtype, copy=True).contiguous()
 
     def _by_file(self, names: Iterable[str]) -> Iterator[tuple[Path, list[str]]]:
         groups: dict[str, list[str]] = {}

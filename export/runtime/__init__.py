@@ -9,6 +9,7 @@
     eager           the PyTorch model itself, as the reference of every comparison
     pytorch         the model of an artifact's checkpoint: eager and torch.compile
     encoder         `Encoder`: images in, features out, whatever runs underneath
+    vision_tower    an artifact in the place of FastVLM's vision tower
 
 May import `export` and `encoder`; is imported by `export.parity`, `benchmarks` and `cli`.
 """
@@ -26,5 +27,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "openvino": ["OpenVinoBackend"],
         "pytorch": ["PyTorchBackend"],
         "tensorrt": ["TensorRTBackend"],
+        "vision_tower": ["ArtifactTower"],
     },
 )

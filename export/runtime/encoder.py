@@ -69,13 +69,18 @@ class Encoder:
         return self.run(np.stack([self.preprocessor.pixels(image) for image in several]))
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Preprocessed uint8 pixels (B, 3, H, W) -> features (B, N, C) float32.
+        """Preprocessed pixels (B, 3, H, W), uint8 or floats in [0, 1] -> features (B, N, C) float32.
 
         Any B: a file with a fixed batch size runs as often as it takes, its last call filled up.
         """
         if not len(pixels):
             return np.zeros((0, *self.shape), np.float32)
-        values = pixels if self.uint8 else pixels.astype(np.float32) / 255
+        if pixels.dtype == np.uint8:
+            values = pixels if self.uint8 else pixels.astype(np.float32) / 255
+        elif self.uint8:
+            values = np.rint(pixels * 255).clip(0, 255).astype(np.uint8)
+        else:
+            values = pixels.astype(np.float32, copy=False)
         low, high = self.batch
         results = []
         for start in range(0, len(values), high or len(values)):
@@ -86,7 +91,7 @@ class Encoder:
         return results[0] if len(results) == 1 else np.concatenate(results)
 
     def run_tensor(self, pixels: Tensor) -> Tensor:
-        """Preprocessed uint8 pixels (B, 3, H, W) on any device -> features (B, N, C) on the backend's.
+        """Preprocessed pixels (B, 3, H, W) as `run` takes them, on any device -> features (B, N, C) on the backend's.
 
         Backends that compute with torch tensors copy nothing through the host; the others go through NumPy. Any B, as
         in `run`.
@@ -94,10 +99,14 @@ class Encoder:
         import torch
 
         if not isinstance(self.backend, TensorBackend):
-            return torch.from_numpy(self.run(pixels.cpu().numpy()))
+            host = pixels.float() if pixels.is_floating_point() else pixels  # NumPy has no bfloat16
+            return torch.from_numpy(self.run(host.cpu().numpy()))
         if not len(pixels):
             return torch.zeros((0, *self.shape))
-        values = pixels if self.uint8 else pixels.float() / 255
+        if pixels.is_floating_point():
+            values = (pixels.float() * 255).round().clamp(0, 255).byte() if self.uint8 else pixels.float()
+        else:
+            values = pixels if self.uint8 else pixels.float() / 255
         low, high = self.batch
         results = []
         for part in torch.split(values, high or len(values)):

@@ -90,3 +90,63 @@ def artifact(exported: tuple[Outcome, Path]) -> Path:
 def copied(artifact: Path, tmp_path: Path) -> Path:
     """A copy of the artifact to damage."""
     return shutil.copytree(artifact, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def vlm_dir(fastvlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny FastVLM whose answers depend on the picture; not to be written to.
+
+    The golden model's features are nearly alike for all pictures, so it gets the seeded encoder, and weights by which
+    its language model attends to them.
+    """
+    from safetensors.torch import load_file, save_file
+
+    from fvexport.encoder.checkpoint import load_checkpoint
+    from fvexport.encoder.checkpoint.forms import detect
+
+    folder = shutil.copytree(fastvlm_dir, tmp_path_factory.mktemp("vlm") / "FastVLM-tiny")
+    tensors = load_file(folder / "model.safetensors")
+    naming = detect(list(tensors))
+    assert naming is not None
+    for name in list(tensors):
+        if name.startswith(naming.prefix):
+            del tensors[name]
+        for part, factor in {"o_proj": 30, "q_proj.weight": 3, "mm_projector.2.weight": 5, "lm_head": 5}.items():
+            if part in name:
+                tensors[name] = tensors[name] * factor
+    for name, tensor in load_checkpoint(None, variant="tiny", seed=1).encoder.state_dict().items():
+        tensors[naming.file_name(name)] = tensor
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vlm_artifact(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of the tiny FastVLM's encoder at 128 x 128; not to be changed."""
+    from fvexport.export.onnx import export_onnx
+    from fvexport.export.options import ExportOptions
+
+    folder = tmp_path_factory.mktemp("vlm") / "tiny-128"
+    options = ExportOptions(height=128, width=128, simplify=False)
+    export_onnx(str(vlm_dir), folder, options=options, parity=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Six pictures, two of each of three kinds that look nothing alike, none of them square."""
+    import numpy as np
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("pictures")
+    ramp = np.linspace(0, 255, 150, dtype=np.uint8)
+    kinds = [
+        np.stack([ramp * 0 + 200, ramp * 0 + 20, ramp * 0], axis=-1)[None].repeat(100, 0),
+        np.stack([ramp, ramp, ramp], axis=-1)[None].repeat(100, 0),
+        np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8),
+    ]
+    found = []
+    for number, pixels in enumerate(kinds * 2):
+        found.append(folder / f"{number}.png")
+        Image.fromarray(pixels ^ (number // 3)).save(found[-1])
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = {"onnx", "parity", "inspect", "encode"}
+COMMANDS = {"onnx", "parity", "inspect", "encode", "ask", "eval"}
 
 
 def test_table(fvexport) -> None:

@@ -25,7 +25,10 @@ def test_help_is_quick(command: list[str], tmp_path: Path) -> None:
     assert min(seconds() for _ in range(5)) < HELP_SECONDS
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["encode", "--help"], ["onnx", "--rez", "1"]])
+@pytest.mark.parametrize(
+    "args",
+    [["--help"], ["--version"], ["encode", "--help"], ["ask", "--help"], ["eval", "--help"], ["onnx", "--rez", "1"]],
+)
 def test_help_and_usage_errors_import_nothing_heavy(args: list[str], tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -43,7 +46,7 @@ def test_help_lists_the_commands_and_how_to_complete(fvexport) -> None:
     for args in ((), ("-h",), ("--help",)):
         outcome = fvexport(*args)
         assert outcome.code == 0
-        for word in ("onnx", "parity", "inspect", "encode", "doctor", "_FVEXPORT_COMPLETE=bash_source"):
+        for word in ("onnx", "parity", "inspect", "encode", "ask", "eval", "doctor", "_FVEXPORT_COMPLETE=bash_source"):
             assert word in outcome.out
 
 

@@ -1,0 +1,95 @@
+"""The encoders of a comparison: the eager model first, then every artifact on every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...export.artifact import Artifact
+from ...export.targets import TARGETS, get_target, require
+
+if TYPE_CHECKING:
+    from ...encoder.checkpoint import CheckpointInfo
+    from ...encoder.fastvlm import VisionTower
+
+EAGER = "eager"
+DEFAULT_BACKEND = TARGETS[0].name
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One encoder.
+
+    Attributes:
+        name: of its rows: `eager`, or the artifact's folder and the backend.
+        resolution: (height, width) of a frame or tile.
+        precision: of weights and activations.
+        artifact, backend: what runs; None and empty for the eager model.
+    """
+
+    name: str
+    resolution: tuple[int, int]
+    precision: str = "fp32"
+    artifact: Artifact | None = None
+    backend: str = ""
+
+    @property
+    def weights(self) -> list[Any]:
+        """What its results depend on besides the checkpoint and how it is asked."""
+        return [] if self.artifact is None else [self.backend, self.artifact.manifest.files]
+
+    def check_weights(self, info: CheckpointInfo) -> None:
+        """Raises ArtifactError where the artifact was made from other weights."""
+        from ...export.runtime.vision_tower import check_same_weights
+
+        if self.artifact is not None:
+            check_same_weights(self.artifact, info.source, info.sha256, info.connector_sha256)
+
+    def tower(self) -> VisionTower | None:
+        """What encodes; None for the eager model. Raises what `ArtifactTower` does, but asks not for its weights."""
+        from ...export.runtime.vision_tower import ArtifactTower
+
+        if self.artifact is None:
+            return None
+        return ArtifactTower(self.artifact, None, backend=self.backend, resolution=self.resolution)
+
+
+@dataclass(frozen=True)
+class Entered:
+    """Artifacts and backends that were opened and can run here."""
+
+    artifacts: tuple[Artifact, ...]
+    backends: tuple[str, ...]
+
+    def contenders(self, wanted: tuple[int, int] | None, own: tuple[int, int]) -> list[Contender]:
+        """The eager model, then every artifact on every backend.
+
+        Args:
+            wanted: (height, width) that is asked of all; None for the one that the artifacts share, or each its own.
+            own: the checkpoint's, for the eager model where nothing else says.
+
+        Raises ConfigError for a resolution that an artifact cannot take.
+        """
+        from ...export.runtime.encoder import preprocessor_of
+
+        frames = [preprocessor_of(artifact, wanted) for artifact in self.artifacts]
+        sizes = [(frame.height, frame.width) for frame in frames]
+        shared = wanted or (sizes[0] if len(set(sizes)) == 1 else own)
+        names = [artifact.path.name for artifact in self.artifacts]
+        if len(set(names)) < len(names):
+            names = [str(artifact.path) for artifact in self.artifacts]
+        return [Contender(EAGER, shared)] + [
+            Contender(f"{name} {backend}", size, artifact.manifest.precision, artifact, backend)
+            for name, size, artifact in zip(names, sizes, self.artifacts, strict=True)
+            for backend in self.backends
+        ]
+
+
+def enter(artifacts: Sequence[Path], backends: Sequence[str]) -> Entered:
+    """Opens artifacts and looks for backends; raises ArtifactError and UnavailableError before anything is loaded."""
+    opened = tuple(Artifact.open(path) for path in dict.fromkeys(artifacts))
+    for backend in backends:
+        require(get_target(backend))
+    return Entered(opened, tuple(dict.fromkeys(backends)))

@@ -1,0 +1,159 @@
+"""Results as JSON lines: one row per item, added as it is done and taken up where an interrupted run ended.
+
+A row is written with one call and flushed, so that a killed run leaves at most half a line at the end. Starting again
+drops that, and the rows of items that failed (they are tried again); every other row stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ...errors import ArtifactError
+from ...place import check_place, os_errors, prepare, scratch_beside
+from .items import Item
+
+Row = dict[str, Any]
+
+
+class Rows:
+    """The result file of a run, open for adding.
+
+    Args:
+        out: the file; it is made where there is none.
+        runs: encoder's name -> fingerprint of everything that its rows depend on. Rows of encoders that are not named
+            stay untouched.
+
+    Raises:
+        ArtifactError: it cannot be written, is no such file, holds rows of other settings, or another run writes it.
+    """
+
+    def __init__(self, out: Path, runs: Mapping[str, str]) -> None:
+        self.out = out
+        self.runs = dict(runs)
+        self.kept = 0
+        self._done: dict[tuple[str, int], str] = {}
+        self._held = contextlib.ExitStack()
+        if out.is_dir():
+            raise ArtifactError(f"{out} is a folder; name a .jsonl file with --out")
+        check_place(out, 0)
+        with os_errors(out):
+            prepare(out)
+            self._stream = self._open()
+
+    def _open(self) -> BinaryIO:
+        stream = self._locked(self.out)
+        stale = 0
+        for row in self._whole_rows(stream):
+            if self._is_stale(row):
+                stale += 1
+            else:
+                self._done[row["encoder"], row["line"]] = row.get("key", "")
+                self.kept += row["encoder"] in self.runs
+        if not (stale or self._half_a_line):
+            return stream
+        with scratch_beside(self.out) as scratch:
+            fresh = self._locked(scratch)  # before it takes the name, so that nobody slips in between
+            for row in self._whole_rows(stream):
+                if not self._is_stale(row):
+                    fresh.write(_line(row))
+            fresh.flush()
+            os.fsync(fresh.fileno())
+            stream.close()
+            scratch.replace(self.out)
+        return fresh
+
+    def _locked(self, path: Path) -> BinaryIO:
+        stream: BinaryIO = self._held.enter_context(path.open("a+b"))
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._held.close()
+                raise ArtifactError(f"another run is writing {self.out}; wait for it or choose another --out") from None
+        return stream
+
+    def _whole_rows(self, stream: BinaryIO) -> Iterator[Row]:
+        stream.seek(0)
+        self._half_a_line = False
+        for number, text in enumerate(stream, 1):
+            if not text.endswith(b"\n"):
+                self._half_a_line = True
+                return
+            row = _parsed(text)
+            if row is None:
+                self._held.close()
+                raise ArtifactError(f"{self.out}, line {number} is no result of this command; choose another --out")
+            wanted = self.runs.get(row["encoder"])
+            if wanted is not None and row["run"] != wanted:
+                self._held.close()
+                raise ArtifactError(
+                    f"{self.out} holds answers with {row['encoder']} under other settings or weights; take the same to "
+                    "go on, or another --out"
+                )
+            yield row
+
+    def _is_stale(self, row: Row) -> bool:
+        """Whether an item failed, and is asked for again."""
+        return row["encoder"] in self.runs and "error" in row
+
+    def has(self, encoder: str, item: Item) -> bool:
+        """Whether the item has a row with that encoder; raises ArtifactError where its line has changed since."""
+        key = self._done.get((encoder, item.line))
+        if key is not None and key != item.key:
+            raise ArtifactError(
+                f"{self.out} answers another line {item.line} than the data holds now; choose another --out"
+            )
+        return key is not None
+
+    def add(self, encoder: str, item: Item, content: Mapping[str, Any]) -> None:
+        """Writes an item's row."""
+        named = {} if item.id is None else {"id": item.id}
+        image = item.images[0] if len(item.images) == 1 else list(item.images)
+        asked = {"question": item.question} if item.question else {}
+        row = {"encoder": encoder, "line": item.line, **named, "image": image, **asked, **content}
+        with os_errors(self.out):
+            self._stream.write(_line(row | {"key": item.key, "run": self.runs[encoder]}))
+            self._stream.flush()
+        self._done[encoder, item.line] = item.key
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk was told of when it refused the row
+            self._held.close()
+
+
+def read_rows(out: Path, encoder: str) -> Iterator[Row]:
+    """The rows with an encoder, one in memory at a time."""
+    with out.open("rb") as stream:
+        for text in stream:
+            row = _parsed(text)
+            if row is not None and row["encoder"] == encoder:
+                yield row
+
+
+def _line(row: Row) -> bytes:
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # a path that is no UTF-8
+        return json.dumps(row).encode() + b"\n"
+
+
+def _parsed(text: bytes) -> Row | None:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    kinds = {"encoder": str, "line": int, "run": str}
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
+        return None
+    return row

@@ -1,0 +1,120 @@
+"""`load_fastvlm`: a released FastVLM checkpoint, in LLaVA or transformers form."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ...progress import Progress, silent
+from ..checkpoint.load import load_located
+from ..checkpoint.source import Located, locate
+from ..checkpoint.tensors import TensorStore
+from ..checkpoint.wording import unfit
+from ..qwen2 import DTYPES, import_qwen2
+from .language import load_language_model, own_name, stored_dtype
+from .model import FastVLM
+from .prompt import MARK
+from .tiles import Tiling
+from .tokenizer import check_fits, load_tokenizer, read_generation, stop_ids, tokenizer_from
+from .vision import EagerTower
+
+RESOLUTION = 1024
+"""Of the released checkpoints; taken where nothing beside the weights tells another."""
+NEWLINES = ("model.image_newline", "image_newline")
+
+
+def load_fastvlm(
+    source: str | os.PathLike[str], *, revision: str | None = None, dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu", tokenizer: str | os.PathLike[str] | bool = True, progress: Progress = silent,
+) -> FastVLM:  # fmt: skip
+    """Loads encoder, connector, Qwen2 and tokenizer; no second copy of the language model is held.
+
+    Args:
+        source: a folder, a file in one, or a hub id such as `apple/FastVLM-0.5B`.
+        revision: branch, tag or commit of a hub id.
+        dtype: `float32`, `bfloat16` or `float16`, of the language model; by default float32 on a CPU and the
+            checkpoint's own elsewhere. Encoder and connector are bfloat16 with it, else float32, since the released
+            encoder overflows in float16.
+        device: where it runs.
+        tokenizer: True for the one beside the weights, a folder or hub id for another's, False for none: prompts are
+            token ids then.
+        progress: told of downloads in bytes and of reading in tensors.
+
+    Raises:
+        UnavailableError: transformers is not installed.
+        CheckpointError: not a FastVLM, without connector, without tokenizer, or with unfit tensors.
+        ConfigError: an unknown dtype, or a way of cutting pictures that is not known.
+    """
+    import_qwen2()
+    place = torch.device(device)
+    located = locate(source if isinstance(source, str) else Path(source), revision=revision, progress=progress)
+    main = located.configs.get("config.json", {})
+    kept = _dtype(dtype, place, main)
+    # The small files first: what they lack is told before gigabytes are read.
+    words = None
+    if tokenizer is True:
+        words = load_tokenizer(located)
+    elif tokenizer is not False:
+        words = tokenizer_from(tokenizer)
+    store = TensorStore(located)
+    if not any(own_name(name) for name in store.names):
+        raise unfit(located.source, "has no language model", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
+    checkpoint = load_located(located, store, require_connector=True, progress=progress)
+    assert checkpoint.connector is not None  # it was required
+    side = checkpoint.info.resolution or RESOLUTION
+    tiling = Tiling.from_config(main, (side, side))
+    language_model = load_language_model(
+        located.source, store, main, dtype=kept, device=place, progress=progress
+    )  # fmt: skip
+    config = language_model.config
+    _check_width(located, checkpoint.connector.config.out_channels, config.hidden_size)
+    if words is not None:
+        check_fits(located.source, words, config.vocab_size)
+    vision = torch.bfloat16 if kept == torch.bfloat16 else torch.float32
+    return FastVLM(
+        info=checkpoint.info,
+        architecture=checkpoint.encoder.config,
+        tower=EagerTower(checkpoint.encoder, device=place, dtype=vision),
+        connector=checkpoint.connector.to(place, vision),
+        language_model=language_model,
+        tokenizer=words,
+        resolution=(side, side),
+        tiling=tiling,
+        image_newline=_newline(store),
+        stop_ids=stop_ids(config, read_generation(located), words),
+        context_length=_context(main, config),
+        image_mark=f"<im_start>{MARK}<im_end>" if main.get("mm_use_im_start_end") else MARK,
+    )
+
+
+def _dtype(dtype: str | torch.dtype | None, device: torch.device, main: Mapping[str, Any]) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else stored_dtype(main)
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _check_width(located: Located, connector: int, language_model: int) -> None:
+    if connector != language_model:
+        what = f"its connector ends with {connector} channels and its language model is {language_model} wide"
+        raise unfit(located.source, what, "download it again")
+
+
+def _newline(store: TensorStore) -> Tensor | None:
+    name = next((name for name in NEWLINES if name in store.names), None)
+    return None if name is None else next(tensor for _, tensor in store.read([name]))
+
+
+def _context(main: Mapping[str, Any], config: Any) -> int:
+    """LLaVA trains and cuts at `tokenizer_model_max_length`, which is less than Qwen2's positions."""
+    most = main.get("tokenizer_model_max_length")
+    own = int(config.max_position_embeddings)
+    return min(own, most) if isinstance(most, int) and most > 0 else own

@@ -1,0 +1,78 @@
+"""What stands in for the vision tower: the eager encoder here, or an exported artifact (`export.runtime`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..fastvithd import FastViTHD
+
+
+class VisionTower(Protocol):
+    """Something that turns pixels into visual tokens.
+
+    Attributes:
+        name: for reports: `eager`, or the artifact's backend.
+        projected: the tokens are the connector's: (B, N, width of the language model).
+        resolution: the only (height, width) it takes, or None for any multiples of the stride.
+    """
+
+    name: str
+    projected: bool
+    resolution: tuple[int, int] | None
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Levels 0..255, uint8 (B, 3, H, W), or floats in [0, 1] -> tokens (B, N, C), floating; any B at once."""
+        ...
+
+
+class EagerTower:
+    """The PyTorch encoder itself, channels-last, in the form that the checkpoint has.
+
+    Args:
+        encoder: taken over: moved to `device` and `dtype`.
+        device: where it runs.
+        dtype: of weights and activations; in float16 the released weights overflow at 1024 x 1024.
+    """
+
+    name = "eager"
+    projected = False
+    resolution: tuple[int, int] | None = None
+
+    def __init__(
+        self, encoder: FastViTHD, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.encoder = encoder.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device, self.dtype = torch.device(device), dtype
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Levels 0..255, uint8 (B, 3, H, W), or floats in [0, 1] -> tokens (B, N, C) in the tower's dtype."""
+        x = pixels.to(self.device)
+        x = x.to(self.dtype) if x.is_floating_point() else (x.float() / 255).to(self.dtype)
+        return self.encoder(x.contiguous(memory_format=torch.channels_last))
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images as the language model sees them, for any number of questions.
+
+    Attributes:
+        tokens: for each image (n, d), in the language model's dtype: of one frame, or of overview and tiles together.
+        tower: what encoded them; None where there are none.
+        preprocess_ms, encoder_ms, connector_ms: what it took; the connector's is 0 where the artifact has it within.
+    """
+
+    tokens: tuple[Tensor, ...]
+    tower: str | None
+    preprocess_ms: float
+    encoder_ms: float
+    connector_ms: float
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Visual tokens of each image."""
+        return tuple(len(tokens) for tokens in self.tokens)

@@ -1,0 +1,232 @@
+"""An artifact in the place of a loaded FastVLM's vision tower, in transformers' and in LLaVA's kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import FastVlmForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.fast_vlm import modeling_fast_vlm
+
+import fvexport
+from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.encoder.checkpoint.forms import timm_to_apple
+from fvexport.encoder.config import VARIANTS
+from fvexport.encoder.fastvithd import FastViTHD
+from fvexport.errors import ArtifactError, ConfigError, UnavailableError
+from fvexport.export.artifact import Artifact
+
+Export = Callable[..., Artifact]
+
+
+class Timm(nn.Module):
+    """Where transformers has `TimmWrapperModel`, which needs timm: the same names, the same answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.timm_model = FastViTHD(VARIANTS["tiny"], form="released")
+        self.calls = 0
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
+        self.calls += 1
+        h, w = (side // 64 for side in pixel_values.shape[-2:])
+        tokens = self.timm_model(pixel_values)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens.transpose(1, 2).unflatten(2, (h, w)))
+
+
+class Apple(nn.Module):
+    """FastViTHD under Apple's names: `state_dict()` speaks as `mobileclip.MCi` does."""
+
+    def __init__(self, encoder: FastViTHD) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def state_dict(self, *_: Any, prefix: str = "", **__: Any) -> dict[str, Tensor]:
+        own = self.encoder.state_dict()
+        return {f"{prefix}model.{timm_to_apple(name)}": tensor for name, tensor in own.items()}
+
+
+class MobileClipTower(nn.Module):
+    """Where apple/ml-fastvlm has `MobileCLIPVisionTower`: its call, and attributes that LLaVA's code asks it for."""
+
+    def __init__(self, encoder: FastViTHD) -> None:
+        super().__init__()
+        self.vision_tower = Apple(encoder)
+        self.calls = 0
+        self.hidden_size, self.num_patches_per_side, self.is_loaded = 256, 4, True
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:
+        return self.vision_tower.state_dict(prefix="vision_tower.")
+
+    def forward(self, images: Any) -> Any:
+        self.calls += 1
+        if isinstance(images, list):
+            return [self.vision_tower.encoder(image[None]).to(image.dtype) for image in images]
+        return self.vision_tower.encoder(images).to(images.dtype)
+
+
+class Llava(nn.Module):
+    """How LLaVA's code goes from pixels to the language model: `get_model()`, `get_vision_tower()`, `encode_images`."""
+
+    def __init__(self, checkpoint: Any, *, in_list: bool = False) -> None:
+        super().__init__()
+        tower = MobileClipTower(checkpoint.encoder)
+        self.model = nn.Module()
+        self.model.vision_tower = [tower] if in_list else tower
+        self.model.mm_projector = nn.Sequential(*checkpoint.connector)
+
+    def get_model(self) -> nn.Module:
+        return self.model
+
+    def get_vision_tower(self) -> Any:
+        tower = self.model.vision_tower
+        return tower[0] if isinstance(tower, list) else tower
+
+    def encode_images(self, images: Any) -> Any:
+        return self.model.mm_projector(self.get_vision_tower()(images))
+
+
+@pytest.fixture
+def transformers_model(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """transformers' own model and loading, on golden weights."""
+    make = modeling_fast_vlm.AutoModel.from_config
+
+    def from_config(config: Any, **options: Any) -> Any:
+        return Timm() if config.model_type == "timm_wrapper" else make(config, **options)
+
+    monkeypatch.setattr(modeling_fast_vlm.AutoModel, "from_config", from_config)
+    model = FastVlmForConditionalGeneration.from_pretrained(golden_dir / "transformers_tiny")
+    return model.eval()
+
+
+@pytest.fixture
+def inputs(golden_dir: Path) -> dict[str, Tensor]:
+    golden = np.load(golden_dir / "transformers_tiny" / "golden.npz")
+    ids = torch.from_numpy(golden["input_ids"])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values": torch.from_numpy(golden["pixels_256x256"]),
+    }
+
+
+@pytest.fixture
+def llava(golden_dir: Path) -> Llava:
+    return Llava(load_checkpoint(golden_dir / "llava_tiny"))
+
+
+def at_256(exported: Export, form: str = "transformers_tiny", *, projector: bool = False) -> Artifact:
+    """Few are exported: of the LLaVA form only with its projector, which is the other form's "other weights" too."""
+    return exported(form, height=256, width=256, projector=projector or form == "llava_tiny")
+
+
+@pytest.mark.parametrize("projector", [False, True])
+def test_transformers_answers_as_before(
+    transformers_model: Any, inputs: dict[str, Tensor], golden_dir: Path, exported: Export, projector: bool
+) -> None:
+    golden = np.load(golden_dir / "transformers_tiny" / "golden.npz")
+    model, tower = transformers_model, transformers_model.model.vision_tower
+    parts = dict(model.named_modules())
+    with torch.inference_mode():
+        before = model(**inputs).logits
+        calls = tower.calls
+        with fvexport.patch(model, at_256(exported, projector=projector).path) as patched:
+            assert patched.tower.projected == projector
+            during = model(**inputs).logits
+            made = model.generate(**inputs, max_new_tokens=16, do_sample=False)
+            features = model.get_image_features(inputs["pixel_values"]).pooler_output
+        assert tower.calls == calls  # it stood aside
+        after = model(**inputs).logits
+    assert np.abs(before.numpy() - golden["prefill_logits"]).max() < 1e-4
+    assert np.abs(during.numpy() - golden["prefill_logits"]).max() < 1e-4
+    assert made.tolist() == golden["greedy_ids"].tolist()
+    assert np.abs(features.numpy() - golden["projected_256x256"]).max() < 1e-4
+    assert torch.equal(before, after)
+    assert dict(model.named_modules()) == parts
+
+
+@pytest.mark.parametrize("in_list", [False, True], ids=["module", "list"])
+def test_llava(golden_dir: Path, exported: Export, in_list: bool) -> None:
+    golden = np.load(golden_dir / "llava_tiny" / "golden.npz")
+    model = Llava(load_checkpoint(golden_dir / "llava_tiny"), in_list=in_list)
+    own, place = model.get_vision_tower(), model.model.vision_tower
+    pixels = torch.from_numpy(golden["pixels_256x256"])
+    patched = fvexport.patch(model, at_256(exported, "llava_tiny"))
+    with torch.inference_mode():
+        assert np.abs(model.encode_images(pixels).numpy() - golden["projected_256x256"]).max() < 1e-4
+        halves = model.get_vision_tower()([pixels[0].half()] * 2)
+    assert [half.dtype for half in halves] == [torch.float16] * 2 and halves[0].shape[:2] == (1, 16)
+    assert model.get_vision_tower().num_patches_per_side == 4  # what it does not know, the model's own tower tells
+    assert not hasattr(model.get_vision_tower(), "nothing_of_this_name")
+    assert own.calls == 0
+    patched.restore()
+    patched.restore()
+    assert model.model.vision_tower is place and model.get_vision_tower() is own
+    with torch.inference_mode():
+        assert np.abs(model.encode_images(pixels).numpy() - golden["projected_256x256"]).max() < 1e-4
+
+
+def test_a_model_in_half_precision(transformers_model: Any, inputs: dict[str, Tensor], exported: Export) -> None:
+    model = transformers_model.to(torch.bfloat16)
+    with pytest.raises(ArtifactError, match="other weights"):  # rounded weights are others
+        fvexport.patch(model, at_256(exported))
+    with fvexport.patch(model, at_256(exported), force=True), torch.inference_mode():
+        logits = model(**{**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}).logits
+    assert logits.dtype == torch.bfloat16 and bool(torch.isfinite(logits).all())
+
+
+def test_other_weights_are_refused(transformers_model: Any, inputs: dict[str, Tensor], exported: Export) -> None:
+    model = transformers_model
+    tower, projector = model.model.vision_tower, model.model.multi_modal_projector
+    with pytest.raises(ArtifactError, match=r"made from other weights .* than those of the given FastVlmModel"):
+        fvexport.patch(model, at_256(exported, "llava_tiny"))
+    with torch.no_grad():
+        projector.linear_2.bias += 1
+    with pytest.raises(ArtifactError, match="ends with another connector"):
+        fvexport.patch(model, at_256(exported, projector=True))
+    fvexport.patch(model, at_256(exported)).restore()  # without it, the model's own is used
+    assert model.model.vision_tower is tower and model.model.multi_modal_projector is projector
+    with fvexport.patch(model, at_256(exported, "llava_tiny"), force=True), torch.inference_mode():
+        model(**inputs)
+        assert tower.calls == 0
+
+
+def test_pixels_of_another_size(transformers_model: Any, inputs: dict[str, Tensor], exported: Export) -> None:
+    small = {**inputs, "pixel_values": inputs["pixel_values"][..., :128, :128]}
+    with fvexport.patch(transformers_model, at_256(exported)), pytest.raises(ConfigError, match="takes 256x256 alone"):
+        transformers_model(**small)
+
+
+def test_models_of_other_kinds_are_refused(exported: Export, llava: Llava) -> None:
+    clip = SimpleNamespace(vision_tower=nn.Linear(1, 1), config=SimpleNamespace(model_type="llava"))
+    for model in (nn.Linear(2, 2), clip, object()):
+        with pytest.raises(UnavailableError, match="no vision tower that patch knows"):
+            fvexport.patch(model, at_256(exported))
+    llava.model.vision_tower = nn.Linear(2, 2)
+    with pytest.raises(ArtifactError, match="no FastViTHD"):
+        fvexport.patch(llava, at_256(exported, "llava_tiny"))
+
+
+def test_patches_come_off_in_turn(llava: Llava, exported: Export) -> None:
+    own = llava.get_vision_tower()
+    first = fvexport.patch(llava, at_256(exported, "llava_tiny"))
+    second = fvexport.patch(llava, at_256(exported, "llava_tiny"), force=True)
+    with pytest.raises(ArtifactError, match="restore the later patch first"):
+        first.restore()
+    second.restore()
+    first.restore()
+    assert llava.get_vision_tower() is own
+
+
+def test_it_comes_off_after_an_error(llava: Llava, exported: Export) -> None:
+    own = llava.get_vision_tower()
+    with pytest.raises(RuntimeError, match="mine"), fvexport.patch(llava, at_256(exported, "llava_tiny")):
+        raise RuntimeError("mine")
+    assert llava.get_vision_tower() is own
