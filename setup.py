@@ -31,13 +31,19 @@ OPENVINO = ["openvino>=2025.0"]
 # The language model behind the encoder: Qwen2 and its tokenizer.
 VLM = ["transformers>=5"]
 
-# TensorRT and Triton get an extra together with the code that uses them. The CUDA libraries of ONNX Runtime need none:
-# torch's default build for Linux brings the same ones.
+# The first is what torch 2.8 came with. torch's default build for Linux brings the version that it pins. There are no
+# wheels elsewhere; the kernels' functions compute in PyTorch there.
+TRITON = ['triton>=3.4; sys_platform == "linux" and platform_machine in "x86_64 aarch64"']
+
+# TensorRT has no extra: which of its packages fits depends on the machine, and `fvexport trt` names it. The CUDA
+# libraries of ONNX Runtime need none: torch's default build for Linux brings the same ones.
 EXTRAS = {
     "openvino": OPENVINO,
+    "triton": TRITON,
     "vlm": VLM,
     "dev": [
         *OPENVINO,
+        *TRITON,
         *VLM,
         "build",
         "hypothesis",
@@ -48,7 +54,7 @@ EXTRAS = {
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
-        # Not used by the package: the schema of Triton Inference Server's config.pbtxt. Later ones forbid ml-dtypes 0.6.
+        # The schema of Triton Inference Server's config.pbtxt. Later ones forbid ml-dtypes 0.6.
         "tritonclient<2.70",
     ],
 }
@@ -63,7 +69,7 @@ setup(
     python_requires=">=3.10",
     packages=sorted(PACKAGES),
     package_dir=PACKAGES,
-    package_data={NAME: ["py.typed"]},
+    package_data={NAME: ["py.typed"], f"{NAME}.kernels": ["configs/*.json"]},
     entry_points={"console_scripts": ["fvexport = fvexport.cli.main:main"]},
     install_requires=[
         "torch>=2.8",

@@ -40,10 +40,10 @@ from .options import (
 @verbose_option
 def onnx(
     res: tuple[int, int], batch: int | None, dynamic_res: bool, precision: Any, projector: bool, input_kind: Any,
-    io: Any, opset: int | None, simplify: bool, checkpoint: str | None, revision: str | None, variant: str | None,
-    seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool, as_json: bool,
-    target: Any, calib: str | None, ranges: str | None, samples: int | None, method: Any, min_sqnr: float | None,
-    min_cosine: float | None, triton_server: Path | None,
+    io: Any, opset: int | None, attention_plugin: bool, simplify: bool, checkpoint: str | None, revision: str | None,
+    variant: str | None, seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool,
+    as_json: bool, target: Any, calib: str | None, ranges: str | None, samples: int | None, method: Any,
+    min_sqnr: float | None, min_cosine: float | None, triton_server: Path | None,
 ) -> None:  # fmt: skip
     """Export FastViTHD to ONNX, and prove that it is the same model.
 
@@ -68,7 +68,9 @@ def onnx(
     from . import render
     from .progress import progress_bar
 
-    options = ExportOptions(*res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify, target)
+    options = ExportOptions(
+        *res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify, target, attention_plugin
+    )
     if triton_server is not None:
         check_repository(triton_server, out, precision=precision, force=force)
     with progress_bar() as progress:

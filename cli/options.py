@@ -172,6 +172,11 @@ def export_options(command: F) -> F:
         click.option("--parity/--no-parity", default=True, help="Compare with the eager model.  [default: parity]"),
         click.option("--simplify/--no-simplify", default=True, help="Run onnxsim.  [default: simplify]"),
         click.option(
+            "--attention-plugin",
+            is_flag=True,
+            help="Experimental: attention as one node that TensorRT gives to our kernel.",
+        ),
+        click.option(
             "--opset",
             type=int,
             metavar="N",

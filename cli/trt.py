@@ -25,6 +25,7 @@ from .options import (
 OF_THE_ONNX_FILE = (
     "checkpoint", "revision", "variant", "seed", "res", "fp32", "fp16", "bf16", "int8", "fp8", "ranges", "min_sqnr",
     "min_cosine", "calib", "samples", "method", "projector", "input_kind", "io", "opset", "simplify",
+    "attention_plugin",
 )  # fmt: skip
 """Options without a meaning where the ONNX file is there already."""
 
@@ -87,9 +88,9 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 @verbose_option
 def trt(
     res: tuple[int, int], artifact: Path | None, dynamic_res: Any, batch: Any, precision: Any, projector: bool,
-    input_kind: Any, io: Any, opset: int | None, simplify: bool, checkpoint: str | None, revision: str | None,
-    variant: str | None, seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool,
-    as_json: bool, flavour: Any, workspace: int | None, opt_level: int | None, timing_cache: Path | None,
+    input_kind: Any, io: Any, opset: int | None, attention_plugin: bool, simplify: bool, checkpoint: str | None,
+    revision: str | None, variant: str | None, seed: int | None, parity: bool, images: str | None, out: Path | None,
+    force: bool, as_json: bool, flavour: Any, workspace: int | None, opt_level: int | None, timing_cache: Path | None,
     hardware_compatible: bool, version_compatible: bool, strip: bool, dry_run: bool, triton_server: Path | None,
     **given: Any,
 ) -> None:  # fmt: skip
@@ -124,7 +125,17 @@ def trt(
         images_per_call = batch or (1, 1, 1)
         fixed = images_per_call[0] if images_per_call[0] == images_per_call[2] else None
         options = ExportOptions(
-            height, width, fixed, dynamic_res is not None, precision, projector, input_kind, io, opset, simplify
+            height,
+            width,
+            fixed,
+            dynamic_res is not None,
+            precision,
+            projector,
+            input_kind,
+            io,
+            opset,
+            simplify,
+            attention_plugin=attention_plugin,
         )
     engine = EngineOptions(
         flavour, workspace, opt_level, str(timing_cache) if timing_cache else None, hardware_compatible,

@@ -3,6 +3,7 @@
 What lives here
     options         what an export is asked for, checked before anything expensive
     trace           PyTorch module -> ONNX graph, quietly and with readable names
+    attention_plugin  attention as one node, for TensorRT's plugin
     passes          our own graph clean-up, and onnxsim, with weights standing aside
     simplification  whether the simplified graph is taken
     rules           what every exported graph must look like
@@ -19,6 +20,9 @@ What lives here
     parity          the verdict: artifact against the eager model
     triton_server   an artifact as a model of Triton Inference Server
     inspect         operators, parameters, multiply-adds and activations of an artifact
+    operators       the fused encoder operator by operator: sizes, multiply-adds, weights
+    gpus            peak rates of well-known GPUs
+    roofline        bytes, operations and the floor of each block, and what fusing removes
     features        many images -> one safetensors file, in bounded memory
     drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower
     targets         the table of places where an artifact runs

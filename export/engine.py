@@ -14,7 +14,7 @@ from typing import Any
 from ..calibration.options import CalibrationOptions
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.config import FastViTHDConfig, get_variant
-from ..errors import ArtifactError, ConfigError, ExportError
+from ..errors import ArtifactError, ConfigError, ExportError, UnavailableError
 from ..place import scratch_beside
 from ..progress import Progress, silent
 from .artifact import (
@@ -101,6 +101,7 @@ def export_trt(
     build = _Build(engine, api, current_gpu(), batch, resolutions, parity, images, clock, progress)
     if artifact is not None:
         source = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+        _prepare_plugin(api, bool(source.manifest.options.get("attention_plugin")))
         build.profile(source)
         target = Path(out) if out is not None else source.path
         _check_target(target, source, force=force or dry_run)
@@ -109,6 +110,7 @@ def export_trt(
     options = options or ExportOptions(precision="fp16")
     config = FastViTHDConfig() if variant is None else get_variant(variant)
     options.check(config)
+    _prepare_plugin(api, options.attention_plugin)
     sides = (None, None) if options.dynamic_res else (options.height, options.width)
     _fill_profile(batch, resolutions, (options.batch, *sides), (options.height, options.width), config)
     with clock("load"):
@@ -131,6 +133,20 @@ def export_trt(
         clock.add(report.seconds)
         build.notices += report.notices
         return build.run(report.artifact, target, reused=False)
+
+
+def _prepare_plugin(api: Api | None, wanted: bool) -> None:
+    """Makes TensorRT know the attention plugin, where the ONNX file has its nodes.
+
+    Raises UnavailableError where this TensorRT, or this machine, cannot.
+    """
+    if not wanted or api is None:
+        return
+    if api.flavour != "tensorrt":
+        raise UnavailableError(f"the ONNX file has --attention-plugin, which needs full TensorRT; here is {api.title}")
+    from ..kernels.tensorrt_plugin import register_attention
+
+    register_attention()
 
 
 @dataclass

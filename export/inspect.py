@@ -16,6 +16,7 @@ from onnx import TensorProto
 from ..encoder.preprocess import Preprocessor
 from ..errors import ArtifactError
 from .artifact import AGAIN, Artifact
+from .attention_plugin import DOMAIN as PLUGIN_DOMAIN
 
 INDEX_TYPES = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
 """Types of shapes, axes and the like; initializers of any other type are weights."""
@@ -195,6 +196,8 @@ def _macs(node: onnx.NodeProto, tensors: dict[str, _Tensor]) -> int:
         return out * math.prod(tensors[node.input[1]].shape[1:])
     if node.op_type == "MatMul":
         return out * tensors[node.input[0]].shape[-1]
+    if node.domain == PLUGIN_DOMAIN:  # attention on packed qkv: two products over all tokens
+        return 2 * out * tensors[node.input[0]].shape[1]
     if node.op_type == "Gemm":
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
         return out * tensors[node.input[0]].shape[0 if transposed else -1]

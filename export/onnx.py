@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
 """Per weight, at most: of a quantized file's, a few stay in float32."""
 
+PLUGIN_NOTICE = (
+    "attention is the node fvexport::Attention, experimental: the verdict is of the function that runtimes without the "
+    "plugin compute; TensorRT needs fvexport.kernels.tensorrt_plugin.register_attention()"
+)
+
 JUDGES = {"tensorrt": "onnxruntime-cpu", "onnxruntime-cpu": "onnxruntime-cpu", "openvino": "openvino"}
 """What runs a quantized file for its verdict, by target."""
 
@@ -106,6 +111,8 @@ def export_onnx(
     with clock("prepare"):
         prepared = prepare(checkpoint, options, calibration, shown, progress)
     notices = [*prepared.notices]
+    if options.attention_plugin:
+        notices.append(PLUGIN_NOTICE)
     model, graph = _graph(checkpoint, prepared, options, clock)
     with writing(target) as folder:
         with clock("write"):
@@ -117,7 +124,10 @@ def export_onnx(
         with clock("check"):
             onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
             proto = onnx.load(str(folder / MODEL_FILE), load_external_data=False)
-            check_rules(proto, checkpoint.encoder.config, projector=options.projector)
+            check_rules(
+                proto, checkpoint.encoder.config, projector=options.projector,
+                attention_plugin=options.attention_plugin,
+            )  # fmt: skip
             if manifest.quantization:
                 check_quantized(proto, manifest.quantization["quantized"])
         verdict = None

@@ -43,6 +43,7 @@ class ExportOptions:
         opset: ONNX operator set; None for 20, or 22 with bf16.
         simplify: run onnxsim.
         target: the runtime that a quantized file is for; None for tensorrt, and without meaning otherwise.
+        attention_plugin: attention as one node that TensorRT gives to this project's kernel (experimental).
     """
 
     height: int = 1024
@@ -56,6 +57,7 @@ class ExportOptions:
     opset: int | None = None
     simplify: bool = True
     target: QuantTarget | None = None
+    attention_plugin: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -76,6 +78,8 @@ class ExportOptions:
                 raise ConfigError(f"Q/DQ needs opset {QDQ_OPSET} or later; found --opset {self.opset}")
         if self.quantized:
             _ = self.policy
+            if self.attention_plugin and self.policy.target != "tensorrt":
+                raise ConfigError(f"--attention-plugin is for TensorRT; found --target {self.policy.target}")
         elif self.target is not None:
             raise ConfigError(f"--target is for --int8 and --fp8; leave it out with --{self.precision}")
 
@@ -120,6 +124,8 @@ class ExportOptions:
             parts.append("projector")
         if self.input == "uint8":
             parts.append("uint8")
+        if self.attention_plugin:
+            parts.append("plugin")
         return "-".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,20 +13,24 @@ import onnx
 
 from ..encoder.config import MIXERS, FastViTHDConfig
 from ..errors import ExportError
+from .attention_plugin import DOMAIN
 
 GELU_OPSET = 20
 EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)
 
 
-def check_rules(model: onnx.ModelProto, config: FastViTHDConfig, *, projector: bool = False) -> None:
+def check_rules(
+    model: onnx.ModelProto, config: FastViTHDConfig, *, projector: bool = False, attention_plugin: bool = False
+) -> None:
     """Raises ExportError naming every rule that `model` breaks.
 
     Args:
         model: the graph; its weights need not be loaded.
         config: the architecture it must hold.
         projector: whether a connector follows the encoder (its layers may differ).
+        attention_plugin: whether attention is one node, which TensorRT's plugin runs.
     """
-    broken = list(_broken(model, config, projector))
+    broken = list(_broken(model, config, projector, attention_plugin))
     if broken:
         raise ExportError(f"the exported graph breaks our rules: {'; '.join(broken)}; please report this")
 
@@ -58,7 +62,7 @@ def check_quantized(model: onnx.ModelProto, layers: Collection[str]) -> None:
         )
 
 
-def _broken(model: onnx.ModelProto, config: FastViTHDConfig, projector: bool) -> list[str]:
+def _broken(model: onnx.ModelProto, config: FastViTHDConfig, projector: bool, attention_plugin: bool) -> list[str]:
     graph, found = model.graph, []
     ops = Counter(node.op_type for node in graph.node)
     attention = sum(d for d, mixer in zip(config.depths, MIXERS, strict=True) if mixer == "attention")
@@ -75,10 +79,13 @@ def _broken(model: onnx.ModelProto, config: FastViTHDConfig, projector: bool) ->
 
     expect("BatchNormalization nodes", ops["BatchNormalization"], 0)
     expect("LayerNormalization nodes", ops["LayerNormalization"], attention)
-    expect("Softmax nodes", ops["Softmax"], attention, lone)
+    plugins = attention if attention_plugin else 0
+    expect("attention plugin nodes", sum(n.domain == DOMAIN for n in graph.node), plugins)
+    expect("functions", len(model.functions), min(plugins, 1))
+    expect("Softmax nodes", ops["Softmax"], attention - plugins, 0 if plugins else lone)
     # Squeeze-excite gates the last convolution: the one Mul that cannot fold.
     expect("Mul nodes", ops["Mul"] - (0 if opset >= GELU_OPSET else 2 * ops["Erf"]), 1)
-    expect("attention MatMul nodes", _plain_attentions(graph), attention, lone)
+    expect("attention MatMul nodes", _plain_attentions(graph), attention - plugins, 0 if plugins else lone)
     mixers = [n for n in graph.node if n.op_type == "Conv" and ".token_mixer" in n.name]
     expect("convolutions in RepMixers", len(mixers), convolutional)
     # Stem 3, patch embeddings 2 each, CPEs, mixers, ConvFFN 3 each, final conv and its gate's 2.

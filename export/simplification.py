@@ -55,7 +55,7 @@ def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: 
     """Why the simplified graph is not to be used, or None."""
     old, new = structure(before), structure(after)
     try:
-        check_rules(new, config, projector=options.projector)
+        check_rules(new, config, projector=options.projector, attention_plugin=options.attention_plugin)
     except ExportError:
         return "onnxsim's graph breaks our rules"
     if _content(old) == _content(new):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from ..errors import ExportError, first_line
+from .attention_plugin import add_function, with_attention_plugin
 from .options import ExportOptions
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ExportModule(nn.Module):
         dtype = DTYPES[options.float_precision]
         self.dtype = dtype
         self.io_dtype = torch.float32 if options.io == "fp32" else dtype
-        self.encoder = encoder.to(dtype)
+        self.encoder = (with_attention_plugin(encoder) if options.attention_plugin else encoder).to(dtype)
         self.connector = None if connector is None else connector.to(dtype)
         self.eval()
 
@@ -100,6 +101,8 @@ def trace(module: ExportModule, options: ExportOptions) -> ir.Model:
     assert program is not None
     model = program.model
     name_after_modules(model, [name for name, _ in module.encoder.named_blocks()])
+    if options.attention_plugin:
+        add_function(model, options.effective_opset)
     return model
 
 

@@ -63,6 +63,47 @@ def test_inspect_table_and_json(fvexport, artifact: Path) -> None:
     assert sum(stage["parameters"] for stage in answer["stages"]) == answer["parameters"]
 
 
+def test_roofline_of_an_artifact(fvexport, artifact: Path) -> None:
+    outcome = fvexport("inspect", artifact, "--roofline", "--gpu", "l4")
+    assert outcome.code == 0 and outcome.err == ""
+    table, _, notes = outcome.out.partition("note: ")
+    assert max(map(len, table.splitlines())) <= 80 and "fused MLP" in notes
+    for word in ("tiny", "121 TFLOP/s", "300 GB/s", "128x128:", "2 × stages.2.blocks", "depthwise", "linear_residual"):
+        assert word in table
+    answer = fvexport("inspect", artifact, "--roofline", "--json").json
+    assert answer["gpu"]["name"] == "h100" and answer["batch"] == 1 and answer["variant"] == "tiny"
+    (floor,) = answer["floors"]
+    assert floor["resolution"] == [128, 128]
+    stages = fvexport("inspect", artifact, "--json").json["gmacs"]
+    assert floor["gmacs"] + floor["attention_gmacs"] == pytest.approx(stages, rel=1e-6)
+
+
+def test_roofline_without_an_artifact(fvexport) -> None:
+    outcome = fvexport("inspect", "--roofline")
+    assert outcome.code == 0 and "236.51 GMAC per image" in outcome.out
+    assert all(f"{side}x{side}:" in outcome.out for side in (256, 512, 768, 1024, 1536, 2048))
+    rates = ("--tflops", 50, "--bandwidth", 100)
+    answer = fvexport(
+        "inspect", "--roofline", *rates, "--res", "256,128x64", "--batch", 3, "--variant", "tiny", "--json"
+    )
+    assert [floor["resolution"] for floor in answer.json["floors"]] == [[256, 256], [128, 64]]
+    assert answer.json["gpu"] == {"name": "custom", "tflops": 50, "fp32_tflops": None, "bandwidth": 100}
+    known = fvexport("inspect", "--roofline", "--gpu", "a100", "--bandwidth", 1555, "--json").json
+    least = fvexport("inspect", "--roofline", "--gpu", "a100-40gb", "--json").json
+    assert known["floors"] == least["floors"]
+
+
+def test_roofline_refusals(fvexport, artifact: Path) -> None:
+    fvexport("inspect").one_line_error("ARTIFACT", code=2)
+    fvexport("inspect", artifact, "--gpu", "l4").one_line_error("--gpu is for --roofline", code=2)
+    fvexport("inspect", artifact, "--roofline", "--variant", "tiny").one_line_error("--variant", code=2)
+    fvexport("inspect", "--roofline", "--gpu", "h1000").one_line_error("Did you mean 'h100'", code=2)
+    fvexport("inspect", "--roofline", "--tflops", 3).one_line_error("--bandwidth", code=2)
+    fvexport("inspect", "--roofline", "--res", "a").one_line_error("resolution", code=2)
+    fvexport("inspect", "--roofline", "--res", "100").one_line_error("multiple of 64")
+    fvexport("inspect", "--roofline", "--gpu", "l4", "--bandwidth", 0).one_line_error("positive")
+
+
 def test_encode_table_and_json(fvexport, artifact: Path, photo: Path, tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     for name in ("a.png", "b.jpg"):

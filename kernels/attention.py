@@ -1,0 +1,133 @@
+"""Self-attention on packed qkv, flash-style: the scores are never in global memory.
+
+    out[b, i, h] = sum_j softmax_j(q[b, i, h] . k[b, j, h]) v[b, j, h]
+
+qkv is (B, N, 3C) = (B, N, 3, heads, 32), as the qkv product writes it, read in place; the result is (B, N, C). No
+mask, and no scale: fused form has head_dim^-0.5 in q's weights. Softmax runs online over blocks of keys (arXiv
+2205.14135) in base 2, whose factor log2(e) joins the subtraction of the maximum in one instruction. Sums are float32.
+
+FLOPs: 4 B N^2 C (two products), B N^2 heads exponentials.
+Bytes: 4 B N C values (q, k, v in, the result out); keys and values are read again from L2 by each block of queries.
+Beside PyTorch's SDPA it saves no pass over the data but what views cost: SDPA's backends take the strided q, k and v.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..errors import ConfigError
+from .dispatch import check_same_dtype, forward_only, precision_of, runs
+from .language import jit, tl
+from .table import Config, config_for
+
+HEAD_DIM = 32
+"""The model's, and the only one that the kernel is for."""
+
+
+@jit
+def attend(
+    q, top, total, out, base, columns, n, stride, width, dims,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One block of keys: the running maximum (in base 2), sum and result of each query, brought up to date."""
+    k_ptrs = base + width + columns[None, :] * stride + dims[:, None]
+    v_ptrs = base + 2 * width + columns[:, None] * stride + dims[None, :]
+    if MASKED:
+        k = tl.load(k_ptrs, mask=columns[None, :] < n, other=0.0)
+        v = tl.load(v_ptrs, mask=columns[:, None] < n, other=0.0)
+    else:
+        k = tl.load(k_ptrs)
+        v = tl.load(v_ptrs)
+    scores = tl.dot(q, k, input_precision=PRECISION)
+    if MASKED:
+        scores = tl.where(columns[None, :] < n, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1) * 1.4426950408889634)
+    weights = tl.exp2(scores * 1.4426950408889634 - new_top[:, None])
+    shrink = tl.exp2(top - new_top)
+    total = total * shrink + tl.sum(weights, 1)
+    out = tl.dot(weights.to(v.dtype), v, out * shrink[:, None], input_precision=PRECISION)
+    return new_top, total, out
+
+
+@jit
+def attention_kernel(
+    qkv_ptr, n, heads, out_ptr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_M queries of one head of one image. Grid: (cdiv(n, BLOCK_M), heads, B).
+
+    qkv_ptr: (B, n, 3, heads, HEAD_DIM) contiguous; out_ptr: (B, n, heads, HEAD_DIM), the same type.
+    """
+    head = tl.program_id(1)
+    image = tl.program_id(2).to(tl.int64)
+    width = heads * HEAD_DIM
+    stride = 3 * width
+    base = qkv_ptr + image * n * stride + head * HEAD_DIM
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    dims = tl.arange(0, HEAD_DIM)
+    q = tl.load(base + rows[:, None] * stride + dims[None, :], mask=rows[:, None] < n, other=0.0)
+    top = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    out = tl.zeros((BLOCK_M, HEAD_DIM), tl.float32)
+    whole = n // BLOCK_N * BLOCK_N
+    for start in range(0, whole, BLOCK_N):
+        columns = start + tl.arange(0, BLOCK_N)
+        top, total, out = attend(q, top, total, out, base, columns, n, stride, width, dims, False, PRECISION)
+    if whole < n:
+        columns = whole + tl.arange(0, BLOCK_N)
+        top, total, out = attend(q, top, total, out, base, columns, n, stride, width, dims, True, PRECISION)
+    out = out / total[:, None]
+    out_ptrs = out_ptr + image * n * width + head * HEAD_DIM + rows[:, None] * width + dims[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=rows[:, None] < n)
+
+
+def attention_reference(qkv: Tensor, heads: int) -> Tensor:
+    """The same in PyTorch: packed qkv (B, N, 3C) -> (B, N, C)."""
+    b, n, width = qkv.shape
+    q, k, v = (t.reshape(b, n, heads, -1).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
+    y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return y.transpose(1, 2).reshape(b, n, width // 3)
+
+
+def launch_attention(qkv: Tensor, heads: int, config: Config) -> Tensor:
+    """Runs the kernel with the block sizes of `config`: contiguous qkv (B, N, 3C) -> (B, N, C)."""
+    b, n, width = qkv.shape
+    out = qkv.new_empty(b, n, width // 3)
+    grid = (-(-n // config.blocks["BLOCK_M"]), heads, b)
+    attention_kernel[grid](qkv, n, heads, out, HEAD_DIM=HEAD_DIM, PRECISION=precision_of(qkv.dtype), **config.arguments)
+    return out
+
+
+def attention(qkv: Tensor, heads: int, *, kernel: bool = True) -> Tensor:
+    """Self-attention with q scaled already: packed qkv (B, N, 3C), floating -> (B, N, C), contiguous.
+
+    Args:
+        qkv: any strides; each token holds q, k and v, each of them `heads` times head_dim channels.
+        heads: C / head_dim.
+        kernel: False computes in plain PyTorch, whatever the device.
+
+    Raises:
+        ConfigError: a shape that is no packed qkv, or a gradient is asked for.
+    """
+    if qkv.ndim != 3 or heads < 1 or qkv.shape[2] % (3 * heads) or not qkv.shape[1]:
+        raise ConfigError(f"attention takes qkv (B, N, 3 * heads * head_dim); found {tuple(qkv.shape)}, {heads} heads")
+    check_same_dtype("attention", qkv)
+    forward_only("attention", qkv)
+    return _attention(qkv, heads) if kernel else attention_reference(qkv, heads)
+
+
+@torch.library.custom_op("fvexport::attention", mutates_args=(), schema="(Tensor qkv, int heads) -> Tensor")
+def _attention(qkv: Tensor, heads: int) -> Tensor:
+    b, n, width = qkv.shape
+    if not runs("attention", qkv) or width != 3 * heads * HEAD_DIM or not 0 < b < 2**16:
+        return attention_reference(qkv, heads).contiguous()
+    config = config_for("attention", qkv, {"tokens": n, "batch": b, "heads": heads})
+    return launch_attention(qkv.contiguous(), heads, config)
+
+
+@_attention.register_fake
+def _(qkv: Tensor, heads: int) -> Tensor:
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)

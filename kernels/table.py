@@ -1,0 +1,178 @@
+"""Block sizes by kernel, architecture, dtype and shape: the committed table, and what a user's own search found.
+
+`configs/<kernel>.json` holds rows in order; the first that fits counts, and the last fits everything. `fvexport tune`
+writes a file of its own for one GPU and one set of versions, which goes before the table. Nothing is ever measured
+while a model runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..versions import versions_of
+from .dispatch import OPS
+
+CONFIGS = Path(__file__).parent / "configs"
+GROWING = ("m", "tokens", "batch", "height", "width")
+"""Sizes that come with the image: a search made at one counts up to it from the power of two below."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a kernel is compiled and cut into programs.
+
+    Attributes:
+        blocks: its constexpr block sizes by name.
+        num_warps, num_stages: Triton's own.
+    """
+
+    blocks: Mapping[str, int]
+    num_warps: int = 4
+    num_stages: int = 2
+
+    @property
+    def arguments(self) -> dict[str, int]:
+        """Keyword arguments of the launch."""
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, the inverse of `from_dict`."""
+        return {"blocks": dict(self.blocks), "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Config:
+        """Reads what `to_dict` wrote, or a row of a table."""
+        blocks = {str(name): int(size) for name, size in data["blocks"].items()}
+        return cls(blocks, int(data["num_warps"]), int(data["num_stages"]))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a committed table.
+
+    Attributes:
+        config: what it chooses.
+        why: the reason; whether it was measured, and where.
+        arch: architectures it is for (`sm_90`), all where empty.
+        dtype: `half` (float16, bfloat16), `float32`, or None for both.
+        sizes: inclusive bounds by name of size; None is no bound.
+    """
+
+    config: Config
+    why: str
+    arch: tuple[str, ...] = ()
+    dtype: str | None = None
+    sizes: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def fits(self, arch: str, dtype: str, sizes: Mapping[str, int]) -> bool:
+        if (self.arch and arch not in self.arch) or self.dtype not in (None, dtype):
+            return False
+        return all(
+            (low is None or sizes[name] >= low) and (high is None or sizes[name] <= high)
+            for name, (low, high) in self.sizes.items()
+        )
+
+
+@functools.lru_cache
+def committed(op: str) -> tuple[Row, ...]:
+    """The rows of `configs/<op>.json`."""
+    data = json.loads((CONFIGS / f"{op}.json").read_text(encoding="utf-8"))
+    return tuple(
+        Row(
+            Config.from_dict(row), row["why"], tuple(row.get("arch", ())), row.get("dtype"),
+            {name: (low, high) for name, (low, high) in row.get("sizes", {}).items()},
+        )
+        for row in data["rows"]
+    )  # fmt: skip
+
+
+def default_config(op: str, arch: str, dtype: str, sizes: Mapping[str, int]) -> Config:
+    """The committed table's choice for an architecture (`sm_90`), `half` or `float32`, and sizes by name."""
+    return next(row for row in committed(op) if row.fits(arch, dtype, sizes)).config
+
+
+def config_for(op: str, x: Tensor, sizes: Mapping[str, int]) -> Config:
+    """The block sizes for a call on `x`: the user's own search where there was one, else the committed table's."""
+    arch = arch_of(x.device)
+    found = tuned(x.device).get(key_of(op, x.dtype, sizes)) if x.device.type == "cuda" else None
+    return found or default_config(op, arch, dtype_class(x.dtype), sizes)
+
+
+def dtype_class(dtype: torch.dtype) -> str:
+    """`half` or `float32`, as the tables know dtypes."""
+    return "float32" if dtype == torch.float32 else "half"
+
+
+@functools.lru_cache
+def arch_of(device: torch.device) -> str:
+    """`sm_90` for a GPU of compute capability 9.0, `interpreter` for the CPU."""
+    if device.type != "cuda":
+        return "interpreter"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+# --- what a user's search found ---------------------------------------------------------------------
+
+
+def key_of(op: str, dtype: torch.dtype, sizes: Mapping[str, int]) -> str:
+    """What a search is kept under: `linear half k=768 m=1024 n=3072`; sizes of the image go up to a power of two."""
+    classes = {name: 1 << (size - 1).bit_length() if name in GROWING else size for name, size in sizes.items()}
+    return " ".join([op, dtype_class(dtype), *(f"{name}={classes[name]}" for name in sorted(classes))])
+
+
+def cache_file(device: torch.device) -> Path:
+    """Where searches on this GPU with these versions are kept: $XDG_CACHE_HOME/fvexport/kernels/<GPU>-<hash>.json."""
+    identity = json.dumps(environment_of(device), sort_keys=True)
+    gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name(device)).strip("-").lower()
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path.home() / ".cache") / "fvexport" / "kernels"
+    return folder / f"{gpu}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+
+
+def environment_of(device: torch.device) -> dict[str, Any]:
+    """What a search holds for: the GPU, its capability, and the versions that compile for it and run there."""
+    return {
+        "gpu": torch.cuda.get_device_name(device),
+        "arch": arch_of(device),
+        "cuda": torch.version.cuda,
+        "kernels": kernels_digest(),
+        **versions_of("torch", "triton"),
+    }
+
+
+@functools.lru_cache
+def kernels_digest() -> str:
+    """SHA-256 of the kernels' sources: a changed kernel makes an old search void."""
+    digest = hashlib.sha256()
+    for name in sorted([*sources(), "tiles.py"]):
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def sources() -> Iterator[str]:
+    """The files that hold kernels."""
+    yield from ("linear_residual.py" if op == "linear" else f"{op}.py" for op in OPS)
+
+
+@functools.lru_cache
+def tuned(device: torch.device) -> dict[str, Config]:
+    """The user's own search for this GPU, by key; empty where there is none, or none that can be read."""
+    try:
+        data = json.loads(cache_file(device).read_text(encoding="utf-8"))
+        return {str(key): Config.from_dict(row) for key, row in data["configs"].items()}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # a cache: what cannot be read is searched for again
