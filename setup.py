@@ -48,6 +48,8 @@ EXTRAS = {
         "build",
         "hypothesis",
         "mypy",
+        # Drives the system's Chromium, in which the report is tested; its own browsers need not be downloaded.
+        "playwright>=1.50",
         "pre-commit",
         "pre-commit-hooks",
         "pytest>=8",
@@ -69,7 +71,11 @@ setup(
     python_requires=">=3.10",
     packages=sorted(PACKAGES),
     package_dir=PACKAGES,
-    package_data={NAME: ["py.typed"], f"{NAME}.kernels": ["configs/*.json"]},
+    package_data={
+        NAME: ["py.typed"],
+        f"{NAME}.benchmarks.report": ["*.j2", "*.css", "*.js"],
+        f"{NAME}.kernels": ["configs/*.json"],
+    },
     entry_points={"console_scripts": ["fvexport = fvexport.cli.main:main"]},
     install_requires=[
         "torch>=2.8",
@@ -86,6 +92,10 @@ setup(
         "lazy_loader>=0.4",
         # Its wheel carries the photographs that parity compares on where the user names none.
         "scikit-image>=0.22",
+        # The report of a sweep; scipy comes with scikit-image anyway.
+        "jinja2>=3.1",
+        "matplotlib>=3.9",
+        "scipy>=1.11",
     ],
     extras_require=EXTRAS,
 )

@@ -16,9 +16,12 @@ import tempfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ..encoder.fastvithd import FastViTHD
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])
@@ -57,8 +60,8 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
             checkpoint, Path(folder) / "ours", options=ExportOptions(height=res, width=res), parity=False
         )
         files = {"plain": Path(folder) / "plain.onnx", "plain-18": Path(folder) / "plain-18.onnx"}
-        _export_plain(checkpoint.encoder, res, files["plain"], None)
-        _export_plain(checkpoint.encoder, res, files["plain-18"], 18)
+        export_plain(checkpoint.encoder, (1, 3, res, res), files["plain"])
+        export_plain(checkpoint.encoder, (1, 3, res, res), files["plain-18"], 18)
         with torch.inference_mode():
             x = Preprocessor(res, res)(sample_images()["astronaut"])
         files["fvexport"] = report.artifact.model_path
@@ -83,18 +86,17 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
     }  # fmt: skip
 
 
-def _export_plain(encoder: Any, res: int, path: Path, opset: int | None) -> None:
-    """What timm's `reparameterize_model` and `torch.onnx.export` give."""
+def export_plain(encoder: FastViTHD, shape: tuple[int, int, int, int], path: Path, opset: int | None = None) -> None:
+    """Writes what timm's `reparameterize_model` and `torch.onnx.export` give for an input of that shape."""
     import torch
 
-    from ..encoder.fastvithd import FastViTHD
     from ..encoder.reparameterize import merge_branches
-    from ..export.trace import quiet
+    from ..export.trace import INPUT_NAME, quiet
 
     released: FastViTHD = merge_branches(encoder)
     with quiet(), torch.no_grad():
         program = torch.onnx.export(
-            released, (torch.zeros(1, 3, res, res),), dynamo=True, opset_version=opset, verbose=False
+            released, (torch.zeros(shape),), dynamo=True, opset_version=opset, input_names=[INPUT_NAME], verbose=False
         )
     assert program is not None
     program.save(str(path), external_data=True)

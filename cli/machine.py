@@ -8,12 +8,11 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, hardware
 from ..errors import first_line
 from ..export.options import PRECISIONS
 from ..export.targets import ORT_PACKAGE, TARGETS, Target, import_openvino, why_absent
@@ -32,8 +31,6 @@ OPTIONAL = {
 }
 LABELS = {"skimage": "scikit-image", "PIL": "pillow"}
 """What a package is called where it is not called as it is imported."""
-
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
 
 
 @dataclass(frozen=True)
@@ -123,9 +120,9 @@ def examine(progress: Progress = silent) -> Machine:
     return Machine(
         packages=packages,
         providers=_providers(),
-        gpus=_gpus(),
-        cpu=_cpu(),
-        memory_bytes=_memory(),
+        gpus=hardware.gpus(),
+        cpu=hardware.cpu(),
+        memory_bytes=hardware.memory_available(),
         disk_bytes=disk,
         targets=targets,
         commands=_commands(found, targets),
@@ -197,41 +194,3 @@ def _providers() -> list[str]:
         return list(onnxruntime.get_available_providers())
     except (Exception, SystemExit):
         return []
-
-
-def _gpus() -> list[str]:
-    """Asks the driver's own tool, since torch may be a CPU build; then torch."""
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
-        return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
-    try:
-        import torch
-
-        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    except (Exception, SystemExit):
-        return []
-
-
-def _cpu() -> dict[str, Any]:
-    model, flags = platform.processor() or platform.machine(), set[str]()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags.update(value.split())
-    cores = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
-    return {"model": model, "cores": cores, "usable": usable, "features": [f for f in CPU_FEATURES if f in flags]}
-
-
-def _memory() -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None

@@ -29,6 +29,8 @@ from .inspect import inspect
 from .onnx import onnx
 from .options import is_verbose, verbose_option
 from .parity import parity
+from .report import report
+from .sweep import sweep
 from .trt import trt
 
 EPILOG = """\b
@@ -81,7 +83,7 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (onnx, trt, calibrate, parity, inspect, encode, ask, evaluation, doctor):
+for command in (onnx, trt, calibrate, parity, inspect, encode, ask, evaluation, sweep, report, doctor):
     cli.add_command(command)
 
 

@@ -85,7 +85,8 @@ def border(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']} {entry['dtype']} ({', '.join(map(str, entry['shape']))})"
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     rest = len(names) - MAX_NAMES
     return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
 
@@ -147,7 +148,7 @@ def verdict(found: Verdict, *, blocks: bool = True) -> None:
         [
             ("allowed", f"{allowed.over_torch:g} x PyTorch's own error, yet never under "
                         f"{allowed.rel_l2_floor:.1e} or over {allowed.rel_l2_limit:.1e}"),
-            ("images", _some(found.images)),
+            ("images", some(found.images)),
             ("resolutions", ", ".join(found.resolutions)),
             ("backend", found.backend),
         ]

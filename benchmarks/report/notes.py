@@ -1,0 +1,58 @@
+"""What a reader has to know beside the figures: cells without one, unstable ones, backends that are absent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from ..sweep.result import Result
+from .load import Run
+
+MEANING = {
+    "failed": "ended with an error",
+    "timeout": "gave no answer in time",
+    "oom": "ran out of memory",
+    "crashed": "crashed",
+    "skipped": "was not reached",
+    "unstable": "was measured, yet its last rounds disagree",
+}
+
+
+@dataclass(frozen=True)
+class Note:
+    """Cells of which the same is to be said."""
+
+    status: str
+    meaning: str
+    reason: str
+    cells: tuple[str, ...]
+
+
+def notes(run: Run) -> list[Note]:
+    """Cells that are not `ok`, by status and reason; then those that do not pass their parity."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for result in run.results:
+        if result.status != "ok":
+            groups[result.status, result.reason].append(name(result))
+    found = [
+        Note(status, MEANING[status], reason, tuple(cells))
+        for status in MEANING
+        for (of, reason), cells in sorted(groups.items())
+        if of == status
+    ]
+    failing = [r for r in run.results if r.parity is not None and r.parity.status != "pass"]
+    if failing:
+        cells = tuple(
+            name(r) + (f" ({r.parity.sqnr_db:.1f} dB)" if r.parity and r.parity.sqnr_db is not None else "")
+            for r in failing
+        )
+        found.append(Note("parity", "is not the same model", "beyond what its precision may lose", cells))
+    return found
+
+
+def name(result: Result) -> str:
+    """A cell in a sentence: `openvino int8 at 1024`."""
+    cell = result.cell
+    batch = f", batch {cell.batch}" if cell.batch > 1 else ""
+    llm = f" + {cell.llm}" if cell.llm else ""
+    return f"{cell.series}{llm} at {cell.resolution}{batch}"

@@ -1,0 +1,109 @@
+"""Results become a report: a page, the same in Markdown, and every figure as CSV."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ArtifactError
+from ...place import check_place, os_errors, prepare, scratch_beside
+from ...progress import Progress, silent
+from .compare import DEFAULT_THRESHOLD, Comparison, compare_runs
+from .load import Loaded, load
+
+HTML, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
+
+
+@dataclass(frozen=True)
+class Report:
+    """A report that was written.
+
+    Attributes:
+        html, markdown, csv: its files.
+        loaded: the runs that it shows, and notices on their files.
+        comparison: differences from the baseline; None with one run alone.
+    """
+
+    html: Path
+    markdown: Path
+    csv: Path
+    loaded: Loaded
+    comparison: Comparison | None
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return self.loaded.notices
+
+
+def write_report(
+    results: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    baseline: str | os.PathLike[str] | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
+    relative: bool = False,
+    must_compare: bool = False,
+    progress: Progress = silent,
+) -> Report:
+    """Writes `report.html`, `report.md` and `report.csv` into `out`, in place of an earlier report.
+
+    Args:
+        results: folders that `fvexport sweep` wrote, or the files in them; of any number of machines and dates.
+        out: a folder, made if it is not there.
+        baseline: one more of `results`, with which the others are compared; by default the earliest, if there are
+            several runs.
+        threshold: from which share on a difference counts.
+        relative: compare times over the reference cell's in the same round, instead of times.
+        must_compare: fail where there is nothing to compare.
+        progress: told what is being done.
+
+    Raises:
+        ArtifactError: results that are missing or damaged, something else's files in the way, or no place to write.
+    """
+    folder = Path(out)
+    files = {name: folder / name for name in (HTML, MARKDOWN, CSV)}
+    for file in files.values():
+        check_place(file, 1_000_000)
+        _check_ours(file)
+    progress("read results", 0, 3)
+    loaded = load(results, baseline)
+    comparison = compare_runs(loaded, threshold=threshold, relative=relative)
+    if must_compare and (comparison is None or not comparison.differences):
+        found = "only one run" if comparison is None else "no cell in both"
+        raise ArtifactError(f"nothing to compare: there is {found}; name a --baseline of the same sweep")
+    from .markdown import build_markdown
+    from .page import build_page
+    from .tables import to_csv
+
+    progress("draw plots", 1, 3)
+    content = {
+        HTML: build_page(loaded, comparison),
+        MARKDOWN: build_markdown(loaded, comparison),
+        CSV: to_csv(loaded.runs),
+    }
+    progress("write", 2, 3)
+    for name, text in content.items():
+        _write(files[name], text)
+    return Report(files[HTML], files[MARKDOWN], files[CSV], loaded, comparison)
+
+
+def _check_ours(file: Path) -> None:
+    """A report is replaced without being asked, anything else never."""
+    if not file.exists():
+        return
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            start = stream.read(2_000)
+    except OSError as error:
+        raise ArtifactError(f"cannot replace {file}: {error.strerror or error}; choose another --out") from None
+    if "fvexport" not in start and not start.startswith("machine,date,kind,backend,"):
+        raise ArtifactError(f"{file} exists and is no report of fvexport; choose another --out")
+
+
+def _write(file: Path, text: str) -> None:
+    with os_errors(file), scratch_beside(file) as scratch:
+        prepare(file)
+        scratch.write_text(text, encoding="utf-8", newline="\n")
+        scratch.replace(file)

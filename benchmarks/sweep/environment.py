@@ -1,0 +1,38 @@
+"""What a sweep runs on, as its report tells it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from datetime import datetime, timezone
+
+from ... import hardware
+from ...versions import versions_of
+from .options import Measuring
+from .result import Environment
+
+DISTRIBUTIONS = (
+    *("fvexport", "torch", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),
+    *("triton", "transformers"),
+)
+
+
+def find_environment(measuring: Measuring, command: str) -> Environment:
+    """The machine as it is now; `command` is what the user typed."""
+    memory = hardware.memory_total()
+    return Environment(
+        date=now(),
+        command=command,
+        cpu=hardware.cpu(),
+        memory_gb=None if memory is None else round(memory / 1e9, 1),
+        gpus=tuple(hardware.gpus()),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        versions=versions_of(*DISTRIBUTIONS),
+        settings=asdict(measuring),
+    )
+
+
+def now() -> str:
+    """UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,98 @@
+"""From a cell to something that runs: a backend of ours in any form, or a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...encoder.checkpoint import Checkpoint, load_checkpoint
+from ...encoder.reparameterize import reparameterize
+from ...export.artifact import Artifact
+from ...export.runtime.backends import make_backend
+from ...export.runtime.base import TensorBackend
+from ...export.runtime.eager import EagerBackend
+from ...export.targets import Target, get_target
+from ...export.trace import DTYPES
+from ..peers import get_peer, load_peer
+from .result import Cell
+
+COMPILES = ("torch-compile", "plain-torch-compile")
+"""Replay CUDA graphs of their own, which cannot be captured once more."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A cell that is ready.
+
+    Attributes:
+        run: `pixel_values` (B, 3, H, W) float32 -> features (B, N, C) float32.
+        computes: how, in words.
+        device: `cpu` or `cuda`.
+        run_tensor: the same from tensor to tensor on that device, where the backend can.
+        captures: `run_tensor` may be recorded in a CUDA graph.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    computes: str
+    device: str
+    run_tensor: Callable[[Tensor], Tensor] | None = None
+    captures: bool = False
+
+
+def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
+    """Loads what `cell` names.
+
+    Args:
+        cell: any cell; of a `ttft` cell its encoder.
+        weights: the arguments of `load_checkpoint`.
+        file: the artifact, or a peer's file.
+
+    Raises whatever the runtime trips over.
+    """
+    if cell.kind == "peer":
+        return _peer(cell, weights, file)
+    if cell.form in ("train", "fused"):
+        return _eager(cell, load_checkpoint(**weights))
+    assert file is not None
+    row = get_target(cell.backend)
+    checkpoint = load_checkpoint(**weights) if row.module == "torch" else None
+    backend = make_backend(Artifact.open(file), cell.backend, threads=cell.threads, checkpoint=checkpoint)
+    tensors = backend.run_tensor if isinstance(backend, TensorBackend) else None
+    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, cell.backend not in COMPILES)
+
+
+def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:
+    """The checkpoint's own form, or the fused one, in PyTorch's default layout."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = checkpoint.encoder if cell.form == "train" else reparameterize(checkpoint.encoder)
+    encoder = encoder.to(DTYPES[cell.precision])
+    if cell.precision == "fp16" and device.type == "cpu":
+        encoder = encoder.float()  # as `PyTorchBackend`: float16 convolutions on a CPU take minutes
+    backend = EagerBackend(encoder.to(device))
+
+    def run_tensor(pixel_values: Tensor) -> Tensor:
+        with backend.mode():
+            return backend.forward(backend.pixels(pixel_values))
+
+    return Loaded(backend.run, backend.computes, device.type, run_tensor, captures=True)
+
+
+def _peer(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
+    run, computes = load_peer(
+        get_peer(cell.backend), cell.precision, None if file is None else Path(file),
+        lambda: load_checkpoint(**weights), cell.threads,
+    )  # fmt: skip
+    on_gpu = cell.backend in COMPILES and torch.cuda.is_available()
+    return Loaded(run, computes, "cuda" if on_gpu else "cpu")
+
+
+def _device(row: Target, backend: Any) -> str:
+    if (device := getattr(backend, "device", None)) is not None:
+        return torch.device(device).type
+    return "cpu" if row.provider in ("CPUExecutionProvider", "CPU") else "cuda"

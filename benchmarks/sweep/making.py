@@ -1,0 +1,101 @@
+"""What cells need before they run: the weights' identity, reference features, artifacts, peers' files.
+
+Runs in a process of its own, which ends before anything is timed. Everything is made once and found again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...calibration.options import CalibrationOptions
+from ...encoder.checkpoint import Checkpoint, load_checkpoint
+from ...encoder.preprocess import Preprocessor
+from ...errors import FvexportError
+from ...export.artifact import Artifact
+from ...export.onnx import export_onnx
+from ...export.options import QUANTIZED, ExportOptions
+from ...export.parity import photographs
+from ...export.runtime.eager import EagerBackend
+from ...place import scratch_beside
+from ..peers import get_peer, make_peer_file
+
+
+class Maker:
+    """Makes files of one checkpoint, which is loaded at the first need.
+
+    Args:
+        weights: the arguments of `load_checkpoint`.
+    """
+
+    def __init__(self, weights: dict[str, Any]) -> None:
+        self.weights = weights
+
+    @cached_property
+    def checkpoint(self) -> Checkpoint:
+        return load_checkpoint(**self.weights)
+
+    def describe(self) -> dict[str, Any]:
+        """What a cell has to know of its weights."""
+        info = self.checkpoint.info
+        return {"checkpoint": info.source, "variant": info.variant, "sha256": info.sha256, "notice": info.notice}
+
+    def reference(self, path: str, height: int, width: int) -> dict[str, Any]:
+        """Writes `pixels` (P, 3, H, W) uint8 of the held-out photographs, and the eager model's `features` of them."""
+        file = Path(path)
+        if not file.is_file():
+            info = self.checkpoint.info
+            own = Preprocessor(height, width, image_aspect_ratio=info.image_aspect_ratio)  # type: ignore[arg-type]
+            pixels = np.stack([own.pixels(image) for image in photographs(None).values()])
+            eager = EagerBackend(self.checkpoint.encoder)
+            features = np.concatenate([eager.run(one[None].astype(np.float32) / 255) for one in pixels])
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with scratch_beside(file) as scratch:
+                with scratch.open("wb") as stream:
+                    np.savez(stream, pixels=pixels, features=features)
+                scratch.replace(file)
+        return {}
+
+    def artifact(
+        self, path: str, precision: Any, target: Any, height: int, width: int, batch: int, samples: int
+    ) -> dict[str, Any]:
+        """Exports one artifact, without its own parity: each cell is compared by itself."""
+        folder, note = Path(path), Path(path + ".json")
+        if (known := _known(folder, note, self.checkpoint.info.sha256)) is not None:
+            return known
+        quantized = precision in QUANTIZED
+        start = time.perf_counter()
+        export_onnx(
+            self.checkpoint, folder, force=True, parity=False,
+            options=ExportOptions(height, width, batch, precision=precision, target=target if quantized else None),
+            calibration=CalibrationOptions(samples=samples) if quantized else None,
+        )  # fmt: skip
+        return _noted(note, {"seconds": time.perf_counter() - start})
+
+    def peer(self, path: str, name: str, height: int, width: int, batch: int, samples: int) -> dict[str, Any]:
+        """Makes a peer's file; the seconds are of all that leads to it."""
+        made = make_peer_file(get_peer(name), self.checkpoint, Path(path), height, width, batch, samples)
+        last = made[-1]
+        return {"seconds": sum(m.seconds for m in made), "file": str(last.path), "mb": last.size / 1e6}
+
+
+def _known(folder: Path, note: Path, sha256: str) -> dict[str, Any] | None:
+    """What is noted of an artifact that stands there whole and of these weights."""
+    try:
+        known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+        return known if Artifact.open(folder).manifest.checkpoint["sha256"] == sha256 else None
+    except (OSError, ValueError, FvexportError):
+        return None
+
+
+def _noted(note: Path, content: dict[str, Any]) -> dict[str, Any]:
+    with scratch_beside(note) as scratch:
+        scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        os.replace(scratch, note)  # noqa: PTH105 - over an older note, on every system
+    return content

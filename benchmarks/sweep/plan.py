@@ -1,0 +1,175 @@
+"""Which cells a sweep has, in which order, and which backends have none here."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ... import hardware
+from ...calibration.policy import QUANT_TARGETS, QuantTarget
+from ...errors import ConfigError, first_line
+from ...export.options import QUANTIZED, Precision
+from ...export.targets import TARGETS, Target, get_target, why_absent
+from ..peers import PEERS, why_peer_absent
+from .options import SweepOptions
+from .result import Absent, Cell, Kind
+
+EAGER_FORMS = ("train", "channels-last", "fused")
+ORDER: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16", "fp8")
+"""Of precisions, the most telling first."""
+COMPILERS = ("torch-compile", "plain-torch-compile", "triton", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
+"""Take a minute or more before their first image, so they come last."""
+NATIVE = (1024, 1024)
+ANYRES_TILES = 5
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The identity of the weights, as `Maker.describe` finds it out."""
+
+    checkpoint: str
+    variant: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be measured.
+
+    Attributes:
+        heats: cells that are measured in the same rounds; the most telling heat first, and in it the most telling cell.
+        absent: backends, or their precisions, that have no cell.
+    """
+
+    heats: list[list[Cell]]
+    absent: list[Absent]
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for heat in self.heats for cell in heat]
+
+
+def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan:
+    """The cells of `options` on this machine; `environment` is the id under which absent backends are noted.
+
+    Raises ConfigError where nothing is left to measure.
+    """
+    absent: dict[tuple[Kind, str, str | None], Absent] = {}
+
+    def note(kind: Kind, backend: str, precision: str | None, reason: str, install: str = "") -> None:
+        absent.setdefault((kind, backend, precision), Absent(backend, precision, reason, install, environment, kind))
+
+    rows = []
+    for row in TARGETS if options.backends is None else [get_target(name) for name in options.backends]:
+        reason = _why_absent(row)
+        if reason is None:
+            rows.append(row)
+        else:
+            note("ours", row.name, None, reason, row.install)
+    pairs: list[tuple[Target, Precision]] = []
+    for row in rows:
+        for precision in ORDER if options.precisions is None else options.precisions:
+            if precision in row.precisions:
+                pairs.append((row, precision))
+            elif options.precisions is not None:
+                note("ours", row.name, precision, f"does not run {precision} natively")
+    threads = options.threads or len(hardware.usable_cores())
+    base = _Base(weights, threads, options.samples)
+    heats = []
+    for batch in sorted(options.batches):
+        for height, width in _ordered(options.resolutions):
+            cells = [c for row, p in pairs for c in base.ours(row, p, height, width, batch)]
+            if options.peers:
+                for peer in PEERS:
+                    for precision in peer.precisions:
+                        if options.precisions is not None and precision not in options.precisions:
+                            continue
+                        reason = why_peer_absent(peer, precision, height, width, batch)
+                        if reason is None:
+                            cells.append(base.cell("peer", peer.name, precision, height, width, batch))
+                        else:
+                            note("peer", peer.name, precision, reason, get_target(peer.target).install)
+            heats.append(sorted(cells, key=_rank))
+    heats += _ttft_heats(options, pairs, base, note)
+    heats = [heat for heat in heats if heat]
+    if not any(cell.kind != "peer" for heat in heats for cell in heat):
+        why = next((f"{a.backend}: {a.reason}" for a in absent.values() if a.kind == "ours"), "no backend was named")
+        raise ConfigError(f"nothing to measure here ({why}); `fvexport doctor` says what can run")
+    return Plan(heats, list(absent.values()))
+
+
+def quant_target(backend: str) -> QuantTarget:
+    """The row of the quantization policy whose files `backend` runs; all but the CPU's are NVIDIA's."""
+    return backend if backend in QUANT_TARGETS else "tensorrt"
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What all cells of a sweep share."""
+
+    weights: Weights
+    threads: int
+    samples: int
+
+    def cell(
+        self, kind: Kind, backend: str, precision: str, height: int, width: int, batch: int, *, form: str = "",
+        llm: str | None = None, prompt_tokens: int | None = None, tiles: int = 1,
+    ) -> Cell:  # fmt: skip
+        known = self.weights
+        return Cell(
+            kind, backend, precision, height, width, batch, self.threads, known.variant, known.checkpoint,
+            known.sha256[:12], form, self.samples if precision in QUANTIZED else None, llm, prompt_tokens, tiles,
+        )  # fmt: skip
+
+    def ours(self, row: Target, precision: Precision, height: int, width: int, batch: int) -> Iterator[Cell]:
+        """The cells of one row of the table: `eager` has three."""
+        for form in EAGER_FORMS if row.name == "eager" else ("",):
+            yield self.cell("ours", row.name, precision, height, width, batch, form=form)
+
+
+def _why_absent(row: Target) -> str | None:
+    try:
+        return why_absent(row)
+    except (Exception, SystemExit) as error:  # it imports the runtime, which may be broken in any way
+        return f"{row.module} fails to import: {first_line(error)}"
+
+
+def _ordered(resolutions: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
+    """The smallest (quick, and shows that all runs), the native one, then the others from small to large."""
+    rest = sorted(set(resolutions), key=lambda side: side[0] * side[1])
+    first = [rest[0]] + ([NATIVE] if NATIVE in rest[1:] else [])
+    return first + [size for size in rest if size not in first]
+
+
+def _rank(cell: Cell) -> tuple[bool, int, bool, int]:
+    """Sorts the cells of a heat; the first becomes the reference of the others."""
+    form = EAGER_FORMS.index(cell.form) if cell.form else 0
+    return cell.backend in COMPILERS, ORDER.index(cell.precision), cell.kind == "peer", form
+
+
+def _ttft_heats(
+    options: SweepOptions, pairs: list[tuple[Target, Precision]], base: _Base, note: object
+) -> list[list[Cell]]:
+    """One heat for each language model and resolution; at the native one, or else the largest, also AnyRes."""
+    assert callable(note)
+    if options.llms and importlib.util.find_spec("transformers") is None:
+        for llm in options.llms:
+            note("ttft", llm, None, "transformers is not installed", "pip install transformers")
+        return []
+    sizes = _ordered(options.resolutions)
+    anyres = NATIVE if NATIVE in sizes else max(sizes, key=lambda side: side[0] * side[1])
+    heats = []
+    for llm in options.llms:
+        for height, width in sizes:
+            for tiles in (1, ANYRES_TILES) if (height, width) == anyres else (1,):
+                cells = [
+                    base.cell(
+                        "ttft", row.name, precision, height, width, 1, form=form, llm=llm,
+                        prompt_tokens=options.prompt_tokens, tiles=tiles,
+                    )
+                    for row, precision in pairs
+                    for form in (("train", "channels-last") if row.name == "eager" else ("",))
+                ]  # fmt: skip
+                heats.append(sorted(cells, key=_rank))
+    return heats

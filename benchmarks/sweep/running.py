@@ -1,0 +1,98 @@
+"""One cell at work in its process: loaded, compared, timed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...export.figures import Figures, compare, worst
+from ...export.parity import THRESHOLDS
+from .loading import load_cell
+from .process_memory import peak_mb, reset_peak
+from .result import Cell
+from .timing import Energy, Timer, make_timer, take_window
+
+
+class Running:
+    """A cell that has been loaded, has made its first call, and was compared.
+
+    Args:
+        cell: what to load.
+        weights: the arguments of `load_checkpoint`.
+        file: the artifact, or a peer's file; None where it runs the checkpoint.
+        reference: pixels and features to compare with, see `Maker.reference`.
+    """
+
+    def __init__(self, cell: Cell, weights: dict[str, Any], file: str | None, reference: str) -> None:
+        torch.set_num_threads(cell.threads)
+        self.cell = cell
+        start = time.perf_counter()
+        self.model = load_cell(cell, weights, file)
+        self.load_s = time.perf_counter() - start
+        with np.load(reference) as known:
+            pixels, features = known["pixels"], known["features"]
+        self.tokens = features.shape[1] * cell.tiles
+        images = np.resize(np.arange(len(pixels)), cell.batch * cell.tiles)
+        self.x = pixels[images].astype(np.float32) / 255
+        start = time.perf_counter()
+        self.model.run(self.x[: cell.batch])
+        self.first_ms = 1e3 * (time.perf_counter() - start)
+        self.parity = None if cell.kind == "ttft" else self._parity(pixels, features)
+        self.timer = self._timer(weights)
+        self.energy = Energy(self.model.device)
+        self.expected_ms = self.timer.once()
+        self.peak_host_mb = peak_mb()
+        self.resets = reset_peak()
+
+    def _timer(self, weights: dict[str, Any]) -> Timer:
+        if self.cell.kind == "ttft":
+            from .prefilling import TtftTimer
+
+            return TtftTimer(self.cell, weights, self.model, self.x)
+        return make_timer(self.model, self.x)
+
+    def loaded(self) -> dict[str, Any]:
+        """What there is to know before the first window."""
+        return {
+            "computes": self.model.computes + (f"; {self.timer.note}" if self.timer.note else ""),
+            "device": self.model.device, "timer": self.timer.name, "load_s": self.load_s, "first_ms": self.first_ms,
+            "call_ms": self.expected_ms, "peak_host_mb": self.peak_host_mb, "parity": self.parity,
+            "tokens": self.tokens,
+        }  # fmt: skip
+
+    def window(self, seconds: float, max_calls: int) -> dict[str, Any]:
+        """Calls for so many seconds, and the memory and energy they took."""
+        before = self.energy.read()
+        times, calls = take_window(self.timer, seconds, max_calls, self.expected_ms)
+        after = self.energy.read()
+        self.expected_ms = times[-1]
+        return {
+            "times_ms": times,
+            "parts_ms": self.timer.parts[-len(times) :],
+            "run_host_mb": peak_mb() if self.resets else None,
+            "gpu_mb": self._gpu_mb(),
+            "energy_j": None if before is None or after is None else (after - before) / (calls * self.cell.batch),
+        }
+
+    def _parity(self, pixels: np.ndarray, features: np.ndarray) -> dict[str, Any]:
+        """Figures of the worst photograph, judged by what the precision is ever allowed."""
+        batch = self.cell.batch
+        found: list[Figures] = []
+        for start in range(0, max(1, len(pixels) - batch + 1), batch):
+            images = np.resize(np.arange(start, len(pixels)), batch)
+            found.append(compare(features[images], self.model.run(pixels[images].astype(np.float32) / 255)))
+        figures, allowed = worst(found), THRESHOLDS[self.cell.precision]
+        passed = figures.rel_l2 <= allowed.rel_l2_limit and figures.cosine_min >= allowed.cosine_min
+        status = "non-finite" if not figures.finite else "pass" if passed else "fail"
+        known = figures.to_dict()
+        return {"status": status} | {name: known[name] for name in ("sqnr_db", "cosine", "cosine_min", "rel_l2")}
+
+    def _gpu_mb(self) -> float | None:
+        if self.model.device != "cuda":
+            return None
+        # Without NVML, what torch holds: 0 for a runtime that allocates by itself, so then unknown.
+        return self.energy.process_mb(os.getpid()) or torch.cuda.max_memory_reserved() / 1e6 or None

@@ -1,0 +1,149 @@
+"""The files of a sweep: lines that are appended one by one, and read back whatever killed the writer."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import ArtifactError
+from .figures import Taken
+from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
+
+RESULTS_FILE = "results.jsonl"
+ROUNDS_FILE = "rounds.jsonl"
+
+
+@dataclass
+class Sweep:
+    """All that stands in a results file.
+
+    Attributes:
+        path: the file.
+        environments: by id, in the order in which they came.
+        absent: backends without a cell.
+        results: the last of each cell in each environment.
+    """
+
+    path: Path
+    environments: dict[str, Environment] = field(default_factory=dict)
+    absent: list[Absent] = field(default_factory=list)
+    results: list[Result] = field(default_factory=list)
+
+
+def read_sweep(path: str | os.PathLike[str]) -> Sweep:
+    """Reads a folder that `fvexport sweep --out` wrote, or its results file.
+
+    Of a cell that was skipped and measured later, the later line counts. A last line that was cut off by a kill is
+    left out.
+
+    Raises:
+        ArtifactError: nothing is there, or a line is no result.
+    """
+    file = results_file(path)
+    environments: dict[str, Environment] = {}
+    absent: dict[tuple[str, str, str | None, str], Absent] = {}
+    results: dict[tuple[str, str], Result] = {}
+    for record in _records(file):
+        if isinstance(record, Environment):
+            environments.setdefault(record.id, record)
+        elif isinstance(record, Absent):
+            absent[record.environment, record.backend, record.precision, record.kind] = record
+        else:
+            results[record.environment, record.cell.id] = record
+    return Sweep(file, environments, list(absent.values()), list(results.values()))
+
+
+def results_file(path: str | os.PathLike[str]) -> Path:
+    """The results file that `path` names, or holds; raises ArtifactError where there is none."""
+    file = Path(path)
+    if file.is_dir():
+        file = file / RESULTS_FILE
+    if not file.is_file():
+        raise ArtifactError(f"no results at {file}; make them with `fvexport sweep --out {file.parent}`")
+    return file
+
+
+def append(file: Path, *records: Record) -> None:
+    """Adds lines that are on the disk when this returns."""
+    append_lines(file, [to_line(record) for record in records])
+
+
+def append_lines(file: Path, lines: list[str]) -> None:
+    """Adds lines that are on the disk when this returns, after removing a last one that was cut off."""
+    if not lines:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+") as stream:
+        _drop_torn(stream.fileno(), file)
+        stream.write("".join(line + "\n" for line in lines).encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def complete_lines(file: Path) -> list[str]:
+    """The lines of a file that ended with their line break."""
+    if not file.is_file():
+        return []
+    whole, _, _torn = file.read_bytes().rpartition(b"\n")
+    return [line for line in whole.decode("utf-8", errors="replace").split("\n") if line]
+
+
+class Rounds:
+    """The windows of every round as they are taken: what a killed sweep goes on from.
+
+    Args:
+        out: the sweep's folder.
+        environment: windows of another one do not count.
+    """
+
+    def __init__(self, out: Path, environment: str) -> None:
+        self.file, self.environment = out / ROUNDS_FILE, environment
+        self.windows: dict[str, list[Taken]] = {}
+        for number, line in enumerate(complete_lines(self.file), start=1):
+            try:
+                self._read(json.loads(line))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                raise ArtifactError(f"line {number} of {self.file} is damaged ({error}); remove that file") from None
+
+    def of(self, cell: Cell) -> list[Taken]:
+        """The windows of a cell, by round."""
+        return list(self.windows.get(cell.id, ()))
+
+    def references(self, cells: Sequence[Cell]) -> set[str]:
+        """The ids of the cells that windows of `cells` were compared with."""
+        return {window.reference for cell in cells for window in self.of(cell) if window.reference}
+
+    def append(self, taken: Mapping[str, Taken]) -> None:
+        """Adds one round, by cell id; on the disk when this returns."""
+        lines = []
+        for cell, window in taken.items():
+            self.windows.setdefault(cell, []).append(window)
+            lines.append(json.dumps({"environment": self.environment, "cell": cell} | asdict(window)))
+        append_lines(self.file, lines)
+
+    def _read(self, data: dict[str, Any]) -> None:
+        cell, environment = data.pop("cell"), data.pop("environment")
+        if environment == self.environment:
+            parts = tuple(tuple(part) for part in data.pop("parts_ms"))
+            window = Taken(**data | {"times_ms": tuple(data["times_ms"]), "parts_ms": parts})
+            self.windows.setdefault(cell, []).append(window)
+
+
+def _records(file: Path) -> Iterator[Record]:
+    try:
+        lines = complete_lines(file)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {file} ({error.strerror or error}); check its owner and mode") from None
+    for number, line in enumerate(lines, start=1):
+        yield from_line(line, f"line {number} of {file}")
+
+
+def _drop_torn(descriptor: int, file: Path) -> None:
+    content = file.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.ftruncate(descriptor, whole)

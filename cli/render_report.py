@@ -1,0 +1,106 @@
+"""What `fvexport report` prints: the fastest at each resolution, and what changed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..benchmarks.report.compare import Comparison
+from ..benchmarks.report.headline import Best, headline, median_ms, speedup
+from ..benchmarks.report.page import difference_row, headline_row, no_lead, verdict
+from ..benchmarks.report.wording import THIN
+from . import render
+
+if TYPE_CHECKING:
+    from ..benchmarks.report.write import Report
+    from ..benchmarks.sweep.result import Result
+
+MOST_ROWS = 20
+
+
+def report(made: Report) -> None:
+    """The verdict of each run, the differences, and where the report lies."""
+    for run in made.loaded.runs:
+        rows = [headline_row(best) for best in headline(run)]
+        if not rows:
+            render.notices([f"{run.label}: {no_lead(run)}"])
+            continue
+        for batch in sorted({row.batch for row in rows}):
+            lines = [
+                (r.resolution, r.name, r.time, r.speedup, r.sqnr.removesuffix(" dB"), r.float_name, r.float_time)
+                for r in rows
+                if r.batch == batch
+            ]
+            header = ("pixels", "fastest", "a call", "faster", "SQNR", "without INT8", "a call")
+            title = run.label + (f", batch {batch}" if batch > 1 else "")
+            render.table(header, [[_plain(text) for text in line] for line in lines], title=title)
+    if made.comparison is not None:
+        differences(made.comparison)
+    render.notices(made.notices)
+    render.facts([("report", made.html), ("as Markdown", made.markdown), ("as CSV", made.csv)])
+
+
+def differences(comparison: Comparison) -> None:
+    """Cells that are broken or slower first; the rest is counted."""
+    shown = [row for row in map(difference_row, comparison.differences) if row.finding not in ("same", "unclear")]
+    rows = [(r.name, r.now.text, r.change, r.interval, r.finding) for r in shown[:MOST_ROWS]]
+    if rows:
+        header = ("cell", "ms", "change", "95 % interval", "")
+        render.table(header, [[_plain(text) for text in row] for row in rows], title="what changed")
+    click.echo(f"compared with {comparison.baseline}: {verdict(comparison)}")
+    if len(shown) > MOST_ROWS:
+        render.notices([f"{len(shown) - MOST_ROWS} more such cells are in the report"])
+
+
+def to_dict(made: Report) -> dict[str, Any]:
+    """Plain data for JSON."""
+    comparison = made.comparison
+    return {
+        "html": str(made.html),
+        "markdown": str(made.markdown),
+        "csv": str(made.csv),
+        "runs": [
+            {
+                "label": run.label,
+                "environment": run.environment.id,
+                "date": run.environment.date,
+                "files": [str(file) for file in run.files],
+                "baseline": run.baseline,
+                "cells": len(run.results),
+                "measured": len(run.measured),
+                "fastest": [_best(best) for best in headline(run)],
+            }
+            for run in made.loaded.runs
+        ],
+        "comparison": comparison
+        and {
+            "baseline": comparison.baseline,
+            "threshold": comparison.threshold,
+            "relative": comparison.relative,
+            "alone": comparison.alone,
+            "regressions": len(comparison.regressions),
+            "differences": [difference.to_dict() for difference in comparison.differences],
+        },
+        "notices": list(made.notices),
+    }
+
+
+def _best(best: Best) -> dict[str, Any]:
+    def told(result: Result | None) -> dict[str, Any] | None:
+        if result is None:
+            return None
+        over = speedup(result)
+        return {"cell": result.cell.series, "p50_ms": median_ms(result), "speedup": over and over.value}
+
+    return {
+        "resolution": best.resolution,
+        "batch": best.batch,
+        "fastest": told(best.fastest),
+        "ties": [result.cell.series for result in best.ties],
+        "float_fastest": told(best.float_fastest),
+    }
+
+
+def _plain(text: object) -> str:
+    return str(text).replace(THIN, "").replace(" ms", "\u00a0ms")

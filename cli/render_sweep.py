@@ -1,0 +1,90 @@
+"""What `fvexport sweep` prints: a table of the cells, what has none and why, and the next command."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+import click
+
+from . import render
+
+if TYPE_CHECKING:
+    from ..benchmarks.report.write import Report
+    from ..benchmarks.sweep.result import Result
+    from ..benchmarks.sweep.run import SweepReport
+
+BASELINE = "eager train"
+"""Speed-ups are over it: the model as it is trained, in PyTorch."""
+
+
+def sweep(found: SweepReport, report: Report) -> None:
+    """A table for each resolution, what has no figures and why, and the next command to type."""
+    baselines = {_place(r): r for r in found.results if r.measured and r.cell.runner == BASELINE}
+    click.echo(f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do")
+    for place in dict.fromkeys(map(_place, found.results)):
+        results = [result for result in found.results if _place(result) == place]
+        rows = [_row(result, baselines.get(place)) for result in results]
+        header = ("", "ms", "images/s", "over eager", "SQNR, dB", "MB")
+        render.table(header, rows, title=_title(results))
+    told = _reasons(found.results)
+    for entry in found.absent:
+        words = " ".join(filter(None, (entry.backend, entry.precision)))
+        told.append(f"{words} is absent: {entry.reason}" + (f"; `{entry.install}`" if entry.install else ""))
+    render.notices(told)
+    where = shlex.quote(str(found.out))
+    click.echo(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
+    click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
+
+
+def _reasons(results: list[Result]) -> list[str]:
+    """Why cells have no figures or doubtful ones; those that share a reason in one sentence."""
+    cells: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        if result.reason:
+            name = f"{result.cell.resolution} {result.cell.series}"
+            cells.setdefault((result.status, result.reason), []).append(name)
+    return [f"{render.some(names)}: {status}, {reason}" for (status, reason), names in cells.items()]
+
+
+def _title(results: list[Result]) -> str:
+    cell, tokens = results[0].cell, next((r.tokens for r in results if r.tokens), None)
+    images = "one image" if cell.batch == 1 else f"{cell.batch} images"
+    llm = f", to the first token of {cell.llm} after {cell.prompt_tokens} tokens of text" if cell.llm else ""
+    threads = "1 thread" if cell.threads == 1 else f"{cell.threads} threads"
+    seen = f", {tokens} visual token{'s' if tokens > 1 else ''}" if tokens else ""
+    return f"{cell.resolution}: {images} a call, {threads}{seen}{llm}"
+
+
+def _place(result: Result) -> tuple[object, ...]:
+    """What has to agree for a speed-up to mean something."""
+    cell = result.cell
+    return cell.llm, cell.prompt_tokens, cell.resolution, cell.batch, cell.threads
+
+
+def _row(result: Result, baseline: Result | None) -> tuple[str, ...]:
+    cell, latency = result.cell, result.latency
+    if latency is None:
+        return (cell.series, result.status, "", "", "", "")
+    parity = result.parity
+    sqnr = "" if parity is None else "equal" if parity.rel_l2 == 0 else _number(parity.sqnr_db, ".1f")
+    return (
+        cell.series, f"{latency.p50_ms:.4g}" + ("?" if result.status == "unstable" else ""),
+        _number(result.images_per_second, ".4g"), _speedup(result, baseline),
+        sqnr if parity is None or parity.status == "pass" else f"{sqnr} {parity.status}".strip(),
+        _number(result.peak_host_mb, ".0f"),
+    )  # fmt: skip
+
+
+def _speedup(result: Result, baseline: Result | None) -> str:
+    """By the ratios to one reference where both have it, since those hit the same rounds; else by the medians."""
+    if baseline is None or baseline.latency is None or result.latency is None:
+        return ""
+    ours, theirs = result.latency, baseline.latency
+    if ours.ratio and theirs.ratio and ours.reference == theirs.reference:
+        return f"{theirs.ratio / ours.ratio:.2f}x"
+    return f"{theirs.p50_ms / ours.p50_ms:.2f}x"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)

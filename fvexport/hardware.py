@@ -1,0 +1,80 @@
+"""The machine below: processor, memory, GPUs. Nothing here raises; what cannot be found out is None or empty."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
+
+
+def cpu() -> dict[str, Any]:
+    """The processor: model, cores, cores usable by this process, features worth knowing."""
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags.update(value.split())
+    features = [f for f in CPU_FEATURES if f in flags]
+    return {"model": model, "cores": os.cpu_count() or 1, "usable": len(usable_cpus()), "features": features}
+
+
+def usable_cpus() -> list[int]:
+    """Numbers of the logical processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def usable_cores() -> list[int]:
+    """One logical processor of each physical core that this process may use: threads gain nothing from siblings."""
+    seen, first = set[str](), []
+    for number in usable_cpus():
+        siblings = str(number)
+        with contextlib.suppress(OSError):
+            siblings = Path(f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list").read_text().strip()
+        if siblings not in seen:
+            seen.add(siblings)
+            first.append(number)
+    return first
+
+
+def gpus() -> list[str]:
+    """Name and memory of each NVIDIA GPU; asks the driver's own tool, since torch may be a CPU build, then torch."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)
+        return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    try:
+        import torch
+
+        return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    except (Exception, SystemExit):
+        return []
+
+
+def memory_available() -> int | None:
+    """Bytes that a new process can have before something is swapped or killed."""
+    return _meminfo("MemAvailable") or memory_total()
+
+
+def memory_total() -> int | None:
+    """Bytes of the machine."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _meminfo(entry: str) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith(f"{entry}:"):
+                return int(line.split()[1]) * 1024
+    return None

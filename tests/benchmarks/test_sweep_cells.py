@@ -1,0 +1,287 @@
+"""Cells of a sweep with real models: files, references, every form, peers, the time to first token; and the command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fvexport.benchmarks import ttft
+from fvexport.benchmarks.peers import PEERS, get_peer, load_peer, make_peer_file, why_peer_absent
+from fvexport.benchmarks.sweep.loading import Loaded
+from fvexport.benchmarks.sweep.making import Maker
+from fvexport.benchmarks.sweep.prefilling import TtftTimer
+from fvexport.benchmarks.sweep.result import Cell
+from fvexport.benchmarks.sweep.running import Running
+from fvexport.benchmarks.sweep.timing import CudaTimer, Energy, WallTimer, take_window
+from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.export.artifact import Artifact
+from fvexport.export.figures import compare
+from fvexport.export.parity import THRESHOLDS
+from fvexport.export.targets import get_target, why_absent
+
+WEIGHTS: dict[str, Any] = {"source": None, "revision": None, "variant": "tiny", "seed": 0}
+SIZE = {"height": 64, "width": 128}
+
+
+@pytest.fixture(autouse=True)
+def always_one_thread(one_thread: None) -> None:
+    """For every test of this file."""
+
+
+@pytest.fixture(scope="module")
+def maker() -> Maker:
+    return Maker(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, maker: Maker) -> Path:
+    """A folder with the reference of 64 x 128 pixels and the artifact `fp32`."""
+    folder = tmp_path_factory.mktemp("cells")
+    maker.reference(str(folder / "reference.npz"), **SIZE)
+    made(maker, folder / "fp32", "fp32")
+    return folder
+
+
+def made(maker: Maker, path: Path, precision: str, target: str | None = None, batch: int = 1) -> dict[str, Any]:
+    return maker.artifact(str(path), precision=precision, target=target, batch=batch, samples=2, **SIZE)
+
+
+def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: Any) -> Cell:
+    known: dict[str, Any] = {
+        "kind": "ours", "batch": 1, "threads": 1, "variant": "tiny", "checkpoint": "seeded:0", "weights": "0" * 12,
+    }  # fmt: skip
+    return Cell(backend=backend, precision=precision, **SIZE, **(known | changes))
+
+
+def running(cell: Cell, place: Path, file: Path | None, weights: dict[str, Any] | None = None) -> Running:
+    return Running(cell, weights or WEIGHTS, None if file is None else str(file), str(place / "reference.npz"))
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_the_eager_model_of_photographs(place: Path) -> None:
+    with np.load(place / "reference.npz") as known:
+        pixels, features = known["pixels"], known["features"]
+    assert pixels.shape == (2, 3, 64, 128) and pixels.dtype == np.uint8
+    exact = load_checkpoint(variant="tiny").encoder.double()
+    with torch.inference_mode():
+        wanted = exact(torch.from_numpy(pixels).double() / 255).numpy()
+    assert features.shape == wanted.shape == (2, 2, wanted.shape[2])
+    assert compare(wanted, features).rel_l2 < 1e-5
+
+
+def test_an_artifact_is_exported_once_and_again_for_other_weights(maker: Maker, place: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(place / "fp32", tmp_path / "fp32")
+    shutil.copy(place / "fp32.json", tmp_path / "fp32.json")
+    stamp = (folder / "manifest.json").stat().st_mtime_ns
+    assert made(maker, folder, "fp32")["seconds"] > 0
+    assert (folder / "manifest.json").stat().st_mtime_ns == stamp
+    other = Maker(WEIGHTS | {"seed": 1})
+    made(other, folder, "fp32")
+    assert Artifact.open(folder).manifest.checkpoint["sha256"] == other.describe()["sha256"]
+    # A cell that runs these by mistake is found out.
+    found = running(cell(), place, folder).parity
+    assert found is not None and found["status"] == "fail" and found["rel_l2"] > THRESHOLDS["fp32"].rel_l2_limit
+
+
+def test_weights_are_described(maker: Maker) -> None:
+    found = maker.describe()
+    assert (found["checkpoint"], found["variant"]) == ("seeded:0", "tiny")
+    assert found["sha256"] == load_checkpoint(variant="tiny").info.sha256
+
+
+# --- cells -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["train", "fused", "channels-last"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_eager_form_is_the_same_model(place: Path, maker: Maker, form: str, precision: str) -> None:
+    file = place / precision
+    if form == "channels-last" and not file.exists():
+        made(maker, file, precision)
+    found = running(cell("eager", precision, form=form), place, file if form == "channels-last" else None)
+    told = found.loaded()
+    assert told["parity"]["status"] == "pass" and told["device"] == "cpu" and told["tokens"] == 2
+    # bfloat16 has 8 bits: it is a different computation, and not a wildly different one.
+    assert (told["parity"]["sqnr_db"] is None or told["parity"]["sqnr_db"] > 90) == (precision == "fp32")
+    assert ("train form" if form == "train" else "fused form") in told["computes"]
+    assert {"fp32": "float32", "bf16": "bfloat16"}[precision] in told["computes"]
+
+
+def test_a_window_is_timed_and_weighed(place: Path) -> None:
+    found = running(cell(), place, place / "fp32")
+    window = found.window(seconds=0.02, max_calls=5)
+    assert 1 <= len(window["times_ms"]) <= 5 and min(window["times_ms"]) > 0
+    assert window["gpu_mb"] is window["energy_j"] is None
+    if sys.platform == "linux":
+        assert 50 < window["run_host_mb"] <= 1e5
+
+
+def test_a_batch_is_compared_image_by_image(place: Path, maker: Maker, tmp_path: Path) -> None:
+    batch = 3  # more than there are photographs
+    made(maker, tmp_path / "batch", "fp32", batch=batch)
+    found = running(cell(batch=batch), place, tmp_path / "batch")
+    assert found.x.shape == (batch, 3, 64, 128)
+    assert found.parity is not None and found.parity["status"] == "pass" and found.parity["rel_l2"] < 1e-4
+
+
+def test_int8_is_judged_as_int8(place: Path, maker: Maker, tmp_path: Path) -> None:
+    made(maker, tmp_path / "int8", "int8", "onnxruntime-cpu")
+    found = running(cell(precision="int8", samples=2), place, tmp_path / "int8").parity
+    assert found is not None and found["status"] == "pass" and 14 < found["sqnr_db"] < 60
+
+
+# --- timing ------------------------------------------------------------------------------------
+
+
+class Clock(WallTimer):
+    """Every call takes 100 ms, on its own clock."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: None)
+        self.calls = 0
+
+    def once(self) -> float:
+        self.calls += 1
+        return 100.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "expected", "counted", "called"),
+    [(0.45, 50, 100.0, 5, 6), (10, 4, 100.0, 4, 5), (0, 50, 300.0, 1, 1), (0.15, 50, 300.0, 2, 2)],
+)
+def test_windows_last_their_time(seconds: float, most: int, expected: float, counted: int, called: int) -> None:
+    clock = Clock()
+    times, calls = take_window(clock, seconds, most, expected)
+    assert (len(times), calls, clock.calls) == (counted, called, called)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("captures", [True, False])
+def test_events_time_the_gpu_and_a_graph_replays(captures: bool) -> None:
+    x = torch.randn(512, 512, device="cuda")
+    timer = CudaTimer(lambda v: v @ v, x, captures=captures)
+    assert (timer.name, timer.note) == (("cuda-graph" if captures else "cuda-events"), "")
+    assert 0 < min(timer.once() for _ in range(5)) < 50
+    if captures:
+        assert torch.allclose(timer.result, x @ x)
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_recorded_is_timed_all_the_same() -> None:
+    timer = CudaTimer(lambda v: v * float(v.sum().item()), torch.ones(8, device="cuda"), captures=True)
+    assert timer.name == "cuda-events" and timer.note.startswith("no CUDA graph: ")
+    assert timer.once() > 0
+
+
+def test_energy_is_not_counted_on_a_cpu() -> None:
+    assert Energy("cpu").read() is None
+
+
+# --- time to first token -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_llm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        ttft.DIMENSIONS, "qwen2-0.5b",
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "vocab_size": 100, "tie_word_embeddings": True},
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_llm")
+@pytest.mark.parametrize("tiles", [1, 5])
+def test_the_first_token_takes_three_parts(place: Path, tiles: int) -> None:
+    one = cell(kind="ttft", llm="qwen2-0.5b", prompt_tokens=7, tiles=tiles)
+    found = running(one, place, place / "fp32")
+    assert isinstance(found.timer, TtftTimer)
+    assert found.parity is None and found.tokens == 2 * tiles and found.x.shape[0] == tiles
+    window = found.window(seconds=0.01, max_calls=3)
+    assert len(window["parts_ms"]) == len(window["times_ms"])
+    for parts, total in zip(window["parts_ms"], window["times_ms"], strict=True):
+        assert min(parts) > 0 and sum(parts) == pytest.approx(total)
+    assert "language model in float32" in found.loaded()["computes"]
+
+
+@pytest.mark.usefixtures("small_llm")
+def test_a_model_sees_every_tile(place: Path) -> None:
+    seen: list[Any] = []
+
+    def run(x: np.ndarray) -> np.ndarray:
+        seen.append(x)
+        return np.zeros((1, 2, load_checkpoint(variant="tiny").encoder.config.out_channels), np.float32)
+
+    x = np.random.default_rng(0).random((5, 3, 64, 128), dtype=np.float32)
+    timer = TtftTimer(cell(kind="ttft", llm="qwen2-0.5b", prompt_tokens=3, tiles=5), WEIGHTS, Loaded(run, "", "cpu"), x)
+    timer.once()
+    assert np.array_equal(np.concatenate(seen), x)
+
+
+# --- peers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def peer_files(tmp_path_factory: pytest.TempPathFactory, maker: Maker) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("peers")
+
+    def make(name: str) -> Path:
+        return make_peer_file(get_peer(name), maker.checkpoint, folder, 64, 64, 1, 2)[-1].path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "least_db", "most_db"),
+    [("plain-onnxruntime", "fp32", 90, 200), ("plain-openvino", "fp32", 90, 200),
+     ("plain-quantize-static", "int8", 0, 40)],
+)  # fmt: skip
+def test_plain_ways_run_the_same_weights(
+    peer_files: Callable[[str], Path], maker: Maker, tmp_path: Path, name: str, precision: str, least_db: float,
+    most_db: float,
+) -> None:  # fmt: skip
+    if (reason := why_absent(get_target(get_peer(name).target))) is not None:
+        pytest.skip(reason)
+    maker.reference(str(tmp_path / "reference.npz"), 64, 64)
+    with np.load(tmp_path / "reference.npz") as known:
+        pixels, features = known["pixels"], known["features"]
+    run, computes = load_peer(get_peer(name), precision, peer_files(name), lambda: maker.checkpoint, 1)
+    found = compare(features[:1], run(pixels[:1].astype(np.float32) / 255))
+    assert least_db < found.sqnr_db < most_db and computes
+
+
+def test_a_peer_names_what_it_cannot() -> None:
+    static = get_peer("plain-quantize-static")
+    assert why_peer_absent(static, "int8", 64, 64, 1) is None
+    for size in ((64, 128, 1), (64, 64, 8)):
+        assert why_peer_absent(static, "int8", *size) == "it calibrates on square pictures, one at a time"
+    assert {p.name for p in PEERS} == {"plain-onnxruntime", "plain-openvino", static.name, "plain-torch-compile"}
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_measures_writes_a_report_and_says_what_next(tmp_path: Path) -> None:
+    options = "--variant tiny --res 64 --precision fp32 --backend onnxruntime-cpu --rounds 3 --threads 1 --no-peers"
+    command = [sys.executable, "-m", "fvexport.cli.main", "sweep", *options.split(), "--out", "my sweep"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "cells measured in" in done.stdout and "onnxruntime-cpu fp32" in done.stdout
+    assert "next: fvexport report 'my sweep' OTHER_SWEEP" in done.stdout
+    assert max(map(len, done.stdout.split("report: ")[0].splitlines())) <= 80
+    assert (tmp_path / "my sweep" / "report.html").is_file()
+    again = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    found = json.loads(again.stdout)
+    assert found["measured"] == 0
+    (ours,) = found["results"]
+    assert ours["status"] in ("ok", "unstable") and ours["parity"]["sqnr_db"] > 90

@@ -1,0 +1,125 @@
+"""Lines of a sweep: what is written is what is read, and a torn line costs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fvexport.benchmarks.sweep.result import (
+    STATUSES,
+    Cell,
+    Environment,
+    Record,
+    Result,
+    from_line,
+    percentile,
+    to_line,
+)
+from fvexport.benchmarks.sweep.store import RESULTS_FILE, append, read_sweep
+from fvexport.errors import ArtifactError
+
+Synthetic = Callable[..., list[Record]]
+
+
+def cell(**changes: object) -> Cell:
+    plain = Cell("ours", "openvino", "int8", 256, 256, 1, 2, "tiny", "seeded:0", "0123456789ab", samples=8)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_every_line_comes_back(synthetic: Synthetic) -> None:
+    records = synthetic()
+    assert [from_line(to_line(record), "here") for record in records] == records
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "no line of a sweep's results"),
+        ('{"schema": 9, "type": "absent"}', "schema 9"),
+        ('{"schema": 1, "type": "absent", "colour": "red"}', "no 'colour'"),
+        ('{"schema": 1, "type": "absent"}', "missing"),
+        ('{"schema": 1, "type": "result", "cell": {}}', "missing"),
+    ],
+)
+def test_a_strange_line_is_named(line: str, said: str) -> None:
+    with pytest.raises(ArtifactError, match=said) as caught:
+        from_line(line, "line 3 of results.jsonl")
+    assert "line 3 of results.jsonl" in str(caught.value)
+
+
+def test_cells_that_differ_have_ids_that_differ() -> None:
+    changed = {
+        "kind": "ttft", "backend": "eager", "precision": "fp32", "height": 512, "width": 512, "batch": 8, "threads": 1,
+        "variant": "fastvithd", "weights": "ba9876543210", "form": "train", "samples": 64, "llm": "qwen2-7b",
+        "tiles": 5,
+    }  # fmt: skip
+    cells = [cell(), *(cell(**{name: value}) for name, value in changed.items()), cell(llm="qwen2-7b", prompt_tokens=9)]
+    assert len({c.id for c in cells}) == len(cells)
+    assert cell(checkpoint="elsewhere").id == cell().id  # the same weights from another place
+
+
+def test_a_cell_says_its_resolution() -> None:
+    assert cell().resolution == "256"
+    assert cell(width=512).resolution == "256x512"
+    assert cell(height=1024, width=1024, tiles=5).resolution == "2048 as 5 x 1024"
+    assert cell(tiles=5).pixels == cell(height=512, width=512).pixels
+
+
+def test_an_environment_is_known_again_on_another_day(synthetic: Synthetic) -> None:
+    first = synthetic()[0]
+    assert isinstance(first, Environment)
+    assert replace(first, date="2001-01-01T00:00:00+00:00", command="another").id == first.id
+    assert replace(first, versions=first.versions | {"torch": "3.0"}).id != first.id
+
+
+def test_the_last_line_of_a_cell_counts(synthetic: Synthetic, tmp_path: Path) -> None:
+    records = synthetic()
+    result = next(r for r in records if isinstance(r, Result))
+    append(tmp_path / RESULTS_FILE, *records)
+    append(tmp_path / RESULTS_FILE, replace(result, status="failed", reason="later"))
+    read = read_sweep(tmp_path)
+    assert len(read.results) == sum(isinstance(r, Result) for r in records)
+    assert [r.reason for r in read.results if r.cell == result.cell] == ["later"]
+    assert {r.status for r in read.results} <= set(STATUSES)
+    assert len(read.absent) == 2 and len(read.environments) == 1
+
+
+@given(cut=st.integers(min_value=1, max_value=400))
+def test_a_line_cut_off_by_a_kill_is_dropped(
+    synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    file = tmp_path_factory.mktemp("torn") / RESULTS_FILE
+    records = synthetic(resolutions=(256,))
+    append(file, *records)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-cut])
+    lost = 1 + whole[-cut:-1].count(b"\n")
+    assert len(read_sweep(file).results) == sum(isinstance(r, Result) for r in records) - lost
+    append(file, *records[-lost:])
+    assert file.read_bytes() == whole
+
+
+def test_no_results_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="no results at"):
+        read_sweep(tmp_path)
+
+
+@given(
+    values=st.lists(st.floats(min_value=0, max_value=1e6), min_size=1, max_size=30),
+    share=st.floats(min_value=0, max_value=1),
+)
+def test_percentiles_are_numpys(values: list[float], share: float) -> None:
+    assert percentile(values, share) == pytest.approx(np.percentile(values, 100 * share), rel=1e-9, abs=1e-9)
+
+
+def test_lines_are_strict_json(synthetic: Synthetic) -> None:
+    for record in synthetic():
+        assert json.loads(to_line(record), parse_constant=lambda _: pytest.fail("not JSON"))["schema"] == 1
