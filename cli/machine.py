@@ -16,6 +16,7 @@ from .. import __version__, hardware
 from ..errors import first_line
 from ..export.options import PRECISIONS
 from ..export.targets import ORT_PACKAGE, TARGETS, Target, import_openvino, why_absent
+from ..export.tensorrt.api import load_api
 from ..progress import Progress, silent
 from ..versions import version_of
 
@@ -25,6 +26,7 @@ OPTIONAL = {
     "transformers": "the language model",
     "openvino": "Intel CPUs and GPUs",
     "tensorrt": "NVIDIA engines",
+    "tensorrt_rtx": "the same for RTX GPUs, built anywhere",
     "triton": "our own GPU kernels",
 }
 LABELS = {"skimage": "scikit-image", "PIL": "pillow"}
@@ -169,12 +171,20 @@ def _commands(found: dict[str, Package], targets: list[TargetState]) -> dict[str
     checks = f" and checks them {through}{photographs}" if ready else "; with --no-parity alone, no target can run"
     return {
         "onnx": without("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "pillow") or writes + checks,
+        "trt": without("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "pillow") or _builds(),
         "parity": without("torch", "onnx", "pillow") or through + (photographs if ready else ""),
         "inspect": without("onnx") or "reads any artifact",
         "encode": without("onnx", "pillow") or through,
         "ask": without("torch", "transformers", "pillow") or "with PyTorch's encoder, or an artifact " + through,
         "eval": without("torch", "transformers", "pillow") or "with PyTorch's encoder, and artifacts " + through,
     }
+
+
+def _builds() -> str:
+    try:
+        return f"builds engines with {load_api().title}"
+    except (Exception, SystemExit) as error:  # it imports TensorRT
+        return f"not here: {first_line(error, 400)}; --dry-run writes the ONNX file"
 
 
 def _providers() -> list[str]:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = {"onnx", "parity", "inspect", "encode", "ask", "eval"}
+from fvexport.export.tensorrt import api
+
+COMMANDS = {"onnx", "trt", "parity", "inspect", "encode", "ask", "eval"}
 
 
 def test_table(fvexport) -> None:
@@ -21,12 +23,25 @@ def test_json(fvexport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     answer = fvexport("doctor", "--json").json
     assert {"fvexport", "python", "torch", "onnx", "onnxruntime", "onnxsim", "transformers", "openvino", "tensorrt",
-            "triton"} <= answer["versions"].keys()  # fmt: skip
+            "tensorrt_rtx", "triton"} <= answer["versions"].keys()  # fmt: skip
     assert answer["hub_offline"] is True
     assert answer["commands"].keys() == COMMANDS
     assert answer["cpu"]["cores"] >= 1 and answer["disk_bytes"] > 0
     assert {"name", "precisions", "why_not", "install", "note"} == answer["targets"][0].keys()
     assert answer["targets"][0]["name"] == "onnxruntime-cpu" and answer["targets"][0]["why_not"] is None
+
+
+def test_what_builds_engines(fvexport, without_tensorrt: None) -> None:
+    answer = fvexport("doctor", "--json").json
+    assert answer["commands"]["trt"].startswith("not here: TensorRT is not installed: `")
+    assert "--dry-run" in answer["commands"]["trt"]
+
+
+def test_what_builds_engines_without_a_gpu(fvexport, tensorrt_rtx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "has_cuda_gpu", lambda: False)
+    answer = fvexport("doctor", "--json").json
+    assert answer["commands"]["trt"] == f"builds engines with TensorRT-RTX {tensorrt_rtx.__version__}"
+    assert answer["versions"]["tensorrt_rtx"] == tensorrt_rtx.__version__
 
 
 @pytest.mark.parametrize("failure", ["ImportError('no libfoo.so.1')", "OSError('broken')", "SystemExit(3)", "1 / 0"])
