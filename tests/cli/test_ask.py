@@ -229,8 +229,18 @@ def test_a_checkpoint_without_connector(fvexport, vlm_dir: Path, pictures: list[
     fvexport("ask", pictures[0], QUESTION, "--checkpoint", folder).one_line_error("has no connector")
 
 
-def test_an_artifact_of_other_weights(fvexport, vlm_dir: Path, artifact: Path, pictures: list[Path]) -> None:
-    command = ("ask", pictures[0], QUESTION, "--max-new-tokens", 1, "--checkpoint", vlm_dir, "--artifact", artifact)
+def test_an_artifact_of_other_weights(fvexport, vlm_dir: Path, other_weights: Path, pictures: list[Path]) -> None:
+    command = (
+        "ask",
+        pictures[0],
+        QUESTION,
+        "--max-new-tokens",
+        1,
+        "--checkpoint",
+        vlm_dir,
+        "--artifact",
+        other_weights,
+    )
     fvexport(*command).one_line_error("made from other weights", "--force")
     assert fvexport(*command, "--force").code == 0
 
