@@ -6,6 +6,8 @@ What lives here
     int8_rivals     our INT8 files against other tools', by error and time (its parts: rivals/)
     int8_steps      what each step of our quantization buys
     trained_tiny    a small model trained on a real task, and its accuracy
+    ttft            time to first token by part, with a language model of the released dimensions
+    vlm             FastVLM whole, eager, FP32 and INT8: time to first token, memory, agreement
     tasks/          VQA, captions and retrieval on the user's data; a conversation, a batch, their profile
     results/        measurements as JSON, with the environment they were taken in
 

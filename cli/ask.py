@@ -45,7 +45,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help='JSON lines instead of arguments: {"image": …, "question": …}.',
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Of --batch: JSON lines, gone on with.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answers of --batch, as JSON lines; a second run goes on.",
+)
 @json_option
 @verbose_option
 def ask(

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 @click.option("--task", type=Named(TASKS), required=True, help="vqa, caption or retrieval.")
 @click.option("--data", type=click.Path(path_type=Path), metavar="FILE", required=True, help="JSON lines, one an item.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", required=True, help="Results as JSON lines, gone on with."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    required=True,
+    help="Results, as JSON lines; a second run goes on.",
 )
 @model_options
 @click.option(

@@ -97,7 +97,7 @@ def anls(answer: str, answers: Sequence[str], *, threshold: float = ANLS_THRESHO
 
     Upper and lower case, and runs of blanks, count alike. The mean over questions is ANLS.
 
-    Source: Biten et al. 2019 (ST-VQA, arXiv 1907.00490), eq. 1; DocVQA and InfographicVQA use the same.
+    Source: Biten et al. 2019 (ST-VQA, arXiv 1907.00490); DocVQA and InfographicVQA use the same.
     """
     given = _folded(answer)
     best = 0.0
@@ -113,7 +113,7 @@ def relaxed_accuracy(answer: str, answers: Sequence[str], *, tolerance: float = 
 
     `12%` is 0.12.
 
-    Source: ChartQA (Masry et al. 2022, arXiv 2203.10244), section 5, after Methani et al. 2020; percent signs as in
+    Source: ChartQA (Masry et al. 2022, arXiv 2203.10244), after Methani et al. 2020; percent signs as in
     pix2struct's `relaxed_correctness`.
     """
     return float(any(_relaxed(answer.strip(), other.strip(), tolerance) for other in answers))

@@ -52,7 +52,7 @@ def cider_d(images: Sequence[Captioned]) -> np.ndarray:
     How rare an n-gram is, is counted over the references of the images given. One image alone has only n-grams that
     all images have, and scores 0.
 
-    Source: Vedantam et al. 2015 (arXiv 1411.5726), section 6: clipped counts, a Gaussian penalty of the difference in
+    Source: Vedantam et al. 2015 (arXiv 1411.5726): clipped counts, a Gaussian penalty of the difference in
     length (sigma 6), 10 x the mean over n = 1 … 4 and over references.
     """
     found: Counter[tuple[str, ...]] = Counter()

@@ -27,7 +27,7 @@ PROMPTS: dict[Task, str] = {
     "vqa": "{question}\nAnswer the question using a single word or phrase.",
     "caption": "Provide a one-sentence caption for the provided image.",
 }
-"""As LLaVA-1.5 asks in its evaluation (arXiv 2310.03744, table 7 and appendix)."""
+"""LLaVA-1.5's own prompts for short answers and captions (arXiv 2310.03744)."""
 
 MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 32, "caption": 64}
 

@@ -1,6 +1,6 @@
 """Nearest images by their features: cosine of the mean token, and recall@k over labels.
 
-Source: Jégou et al. 2011 and Oh Song et al. 2016 (arXiv 1511.06452), section 6: every image asks in turn, and a query
+Source: Jégou et al. 2011 and Oh Song et al. 2016 (arXiv 1511.06452): every image asks in turn, and a query
 counts as answered where one of its k nearest others carries its label.
 """
 

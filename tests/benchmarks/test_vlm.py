@@ -52,7 +52,9 @@ def test_figures(artifacts: Path, tmp_path: Path) -> None:
     found = figures(artifacts, tmp_path / "figures.json")
     assert {path: path.stat().st_mtime_ns for path in artifacts.iterdir()} == before  # kept, not made again
     assert [row["tower"] for row in found["memory"]] == list(TOWERS) == [row["tower"] for row in found["ttft"]]
-    assert all(row["visual_tokens"] == 4 and row["tokens"] == 16 and row["peak_mib"] > 100 for row in found["memory"])
+    for row in found["memory"]:
+        assert row["visual_tokens"] == 4 and row["tokens"] == 16
+        assert row["peak_mib"] is None or row["peak_mib"] > 100  # None but on Linux
     for row in found["ttft"]:
         assert row["visual_tokens"] == 4 and row["prompt_tokens"] == 32 and row["rounds"] == 2
         assert row["ttft_ms"] > row["encoder_ms"] > 0

@@ -132,6 +132,16 @@ def vlm_artifact(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+@pytest.fixture
+def other_weights(vlm_artifact: Path, tmp_path: Path) -> Path:
+    """The same artifact, said to be made from other weights than the tiny FastVLM's."""
+    folder = shutil.copytree(vlm_artifact, tmp_path / "other")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["checkpoint"]["sha256"] = "0" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Six pictures, two of each of three kinds that look nothing alike, none of them square."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,20 @@ def test_sampling_with_a_seed(fvexport, vlm_dir: Path, pictures: list[Path]) -> 
     assert ids(*hot, "--seed", 1) != ids()
 
 
+def test_the_other_form_and_another_dtype(
+    fvexport, golden_dir: Path, write_tokenizer, vlm_dir: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "transformers"
+    shutil.copytree(golden_dir / "transformers_tiny", folder)
+    write_tokenizer(folder, image_token=True)
+    command = ("ask", pictures[0], QUESTION, "--max-new-tokens", 2, "--json")
+    answer = fvexport(*command, "--checkpoint", folder, "--res", 128).json
+    assert answer["turns"][0]["visual_tokens"] == 4 and len(answer["turns"][0]["token_ids"]) == 2
+    answer = fvexport(*command, "--checkpoint", vlm_dir, "--dtype", "bfloat16", "--res", 64).json
+    assert answer["turns"][0]["visual_tokens"] == 1
+    fvexport(*command, "--checkpoint", vlm_dir, "--dtype", "int8").one_line_error("int8", "bfloat16")
+
+
 def test_profile(fvexport, vlm_dir: Path, vlm_artifact: Path, pictures: list[Path]) -> None:
     command = ("ask", pictures[0], QUESTION, "--checkpoint", vlm_dir, "--max-new-tokens", 2, "--profile")
     answer = fvexport(*command, "--artifact", vlm_artifact, "--json").json
@@ -206,8 +221,6 @@ def test_checkpoints_that_cannot_answer(fvexport, golden_dir: Path, vlm_dir: Pat
 
 
 def test_a_checkpoint_without_connector(fvexport, vlm_dir: Path, pictures: list[Path], tmp_path: Path) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(vlm_dir, tmp_path / "vlm")
@@ -216,8 +229,18 @@ def test_a_checkpoint_without_connector(fvexport, vlm_dir: Path, pictures: list[
     fvexport("ask", pictures[0], QUESTION, "--checkpoint", folder).one_line_error("has no connector")
 
 
-def test_an_artifact_of_other_weights(fvexport, vlm_dir: Path, artifact: Path, pictures: list[Path]) -> None:
-    command = ("ask", pictures[0], QUESTION, "--max-new-tokens", 1, "--checkpoint", vlm_dir, "--artifact", artifact)
+def test_an_artifact_of_other_weights(fvexport, vlm_dir: Path, other_weights: Path, pictures: list[Path]) -> None:
+    command = (
+        "ask",
+        pictures[0],
+        QUESTION,
+        "--max-new-tokens",
+        1,
+        "--checkpoint",
+        vlm_dir,
+        "--artifact",
+        other_weights,
+    )
     fvexport(*command).one_line_error("made from other weights", "--force")
     assert fvexport(*command, "--force").code == 0
 

@@ -226,19 +226,19 @@ def test_an_interrupted_run_goes_on(
     assert after.startswith(before) and after.count(b"\n") == 9
 
 
-def test_refusals(evaluate, fvexport, artifact: Path, vlm_artifact: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_refusals(evaluate, other_weights: Path, vlm_artifact: Path, pictures: list[Path], tmp_path: Path) -> None:
     written(tmp_path / "data.jsonl", {"image": str(pictures[0]), "question": QUESTION})
     evaluate("vqa", "--backend", "openvino").one_line_error("--backend has no effect without --artifact", code=2)
     evaluate("vqua").one_line_error("Did you mean 'vqa'?", code=2)
     evaluate("vqa", "--prompt", "What?").one_line_error("--prompt must hold {question}")
     evaluate("vqa", "--max-new-tokens", 0).one_line_error("max_new_tokens must be at least 1")
-    evaluate("vqa", "--artifact", artifact).one_line_error("made from other weights", "--force")
+    evaluate("vqa", "--artifact", other_weights).one_line_error("made from other weights", "--force")
     evaluate("vqa", "--artifact", vlm_artifact, "--res", 64).one_line_error("128x128 alone")
     evaluate("retrieval", "--prompt", "x").one_line_error("--prompt has no effect with --task retrieval")
     evaluate("retrieval", "--anyres").one_line_error("--anyres has no effect with --task retrieval")
     evaluate("retrieval", "--res", 100).one_line_error("100x100", "64")
     assert not (tmp_path / "out.jsonl").exists()
-    assert evaluate("vqa", "--max-new-tokens", 1, "--artifact", artifact, "--force").code == 0
+    assert evaluate("vqa", "--max-new-tokens", 1, "--artifact", other_weights, "--force").code == 0
     evaluate("vqa", "--max-new-tokens", 1).one_line_error("other settings or weights")  # another resolution
     assert evaluate("vqa", "--max-new-tokens", 1, "--res", 128).code == 0
     evaluate("vqa", "--max-new-tokens", 2, "--res", 128).one_line_error("other settings or weights", "--out")
