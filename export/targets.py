@@ -81,6 +81,13 @@ TARGETS: tuple[Target, ...] = (
         "apt-get install g++  # or another C++ compiler",
         note="the same through torch.compile, which takes a minute at the first image",
     ),
+    Target(
+        "triton",
+        ("fp32", "fp16", "bf16"),
+        "triton",
+        'pip install "fvexport[triton]"  # on Linux, with a build of torch for CUDA',
+        note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later",
+    ),
 )
 
 
@@ -111,6 +118,8 @@ def why_absent(target: Target) -> str | None:
             return "no NVIDIA GPU found"
     elif target.name == "torch-compile":
         return _why_no_compiler()
+    elif target.name == "triton":
+        return _why_no_kernels()
     return None
 
 
@@ -142,6 +151,21 @@ def _why_no_compiler() -> str | None:
 
     compilers = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
     return None if any(name and shutil.which(name) for name in compilers) else "no C++ compiler found"
+
+
+def _why_no_kernels() -> str | None:
+    """Our kernels run where both the driver and torch see an NVIDIA GPU that is new enough."""
+    if not has_cuda_gpu():
+        return "no NVIDIA GPU found"
+    import torch
+
+    from ..kernels.dispatch import MIN_CAPABILITY
+
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) has no CUDA"
+    if (found := torch.cuda.get_device_capability()) < MIN_CAPABILITY:
+        return f"the GPU is of compute capability {found[0]}.{found[1]}; the kernels need 8.0"
+    return None
 
 
 def has_cuda_gpu() -> bool:

@@ -87,7 +87,7 @@ def attention_kernel(
 def attention_reference(qkv: Tensor, heads: int) -> Tensor:
     """The same in PyTorch: packed qkv (B, N, 3C) -> (B, N, C)."""
     b, n, width = qkv.shape
-    q, k, v = (t.reshape(b, n, heads, -1).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
+    q, k, v = (t.reshape(b, n, heads, width // (3 * heads)).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
     y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
     return y.transpose(1, 2).reshape(b, n, width // 3)
 

@@ -109,8 +109,8 @@ def _linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
         return linear_residual_reference(x, weight, bias, residual, scale).contiguous()
     n, k = weight.shape
     config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
-    inputs = (None if t is None else t.contiguous() for t in (scale, residual))
-    return launch_linear(x.contiguous(), weight.contiguous(), bias.contiguous(), *inputs, config)
+    x, weight, bias, residual = (t.contiguous() for t in (x, weight, bias, residual))
+    return launch_linear(x, weight, bias, None if scale is None else scale.contiguous(), residual, config)
 
 
 @_linear_residual.register_fake

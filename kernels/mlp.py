@@ -154,7 +154,8 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Te
     if not runs("mlp", *tensors) or c > MAX_CHANNELS:
         return mlp_reference(*tensors).contiguous()
     config = config_for("mlp", x, {"m": x.numel() // c, "c": c, "hidden": hidden})
-    return launch_mlp(*(t.contiguous() for t in tensors), config=config)
+    x, w1, b1, w2, b2, residual = (t.contiguous() for t in tensors)
+    return launch_mlp(x, w1, b1, w2, b2, residual, config)
 
 
 @_mlp.register_fake

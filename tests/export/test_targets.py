@@ -29,7 +29,7 @@ def test_names_are_unique_and_found() -> None:
         ("onnxruntime", "did you mean 'onnxruntime-cpu'?"),
         ("onnxruntime-gpu", "did you mean 'onnxruntime-c"),
         ("open-vino", "did you mean 'openvino'?"),
-        ("zzz", "known are onnxruntime-cpu, onnxruntime-cuda, openvino, eager, torch-compile"),
+        ("zzz", "known are onnxruntime-cpu, onnxruntime-cuda, openvino, eager, torch-compile, triton"),
     ],
 )
 def test_unknown_name(name: str, words: str) -> None:
