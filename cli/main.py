@@ -27,6 +27,7 @@ from .inspect import inspect
 from .onnx import onnx
 from .options import is_verbose, verbose_option
 from .parity import parity
+from .tune import tune
 
 EPILOG = """\b
 Completion of options and names in your shell:
@@ -78,7 +79,7 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (onnx, calibrate, parity, inspect, encode, doctor):
+for command in (onnx, calibrate, parity, inspect, encode, tune, doctor):
     cli.add_command(command)
 
 
