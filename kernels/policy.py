@@ -45,8 +45,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "ConvFFN", "mlp", HALF,
-        "the hidden tensor, 4/5 of the bytes of both products, is never written; one wave of programs takes no longer "
-        "than two launches",
+        "the hidden tensor, 8 of the 11 C values a position that two products move, is never written; one wave of "
+        "programs takes no longer than two launches",
         max_channels=96,
     ),
     Row(
