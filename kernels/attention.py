@@ -125,7 +125,8 @@ def _attention(qkv: Tensor, heads: int) -> Tensor:
     if not runs("attention", qkv) or width != 3 * heads * HEAD_DIM or not 0 < b < 2**16:
         return attention_reference(qkv, heads).contiguous()
     config = config_for("attention", qkv, {"tokens": n, "batch": b, "heads": heads})
-    return launch_attention(qkv.contiguous(), heads, config)
+    with torch.cuda.device_of(qkv):  # Triton launches on the current device
+        return launch_attention(qkv.contiguous(), heads, config)
 
 
 @_attention.register_fake

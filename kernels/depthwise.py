@@ -170,7 +170,9 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool)
         "stride": stride, "multiplier": c // x.shape[3],
     }  # fmt: skip
     config = config_for("depthwise", x, sizes)
-    return launch_depthwise(x.contiguous(), weight.contiguous(), bias.contiguous(), stride, gelu, config)
+    x, weight, bias = (t.contiguous() for t in (x, weight, bias))
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return launch_depthwise(x, weight, bias, stride, gelu, config)
 
 
 @_depthwise.register_fake

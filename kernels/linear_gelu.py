@@ -44,7 +44,9 @@ def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return linear_gelu_reference(x, weight, bias).contiguous()
     n, k = weight.shape
     config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
-    return launch_linear(x.contiguous(), weight.contiguous(), bias.contiguous(), None, None, config, gelu=True)
+    x, weight, bias = (t.contiguous() for t in (x, weight, bias))
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return launch_linear(x, weight, bias, None, None, config, gelu=True)
 
 
 @_linear_gelu.register_fake

@@ -110,7 +110,9 @@ def _linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
     n, k = weight.shape
     config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
     x, weight, bias, residual = (t.contiguous() for t in (x, weight, bias, residual))
-    return launch_linear(x, weight, bias, None if scale is None else scale.contiguous(), residual, config)
+    scale = None if scale is None else scale.contiguous()
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return launch_linear(x, weight, bias, scale, residual, config)
 
 
 @_linear_residual.register_fake

@@ -155,7 +155,8 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Te
         return mlp_reference(*tensors).contiguous()
     config = config_for("mlp", x, {"m": x.numel() // c, "c": c, "hidden": hidden})
     x, w1, b1, w2, b2, residual = (t.contiguous() for t in tensors)
-    return launch_mlp(x, w1, b1, w2, b2, residual, config)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return launch_mlp(x, w1, b1, w2, b2, residual, config)
 
 
 @_mlp.register_fake

@@ -141,7 +141,9 @@ def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: flo
         return norm_linear_reference(x, weight, bias, eps).contiguous()
     n, k = weight.shape
     config = config_for("norm_linear", x, {"m": x.numel() // k, "n": n, "k": k})
-    return launch_norm_linear(x.contiguous(), weight.contiguous(), bias.contiguous(), sums.contiguous(), eps, config)
+    x, weight, bias, sums = (t.contiguous() for t in (x, weight, bias, sums))
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        return launch_norm_linear(x, weight, bias, sums, eps, config)
 
 
 @_norm_linear.register_fake
