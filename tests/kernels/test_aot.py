@@ -19,6 +19,7 @@ from fvexport.errors import UnavailableError
 from fvexport.kernels import language
 from fvexport.kernels.aot import (
     ARCHS,
+    MAX_SHARED,
     RESOLUTIONS,
     Compiled,
     accesses,
