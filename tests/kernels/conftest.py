@@ -1,4 +1,4 @@
-"""What the kernels' tests share; nothing here interprets a kernel (see `interpreted/`)."""
+"""What the kernels' tests share. Imports no kernel: whether they are interpreted is `interpreted/`'s to say first."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import pytest
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.kernels.dispatch import SWITCH
 
 
 @pytest.fixture(autouse=True)
 def _all_on(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
-    monkeypatch.delenv(SWITCH, raising=False)
+    monkeypatch.delenv("FVEXPORT_KERNELS", raising=False)
 
 
 @pytest.fixture(scope="session")
