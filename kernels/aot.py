@@ -164,9 +164,10 @@ def compile_launch(launch: Launch, arch: str, *, sizes: dict[str, int] | None = 
     )
     ptx, metadata = compiled.asm["ptx"], compiled.metadata
     registers, stack, spills = assemble(ptx, number)
+    scratch = metadata.global_scratch_size + getattr(metadata, "profile_scratch_size", 0)  # Triton 3.4 has no second
     return Compiled(
         arch, launch.name, dtype, sizes or {}, dict(launch.constants), launch.num_warps, launch.num_stages, registers,
-        spills, stack, metadata.shared, metadata.global_scratch_size + metadata.profile_scratch_size,
+        spills, stack, metadata.shared, scratch,
         loads=accesses(ptx, "ld"), stores=accesses(ptx, "st"), ptx=ptx,
     )  # fmt: skip
 

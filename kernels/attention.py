@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 
@@ -125,7 +125,7 @@ def _attention(qkv: Tensor, heads: int) -> Tensor:
     if not runs("attention", qkv) or width != 3 * heads * HEAD_DIM or not 0 < b < 2**16:
         return attention_reference(qkv, heads).contiguous()
     config = config_for("attention", qkv, {"tokens": n, "batch": b, "heads": heads})
-    with torch.cuda.device_of(qkv):  # Triton launches on the current device
+    with on_device_of(qkv):
         return launch_attention(qkv.contiguous(), heads, config)
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, runs
+from .dispatch import check_same_dtype, forward_only, on_device_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import gelu
@@ -171,7 +171,7 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool)
     }  # fmt: skip
     config = config_for("depthwise", x, sizes)
     x, weight, bias = (t.contiguous() for t in (x, weight, bias))
-    with torch.cuda.device_of(x):  # Triton launches on the current device
+    with on_device_of(x):
         return launch_depthwise(x, weight, bias, stride, gelu, config)
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .dispatch import check_product, check_same_dtype, forward_only, runs
+from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, runs
 from .linear_residual import launch_linear
 from .table import config_for
 
@@ -45,7 +45,7 @@ def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     n, k = weight.shape
     config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
     x, weight, bias = (t.contiguous() for t in (x, weight, bias))
-    with torch.cuda.device_of(x):  # Triton launches on the current device
+    with on_device_of(x):
         return launch_linear(x, weight, bias, None, None, config, gelu=True)
 
 

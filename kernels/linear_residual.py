@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_product, check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import gelu, product, tile_of
@@ -111,7 +111,7 @@ def _linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
     config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
     x, weight, bias, residual = (t.contiguous() for t in (x, weight, bias, residual))
     scale = None if scale is None else scale.contiguous()
-    with torch.cuda.device_of(x):  # Triton launches on the current device
+    with on_device_of(x):
         return launch_linear(x, weight, bias, scale, residual, config)
 
 

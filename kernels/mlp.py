@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import gelu
@@ -155,7 +155,7 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Te
         return mlp_reference(*tensors).contiguous()
     config = config_for("mlp", x, {"m": x.numel() // c, "c": c, "hidden": hidden})
     x, w1, b1, w2, b2, residual = (t.contiguous() for t in tensors)
-    with torch.cuda.device_of(x):  # Triton launches on the current device
+    with on_device_of(x):
         return launch_mlp(x, w1, b1, w2, b2, residual, config)
 
 

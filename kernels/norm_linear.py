@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .dispatch import check_product, check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import centred_product, product, tile_of
@@ -142,7 +142,7 @@ def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: flo
     n, k = weight.shape
     config = config_for("norm_linear", x, {"m": x.numel() // k, "n": n, "k": k})
     x, weight, bias, sums = (t.contiguous() for t in (x, weight, bias, sums))
-    with torch.cuda.device_of(x):  # Triton launches on the current device
+    with on_device_of(x):
         return launch_norm_linear(x, weight, bias, sums, eps, config)
 
 
