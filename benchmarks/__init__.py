@@ -3,6 +3,7 @@
 What lives here
     paired          timing of several candidates side by side, in one run
     plain_onnx      our ONNX file against a plain `torch.onnx.export` of the same model
+    kernels         each Triton kernel and the encoder on them against PyTorch, on a GPU
     int8_rivals     our INT8 files against other tools', by error and time (its parts: rivals/)
     int8_steps      what each step of our quantization buys
     trained_tiny    a small model trained on a real task, and its accuracy

@@ -32,6 +32,7 @@ from .parity import parity
 from .report import report
 from .sweep import sweep
 from .trt import trt
+from .tune import tune
 
 EPILOG = """\b
 Completion of options and names in your shell:
@@ -83,7 +84,8 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for command in (onnx, trt, calibrate, parity, inspect, encode, ask, evaluation, sweep, report, doctor):
+COMMANDS = (onnx, trt, calibrate, parity, inspect, encode, ask, evaluation, sweep, report, tune, doctor)
+for command in COMMANDS:
     cli.add_command(command)
 
 

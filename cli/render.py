@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..export.inspect import Inspection
     from ..export.onnx import ExportReport
     from ..export.parity import Verdict
+    from ..kernels.table import Config
+    from ..kernels.tune import TuneReport
 
 MAX_NAMES = 4
 """Names of images listed in a row; the rest are counted."""
@@ -217,6 +219,28 @@ def encode_report(report: EncodeReport) -> None:
                 ("file", report.out),
             ]
         )
+
+
+def tune_report(report: TuneReport) -> None:
+    """What was searched and found, or what would be."""
+
+    def shown(config: Config) -> str:
+        return " ".join(str(value) for value in config.arguments.values())
+
+    found = [(s, s.config, s.start_ms, s.ms) for s in report.searches]
+    ran = [
+        (s.key, shown(s.start), shown(config), f"{1e3 * start:.1f}", f"{1e3 * ms:.1f}", s.tried + s.failed)
+        for s, config, start, ms in found
+        if config is not None and start is not None and ms is not None
+    ]
+    if ran:
+        table(("kernel and sizes", "default", "found", "µs", "µs", "tried"), ran, title=f"searched on {report.arch}")
+    if report.file is not None:
+        facts([("kept in", report.file)])
+        return
+    planned = [(s.key, shown(s.start), s.neighbours) for s in report.searches]
+    header = ("kernel and sizes", "starts from", "first step")
+    table(header, planned, title=f"{len(planned)} searches on {report.arch}, not run")
 
 
 def _quoted(path: object) -> str:

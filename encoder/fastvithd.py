@@ -309,16 +309,21 @@ class FastViTHD(nn.Module):
         yield "final_conv", self.final_conv
 
     def _pixels(self, x: Tensor) -> Tensor:
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] == 0:
-            raise ConfigError(f"pixel_values must be (B, 3, H, W); found {tuple(x.shape)}")
-        if self.uint8_input != (x.dtype == torch.uint8):
-            wanted = "uint8 0..255" if self.uint8_input else "floating point in [0, 1]"
-            raise ConfigError(f"this model takes {wanted} pixel_values; found {x.dtype}")
-        if not self.uint8_input and x.dtype != (dtype := self.first_conv.weight.dtype):
-            raise ConfigError(f"this model computes in {dtype}; found pixel_values in {x.dtype}")
-        if not torch.compiler.is_compiling():  # sizes are symbols while exporting, bounded there by the exporter
-            self.config.check_resolution(*x.shape[2:])
-        return x.to(self.first_conv.weight.dtype) if self.uint8_input else x
+        return checked_pixels(x, self.config, self.first_conv.weight.dtype, uint8_input=self.uint8_input)
+
+
+def checked_pixels(x: Tensor, config: FastViTHDConfig, dtype: torch.dtype, *, uint8_input: bool) -> Tensor:
+    """`pixel_values` (B, 3, H, W) in the dtype that a model computes in; raises ConfigError for what it cannot take."""
+    if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] == 0:
+        raise ConfigError(f"pixel_values must be (B, 3, H, W); found {tuple(x.shape)}")
+    if uint8_input != (x.dtype == torch.uint8):
+        wanted = "uint8 0..255" if uint8_input else "floating point in [0, 1]"
+        raise ConfigError(f"this model takes {wanted} pixel_values; found {x.dtype}")
+    if not uint8_input and x.dtype != dtype:
+        raise ConfigError(f"this model computes in {dtype}; found pixel_values in {x.dtype}")
+    if not torch.compiler.is_compiling():  # sizes are symbols while exporting, bounded there by the exporter
+        config.check_resolution(*x.shape[2:])
+    return x.to(dtype) if uint8_input else x
 
 
 def _depthwise(dim: int, kernel: int) -> nn.Conv2d:

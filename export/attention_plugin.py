@@ -1,10 +1,10 @@
-"""Attention as one node, `fvexport::Attention`, that TensorRT gives to our kernel and everybody else computes.
+"""Attention as one node, `fvexport::Attention`, that TensorRT gives to our kernel and onnxruntime computes.
 
 The node reads packed qkv (B, N, 3C) as the qkv product writes it, so the transposes around attention go too. The model
-carries the node's meaning as an ONNX function of the same name, MatMul-Softmax-MatMul: onnxruntime and OpenVINO compute
-that. TensorRT's parser takes the plugin where one of that name, version and namespace is registered
-(`fvexport.kernels.tensorrt_plugin`), before the function and before ONNX's own Attention, as tried with the parser of
-TensorRT 11.4. Without the plugin it refuses the node.
+carries the node's meaning as an ONNX function of the same name, MatMul-Softmax-MatMul: onnxruntime computes that
+(OpenVINO reads no functions). TensorRT's parser takes the plugin where one of that name, version and namespace is
+registered (`fvexport.kernels.tensorrt_plugin`), before the function and before ONNX's own Attention, as tried with the
+parser of TensorRT 11.4. Without the plugin it refuses the node.
 
 Attributes of the node are what TensorRT's parser asks for: `plugin_namespace`, `plugin_version`, and `aot` (the kernel
 stands compiled in the engine). The number of heads follows from C, head_dim being 32.
@@ -67,7 +67,7 @@ def _replaced(module: nn.Module) -> nn.Module:
 
 
 def add_function(model: ir.Model, opset: int) -> None:
-    """Gives the model what the node means, for runtimes without the plugin."""
+    """Gives the model what the node means, for onnxruntime."""
     from onnx_ir import serde
 
     function = serde.deserialize_function(attention_function(opset))

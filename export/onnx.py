@@ -40,8 +40,8 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
 """Per weight, at most: of a quantized file's, a few stay in float32."""
 
 PLUGIN_NOTICE = (
-    "attention is the node fvexport::Attention, experimental: the verdict is of the function that runtimes without the "
-    "plugin compute; TensorRT needs fvexport.kernels.tensorrt_plugin.register_attention()"
+    "attention is the node fvexport::Attention, experimental: the verdict is of the function that onnxruntime runs, "
+    "and TensorRT needs fvexport.kernels.tensorrt_plugin.register_attention()"
 )
 
 JUDGES = {"tensorrt": "onnxruntime-cpu", "onnxruntime-cpu": "onnxruntime-cpu", "openvino": "openvino"}

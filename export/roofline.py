@@ -60,8 +60,9 @@ FUSIONS: tuple[Fusion, ...] = (
 )
 """In the order in which they are put on, each on top of those before: what they remove adds up.
 
-`epilogue` (GELU, ReLU, sigmoid and the gate in the kernel of the product before them) is what every compiler does; the
-others are this project's kernels. `depthwise` still writes the 3 x 3's output, since the residual reads it.
+`epilogue` (GELU, ReLU and sigmoid in the kernel that makes their input) is what every compiler does; the next four are
+this project's kernels. `depthwise` is what is left: it still writes the 3 x 3's output, which the residual reads, and
+so saves one read of it. No kernel does that, since each tile would compute the 3 x 3 around its edge once more.
 """
 
 

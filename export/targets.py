@@ -85,6 +85,14 @@ TARGETS: tuple[Target, ...] = (
         taps=False,
     ),
     Target(
+        "triton",
+        ("fp32", "fp16", "bf16"),
+        "triton",
+        'pip install "fvexport[triton]"  # on Linux, with a build of torch for CUDA',
+        note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later",
+        taps=False,
+    ),
+    Target(
         "tensorrt",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "tensorrt",
@@ -143,10 +151,13 @@ def why_absent(target: Target) -> str | None:
     elif target.module in ("tensorrt", "tensorrt_rtx"):
         return _why_no_torch_gpu()
     elif target.module == "onnxruntime_ep_nv_tensorrt_rtx":
-        return "no NVIDIA GPU found" if not has_cuda_gpu() else None if rtx_devices() else _NO_RTX
+        return NO_GPU if not has_cuda_gpu() else None if rtx_devices() else _NO_RTX
+    elif target.name == "triton":
+        return _why_no_kernels()
     return None
 
 
+NO_GPU = "no NVIDIA GPU found"
 _NO_RTX = "onnxruntime is too old for it (1.24 is the first), or finds no RTX GPU"
 
 
@@ -156,7 +167,7 @@ def _why_no_provider(provider: str | None) -> str | None:
     if provider not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {provider}"
     if provider != "CPUExecutionProvider" and not has_cuda_gpu():
-        return "no NVIDIA GPU found"
+        return NO_GPU
     if provider == "TensorrtExecutionProvider" and importlib.util.find_spec("tensorrt") is None:
         return "tensorrt is not installed, whose libraries it uses"
     return None
@@ -165,7 +176,7 @@ def _why_no_provider(provider: str | None) -> str | None:
 def _why_no_torch_gpu() -> str | None:
     """Engines run on memory that torch allocates."""
     if not has_cuda_gpu():
-        return "no NVIDIA GPU found"
+        return NO_GPU
     import torch
 
     return None if torch.cuda.is_available() else "torch is built without CUDA, or finds no GPU"
@@ -191,7 +202,9 @@ def require(target: Target) -> None:
     """Raises UnavailableError with the reason and the command that mends it."""
     reason = why_absent(target)
     if reason is not None:
-        raise UnavailableError(f"backend {target.name} cannot run here: {reason}; `{target.install}`")
+        # No package brings a GPU.
+        mended = "take another --backend" if reason == NO_GPU else f"`{target.install}`"
+        raise UnavailableError(f"backend {target.name} cannot run here: {reason}; {mended}")
 
 
 def import_openvino() -> Any:
@@ -215,6 +228,21 @@ def _why_no_compiler() -> str | None:
 
     compilers = [os.environ.get("CXX"), "g++", "clang++", "c++", "cl"]
     return None if any(name and shutil.which(name) for name in compilers) else "no C++ compiler found"
+
+
+def _why_no_kernels() -> str | None:
+    """Our kernels run where both the driver and torch see an NVIDIA GPU that is new enough."""
+    if not has_cuda_gpu():
+        return NO_GPU
+    import torch
+
+    from ..kernels.dispatch import MIN_CAPABILITY
+
+    if not torch.cuda.is_available() or torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) has no CUDA"
+    if (found := torch.cuda.get_device_capability()) < MIN_CAPABILITY:
+        return f"the GPU is of compute capability {found[0]}.{found[1]}; the kernels need 8.0"
+    return None
 
 
 def has_cuda_gpu() -> bool:

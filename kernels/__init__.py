@@ -1,8 +1,6 @@
 """Triton kernels for FastViTHD's blocks on NVIDIA GPUs, and the model that runs on them.
 
 What lives here
-    launches        which kernels the encoder launches, found without a GPU
-    aot             kernels compiled for six architectures without one, and what the compilers say of them
     language        Triton where it is installed, and what stands in for it elsewhere
     dispatch        when a kernel runs and when PyTorch does: device, dtype, switches
     table           block sizes by kernel, architecture and shape: committed, and tuned by the user
@@ -10,10 +8,28 @@ What lives here
     tiles           what several kernels share: matrix products, GELU
     attention       softmax(q k^T) v on packed qkv
     norm_linear     LayerNorm and the product after it
-    linear          a product with bias, and what follows it: GELU, or scale and residual (linear_residual)
+    linear_residual a product with bias, and scale and residual after it
+    linear_gelu     a product with bias, and GELU after it
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
     depthwise       depthwise convolutions, channels-last
+    policy          which kernel computes which part of the model, and why
+    accelerate      the fused model on the kernels
+    cuda_graph      a model's launches recorded once and replayed
+    tune            block sizes searched on a GPU, for `fvexport tune`
+    launches        which kernels the encoder launches, found without a GPU
+    aot             kernels compiled for six architectures without one, and what the compilers say of them
+    tensorrt_plugin  the attention kernel as a plugin that TensorRT compiles into an engine
 
 Each kernel's file holds its formula, the kernel, the same in plain PyTorch, and a function that runs whichever fits.
 May import `encoder`; may be imported by `calibration`, `export`, `benchmarks` and `cli`. Imports without Triton.
 """
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach(
+    __name__,
+    submod_attrs={
+        "accelerate": ["accelerate"],
+        "cuda_graph": ["cuda_graph"],
+    },
+)

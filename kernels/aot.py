@@ -164,9 +164,10 @@ def compile_launch(launch: Launch, arch: str, *, sizes: dict[str, int] | None = 
     )
     ptx, metadata = compiled.asm["ptx"], compiled.metadata
     registers, stack, spills = assemble(ptx, number)
+    scratch = metadata.global_scratch_size + getattr(metadata, "profile_scratch_size", 0)  # Triton 3.4 has no second
     return Compiled(
         arch, launch.name, dtype, sizes or {}, dict(launch.constants), launch.num_warps, launch.num_stages, registers,
-        spills, stack, metadata.shared, metadata.global_scratch_size + metadata.profile_scratch_size,
+        spills, stack, metadata.shared, scratch,
         loads=accesses(ptx, "ld"), stores=accesses(ptx, "st"), ptx=ptx,
     )  # fmt: skip
 
@@ -199,7 +200,7 @@ def accesses(ptx: str, kind: str) -> dict[int, int]:
     Copies to shared memory that pass registers by (cp.async) are reads.
     """
     found: Counter[int] = Counter()
-    for vector, bits in re.findall(rf"\b{kind}\.global(?:\.[a-z_:]\w*)*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx):
+    for vector, bits in re.findall(rf"\b{kind}\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx):
         found[int(vector or 1) * int(bits) // 8] += 1
     if kind == "ld":
         found.update(
@@ -232,7 +233,7 @@ def main() -> None:
         try:
             for kernel in found:
                 bad += bool(kernel.problems)
-                click.echo(json.dumps(kernel.to_dict()) if as_json else _line(kernel))
+                click.echo(json.dumps(kernel.to_dict()) if as_json else line_of(kernel))
         except FvexportError as error:
             raise click.ClickException(str(error)) from None
         if bad:
@@ -241,7 +242,8 @@ def main() -> None:
     command()
 
 
-def _line(kernel: Compiled) -> str:
+def line_of(kernel: Compiled) -> str:
+    """One line of the report."""
     blocks = " ".join(f"{n}={v}" for n, v in kernel.constants.items() if isinstance(v, int) and n.isupper())
     widths = " ".join(f"{count}x{width}B" for width, count in kernel.loads.items())
     shared = f"{kernel.shared / 1024:.1f} KiB{' (raised)' if kernel.raised else ''}"

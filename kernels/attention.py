@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 
@@ -87,7 +87,7 @@ def attention_kernel(
 def attention_reference(qkv: Tensor, heads: int) -> Tensor:
     """The same in PyTorch: packed qkv (B, N, 3C) -> (B, N, C)."""
     b, n, width = qkv.shape
-    q, k, v = (t.reshape(b, n, heads, -1).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
+    q, k, v = (t.reshape(b, n, heads, width // (3 * heads)).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
     y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
     return y.transpose(1, 2).reshape(b, n, width // 3)
 
@@ -125,7 +125,8 @@ def _attention(qkv: Tensor, heads: int) -> Tensor:
     if not runs("attention", qkv) or width != 3 * heads * HEAD_DIM or not 0 < b < 2**16:
         return attention_reference(qkv, heads).contiguous()
     config = config_for("attention", qkv, {"tokens": n, "batch": b, "heads": heads})
-    return launch_attention(qkv.contiguous(), heads, config)
+    with on_device_of(qkv):
+        return launch_attention(qkv.contiguous(), heads, config)
 
 
 @_attention.register_fake

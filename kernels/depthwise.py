@@ -22,7 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, runs
+from .dispatch import check_same_dtype, forward_only, on_device_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import gelu
@@ -170,7 +170,9 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool)
         "stride": stride, "multiplier": c // x.shape[3],
     }  # fmt: skip
     config = config_for("depthwise", x, sizes)
-    return launch_depthwise(x.contiguous(), weight.contiguous(), bias.contiguous(), stride, gelu, config)
+    x, weight, bias = (t.contiguous() for t in (x, weight, bias))
+    with on_device_of(x):
+        return launch_depthwise(x, weight, bias, stride, gelu, config)
 
 
 @_depthwise.register_fake

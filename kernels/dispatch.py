@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -81,6 +82,11 @@ def forward_only(op: str, *tensors: Tensor | None) -> None:
 def precision_of(dtype: torch.dtype) -> str:
     """How float32 is multiplied: exactly, as PyTorch does unless told otherwise. Half types take no such choice."""
     return "ieee" if dtype == torch.float32 else "tf32"
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Makes a tensor's GPU the current one, on which Triton launches; nothing for tensors elsewhere."""
+    return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
 
 
 @functools.lru_cache

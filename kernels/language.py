@@ -10,7 +10,9 @@ from typing import Any
 
 try:
     import triton
-    import triton.language as tl
+    import triton.language
+
+    tl = triton.language
 except ImportError:  # macOS, Windows, or not asked for
     triton = tl = None
 

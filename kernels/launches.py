@@ -7,6 +7,7 @@ ahead of time is what runs: the same kernels, block sizes and specializations, w
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from .norm_linear import NORM_EPS, launch_norm_linear
 from .table import Config, default_config, dtype_class
 
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+Make = Callable[..., Tensor]
 ALIGNED = 16
 """Bytes that every tensor of PyTorch begins at a multiple of; sizes that are multiples of it are compiled as such."""
 
@@ -133,42 +135,42 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
 # --- the calls of the encoder -------------------------------------------------------------------------
 
 
-def encoder_calls(config: FastViTHDConfig, height: int, width: int, batch: int, dtype: torch.dtype) -> Iterator[Call]:
+def encoder_calls(
+    config: FastViTHDConfig, height: int, width: int, batch: int, dtype: torch.dtype, *, device: str = "meta"
+) -> Iterator[Call]:
     """Every call of an operator that the encoder can be put together from, at one size.
 
     A ConvFFN stands there twice where its fused kernel has room: as that one, and as its two products.
+    Elsewhere than on the meta device tensors are of order one, as activations are.
     """
+    make = functools.partial(torch.empty if device == "meta" else torch.randn, dtype=dtype, device=device)
     stem = config.dims[0]
-    yield from _depthwise(batch, height // 2, width // 2, stem, 3, dtype, stride=2, gelu=True)
-    yield from _linear(batch * height * width // 16, stem, stem, dtype, gelu=True)
+    yield from _depthwise(batch, height // 2, width // 2, stem, 3, make, stride=2, gelu=True)
+    yield from _linear(batch * height * width // 16, stem, stem, make, gelu=True)
     for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
         m, hidden = batch * h * w, config.mlp_ratio * c
         if stage:
             before = config.dims[stage - 1]
-            yield from _depthwise(batch, 2 * h, 2 * w, before, 7, dtype, stride=2, gelu=True, outputs=c // before)
-            yield from _linear(m, c, c, dtype, gelu=True)
+            yield from _depthwise(batch, 2 * h, 2 * w, before, 7, make, stride=2, gelu=True, outputs=c // before)
+            yield from _linear(m, c, c, make, gelu=True)
         if MIXERS[stage] == "attention":
-            yield from _attention(batch, h * w, config.num_heads(stage), dtype, c)
-            yield from _linear(m, c, c, dtype, residual=True)
+            yield from _attention(batch, h * w, config.num_heads(stage), make, c)
+            yield from _linear(m, c, c, make, residual=True)
         else:
-            yield from _depthwise(batch, h, w, c, 3, dtype)
-        yield from _depthwise(batch, h, w, c, 7, dtype)
+            yield from _depthwise(batch, h, w, c, 3, make)
+        yield from _depthwise(batch, h, w, c, 7, make)
         if c <= MAX_CHANNELS:
-            yield from _mlp(m, c, hidden, dtype)
-        yield from _linear(m, hidden, c, dtype, gelu=True)
-        yield from _linear(m, c, hidden, dtype, residual=True)
+            yield from _mlp(m, c, hidden, make)
+        yield from _linear(m, hidden, c, make, gelu=True)
+        yield from _linear(m, c, hidden, make, residual=True)
     h, w = config.stage_resolutions(height, width)[-1]
-    yield from _depthwise(batch, h, w, config.dims[-1], 3, dtype, outputs=2)
+    yield from _depthwise(batch, h, w, config.dims[-1], 3, make, outputs=2)
 
 
-def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def _attention(batch: int, tokens: int, heads: int, dtype: torch.dtype, c: int) -> Iterator[Call]:
-    x, qkv = _empty(batch, tokens, c, dtype=dtype), _empty(batch, tokens, 3 * c, dtype=dtype)
-    weight, bias = _empty(3 * c, c, dtype=dtype), _empty(3 * c, dtype=dtype)
-    sums = _empty(3 * c, dtype=torch.float32)
+def _attention(batch: int, tokens: int, heads: int, make: Make, c: int) -> Iterator[Call]:
+    x, qkv = make(batch, tokens, c), make(batch, tokens, 3 * c)
+    weight, bias = make(3 * c, c), make(3 * c)
+    sums = make(3 * c, dtype=torch.float32)
     yield Call(
         "norm_linear",
         {"m": batch * tokens, "n": 3 * c, "k": c},
@@ -181,11 +183,9 @@ def _attention(batch: int, tokens: int, heads: int, dtype: torch.dtype, c: int) 
     )
 
 
-def _linear(
-    m: int, n: int, k: int, dtype: torch.dtype, *, gelu: bool = False, residual: bool = False
-) -> Iterator[Call]:
-    x, weight, bias = _empty(m, k, dtype=dtype), _empty(n, k, dtype=dtype), _empty(n, dtype=dtype)
-    stream = _empty(m, n, dtype=dtype) if residual else None
+def _linear(m: int, n: int, k: int, make: Make, *, gelu: bool = False, residual: bool = False) -> Iterator[Call]:
+    x, weight, bias = make(m, k), make(n, k), make(n)
+    stream = make(m, n) if residual else None
     yield Call(
         "linear",
         {"m": m, "n": n, "k": k},
@@ -193,18 +193,18 @@ def _linear(
     )
 
 
-def _mlp(m: int, c: int, hidden: int, dtype: torch.dtype) -> Iterator[Call]:
-    x, w1, w2 = _empty(m, c, dtype=dtype), _empty(hidden, c, dtype=dtype), _empty(c, hidden, dtype=dtype)
-    b1, b2 = _empty(hidden, dtype=dtype), _empty(c, dtype=dtype)
+def _mlp(m: int, c: int, hidden: int, make: Make) -> Iterator[Call]:
+    x, w1, w2 = make(m, c), make(hidden, c), make(c, hidden)
+    b1, b2 = make(hidden), make(c)
     yield Call("mlp", {"m": m, "c": c, "hidden": hidden}, lambda config: launch_mlp(x, w1, b1, w2, b2, x, config))
 
 
 def _depthwise(
-    batch: int, height: int, width: int, c: int, kernel: int, dtype: torch.dtype, *, stride: int = 1,
+    batch: int, height: int, width: int, c: int, kernel: int, make: Make, *, stride: int = 1,
     gelu: bool = False, outputs: int = 1,
 ) -> Iterator[Call]:  # fmt: skip
-    x, out = _empty(batch, height, width, c, dtype=dtype), outputs * c
-    weight, bias = _empty(kernel, kernel, out, dtype=dtype), _empty(out, dtype=dtype)
+    x, out = make(batch, height, width, c), outputs * c
+    weight, bias = make(kernel, kernel, out), make(out)
     sizes = {
         "batch": batch, "height": -(-height // stride), "width": -(-width // stride), "c": out, "kernel": kernel,
         "stride": stride, "multiplier": outputs,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .dispatch import check_product, check_same_dtype, forward_only, runs
+from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, runs
 from .linear_residual import launch_linear
 from .table import config_for
 
@@ -44,7 +44,9 @@ def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return linear_gelu_reference(x, weight, bias).contiguous()
     n, k = weight.shape
     config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
-    return launch_linear(x.contiguous(), weight.contiguous(), bias.contiguous(), None, None, config, gelu=True)
+    x, weight, bias = (t.contiguous() for t in (x, weight, bias))
+    with on_device_of(x):
+        return launch_linear(x, weight, bias, None, None, config, gelu=True)
 
 
 @_linear_gelu.register_fake

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_product, check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import gelu, product, tile_of
@@ -109,8 +109,10 @@ def _linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
         return linear_residual_reference(x, weight, bias, residual, scale).contiguous()
     n, k = weight.shape
     config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
-    inputs = (None if t is None else t.contiguous() for t in (scale, residual))
-    return launch_linear(x.contiguous(), weight.contiguous(), bias.contiguous(), *inputs, config)
+    x, weight, bias, residual = (t.contiguous() for t in (x, weight, bias, residual))
+    scale = None if scale is None else scale.contiguous()
+    with on_device_of(x):
+        return launch_linear(x, weight, bias, scale, residual, config)
 
 
 @_linear_residual.register_fake

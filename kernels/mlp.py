@@ -21,7 +21,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import gelu
@@ -154,7 +154,9 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Te
     if not runs("mlp", *tensors) or c > MAX_CHANNELS:
         return mlp_reference(*tensors).contiguous()
     config = config_for("mlp", x, {"m": x.numel() // c, "c": c, "hidden": hidden})
-    return launch_mlp(*(t.contiguous() for t in tensors), config=config)
+    x, w1, b1, w2, b2, residual = (t.contiguous() for t in tensors)
+    with on_device_of(x):
+        return launch_mlp(x, w1, b1, w2, b2, residual, config)
 
 
 @_mlp.register_fake

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .dispatch import check_product, check_same_dtype, forward_only, precision_of, runs
+from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import centred_product, product, tile_of
@@ -141,7 +141,9 @@ def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: flo
         return norm_linear_reference(x, weight, bias, eps).contiguous()
     n, k = weight.shape
     config = config_for("norm_linear", x, {"m": x.numel() // k, "n": n, "k": k})
-    return launch_norm_linear(x.contiguous(), weight.contiguous(), bias.contiguous(), sums.contiguous(), eps, config)
+    x, weight, bias, sums = (t.contiguous() for t in (x, weight, bias, sums))
+    with on_device_of(x):
+        return launch_norm_linear(x, weight, bias, sums, eps, config)
 
 
 @_norm_linear.register_fake

@@ -7,11 +7,11 @@
     backends        which of them runs a target
     rounding        half precision on hardware that has none, value by value
     eager           the PyTorch model itself, as the reference of every comparison
-    pytorch         the model of an artifact's checkpoint: eager and torch.compile
+    pytorch         the model of an artifact's checkpoint: eager, torch.compile, and our own kernels
     encoder         `Encoder`: images in, features out, whatever runs underneath
     vision_tower    an artifact in the place of FastVLM's vision tower
 
-May import `export` and `encoder`; is imported by `export.parity`, `benchmarks` and `cli`.
+May import `export`, `kernels` and `encoder`; is imported by `export.parity`, `benchmarks` and `cli`.
 """
 
 import lazy_loader as _lazy

@@ -57,7 +57,7 @@ def make_backend(
         "tensorrt_rtx": TensorRTBackend,
     }
     module = get_target(target).module
-    if module == "torch":
+    if module in ("torch", "triton"):
         return PyTorchBackend(
             artifact, target, threads=threads, stored_half=stored_half, taps=taps, checkpoint=checkpoint
         )

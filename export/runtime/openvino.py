@@ -38,6 +38,11 @@ class OpenVinoBackend:
         openvino = import_openvino()
         core = openvino.Core()
         manifest = artifact.manifest
+        if manifest.options.get("attention_plugin"):
+            raise UnavailableError(
+                f"OpenVINO reads no ONNX functions, which {artifact.path} has for its attention; "
+                "export it again without --attention-plugin, or run it with onnxruntime"
+            )
         # Left to itself OpenVINO computes float32 files in bfloat16 too, where the CPU has it.
         # What int8 leaves out is faster in bfloat16, whatever type it has in the file.
         bf16 = has_bf16() and (manifest.precision == "int8" or manifest.float_precision == "bf16")

@@ -1,17 +1,21 @@
-"""The model that an artifact was made from, in PyTorch: eager, and through torch.compile."""
+"""The model that an artifact was made from, in PyTorch: eager, through torch.compile, and on our own kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...encoder.checkpoint import Checkpoint
+from ...encoder.fastvithd import FastViTHD
 from ...encoder.reparameterize import reparameterize
 from ...errors import UnavailableError, first_line
+from ...kernels.accelerate import accelerate
+from ...kernels.cuda_graph import CudaGraphs
 from ..artifact import Artifact
 from ..source import exported_module, source_checkpoint
 from ..targets import get_target, require
@@ -24,7 +28,7 @@ class PyTorchBackend:
 
     Args:
         artifact: an opened artifact that is not quantized.
-        target: `eager` or `torch-compile`.
+        target: `eager`, `torch-compile` or `triton`.
         threads: of torch while it runs; None leaves them as they are.
         stored_half: compute half precision in float32, rounding each stored value (`eager` alone).
         taps: names of blocks whose outputs `run_taps` returns too (`eager` alone).
@@ -48,8 +52,8 @@ class PyTorchBackend:
                 "whose quantized weights stand in its ONNX file alone: take --backend onnxruntime-cpu"
             )
         compiles = target == "torch-compile"
-        if compiles and (taps or stored_half):
-            raise UnavailableError("torch-compile shows no inner tensors and rounds nothing; take --backend eager")
+        if target != "eager" and (taps or stored_half):
+            raise UnavailableError(f"{target} shows no inner tensors and rounds nothing; take --backend eager")
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = source_checkpoint(artifact, checkpoint)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -67,14 +71,20 @@ class PyTorchBackend:
         rounds = stored_half and half != torch.float32
         self.name, self.taps, self.threads = target, tuple(taps), threads
         self.stores: str | None = None
+        encoder = encoder.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # What `accelerate` makes is called like the model, and shows no inner tensors.
         self._model = EagerBackend(
-            encoder.to(device=self.device, memory_format=torch.channels_last),  # type: ignore[call-overload]
+            cast("FastViTHD", accelerate(encoder)) if target == "triton" else encoder,
             None if connector is None else connector.to(self.device),
             stores=half if rounds else None,
         )
         self.computes = self._model.computes + (f", each stored value in {half_name(half)}" if rounds else "")
-        self.computes += f", on {_device_name(self.device)}" + (", torch.compile" if compiles else "")
+        self.computes += f", on {_device_name(self.device)}"
+        self.computes += {"torch-compile": ", torch.compile", "triton": ", Triton kernels"}.get(target, "")
         self._forward: Callable[[Tensor], Tensor] = self._model.forward
+        if target == "triton" and self.device.type == "cuda":
+            modules = [m for m in (self._model.encoder, self._model.connector) if m is not None]
+            self._forward = CudaGraphs(torch.nn.Sequential(*modules))
         if compiles:
             # With CUDA graphs where there is a GPU; on a CPU the modes are alike.
             self._forward = torch.compile(

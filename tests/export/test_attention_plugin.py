@@ -19,13 +19,14 @@ from torch.nn import functional as F  # noqa: N812
 from fvexport.encoder import FastViTHD, get_variant, load_checkpoint, reparameterize
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import Attention
-from fvexport.errors import ConfigError, ExportError
+from fvexport.errors import ConfigError, ExportError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.attention_plugin import PackedAttention, attention_function, with_attention_plugin
 from fvexport.export.inspect import inspect_artifact
 from fvexport.export.onnx import export_onnx
 from fvexport.export.options import ExportOptions
 from fvexport.export.rules import check_rules
+from fvexport.export.runtime.backends import make_backend
 
 TINY = get_variant("tiny")
 
@@ -71,6 +72,12 @@ def test_parity(tmp_path, tiny: Checkpoint) -> None:
     assert report.verdict is not None and report.verdict.passed
     assert any("experimental" in notice for notice in report.notices)
     assert report.artifact.manifest.options["attention_plugin"] is True
+
+
+def test_openvino_says_why_it_cannot(exported: Callable[..., Artifact]) -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(UnavailableError, match="without --attention-plugin"):
+        make_backend(exported(attention_plugin=True), "openvino")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 32), (2, 15, 96), (3, 49, 768)])

@@ -37,7 +37,9 @@ Golden = Callable[[str], dict[str, Any]]
         ("transformers_tiny", (256, 256)),
     ],
 )
-def test_golden_static(exported: Any, load_golden: Golden, distance: Distance, name: str, size: tuple[int, int]) -> None:
+def test_golden_static(
+    exported: Any, load_golden: Golden, distance: Distance, name: str, size: tuple[int, int]
+) -> None:
     height, width = size
     data, text = load_golden(name), f"{height}x{width}"
     projector = name == "llava_tiny" and size == (320, 192)

@@ -1,7 +1,8 @@
-"""The backends that run the model itself: eager and torch.compile."""
+"""The backends that run the model itself: eager, torch.compile, and our own kernels."""
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -101,6 +102,70 @@ def test_compiled(exported: Export, pixels: np.ndarray, distance: Distance) -> N
     backend = PyTorchBackend(artifact, "torch-compile", threads=1)
     assert distance(backend.run(pixels[:1]), PyTorchBackend(artifact).run(pixels[:1])) < 1e-5
     assert backend.computes.endswith("torch.compile")
+
+
+@pytest.fixture
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `triton` run where there is no GPU: its operators compute in PyTorch then, without a CUDA graph."""
+    monkeypatch.setattr("fvexport.export.runtime.pytorch.require", lambda row: None)
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize(
+    ("options", "bound"),
+    [({}, 1e-5), ({"projector": True}, 1e-5), ({"precision": "fp16"}, 1e-5), ({"precision": "bf16"}, 5e-2)],
+)
+def test_kernels(
+    exported: Export, pixels: np.ndarray, distance: Distance, options: dict[str, Any], bound: float
+) -> None:
+    artifact = exported(batch=None, **options)
+    backend = PyTorchBackend(artifact, "triton")
+    assert backend.computes.endswith("Triton kernels") and isinstance(backend, TensorBackend)
+    assert distance(backend.run(pixels), PyTorchBackend(artifact).run(pixels)) < bound
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.parametrize("asked", [{"taps": ["stem.0"]}, {"stored_half": True}])
+def test_what_kernels_cannot_do(exported: Export, asked: dict[str, Any]) -> None:
+    with pytest.raises(UnavailableError, match=r"triton shows no inner tensors .*take --backend eager"):
+        PyTorchBackend(exported(), "triton", **asked)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_kernels_need_a_gpu(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = get_target("triton")
+    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: False)
+    if importlib.util.find_spec("triton") is not None:
+        assert why_absent(row) == "no NVIDIA GPU found"
+        monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
+        assert "has no CUDA" in str(why_absent(row))
+    with pytest.raises(UnavailableError, match=r"backend triton cannot run here: .*pip install .fvexport\[triton\]"):
+        Encoder(exported(), backend="triton")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert why_absent(row) == "triton is not installed"
+
+
+@pytest.mark.parametrize(("capability", "reason"), [((7, 5), "the GPU is of compute capability 7.5"), ((8, 0), None)])
+def test_kernels_need_ampere(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reason: str | None) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    found = why_absent(get_target("triton"))
+    assert found == reason or (reason is not None and found is not None and found.startswith(reason))
+
+
+@pytest.mark.gpu
+def test_kernels_on_a_gpu(exported: Export, pixels: np.ndarray, distance: Distance) -> None:
+    artifact = exported(batch=None, precision="fp16")
+    backend = PyTorchBackend(artifact, "triton")
+    first = backend.run_tensor(torch.from_numpy(pixels))
+    kept = first.clone()
+    backend.run_tensor(torch.from_numpy(pixels[:1]))  # another graph
+    backend.run_tensor(torch.from_numpy(pixels * 0))
+    assert torch.equal(first, kept)
+    assert distance(first.cpu(), PyTorchBackend(artifact).run(pixels)) < 5e-3
 
 
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def test_names_are_unique_and_found() -> None:
         ("onnxruntime", "did you mean 'onnxruntime-cpu'?"),
         ("onnxruntime-gpu", "did you mean 'onnxruntime-c"),
         ("open-vino", "did you mean 'openvino'?"),
-        ("zzz", "known are onnxruntime-cpu, onnxruntime-cuda, openvino, eager, torch-compile"),
+        ("zzz", "known are onnxruntime-cpu, onnxruntime-cuda, openvino, eager, torch-compile, triton"),
     ],
 )
 def test_unknown_name(name: str, words: str) -> None:
@@ -56,7 +56,7 @@ def test_missing_provider_and_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     assert why_absent(cuda) == "this onnxruntime has no CUDAExecutionProvider"
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(targets, "has_cuda_gpu", lambda: False)
-    with pytest.raises(UnavailableError, match="no NVIDIA GPU found; `pip install onnxruntime-gpu"):
+    with pytest.raises(UnavailableError, match="no NVIDIA GPU found; take another --backend"):
         require(cuda)
     monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
     assert why_absent(cuda) is None

@@ -35,7 +35,7 @@ def test_an_artifact_without_an_engine(onnx_artifact: Onnx) -> None:
 def test_inner_tensors(built) -> None:
     with pytest.raises(UnavailableError, match="tensorrt-rtx shows no inner tensors"):
         TensorRTBackend(built(precision="fp16").artifact, "tensorrt-rtx", taps=["stem.0"])
-    assert [t.name for t in TARGETS if not t.taps] == ["torch-compile", "tensorrt", "tensorrt-rtx"]
+    assert [t.name for t in TARGETS if not t.taps] == ["torch-compile", "triton", "tensorrt", "tensorrt-rtx"]
 
 
 def test_without_a_gpu(built) -> None:

@@ -1,0 +1,38 @@
+"""The accelerated tiny model, every kernel interpreted, against the fused eager one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.encoder.reparameterize import reparameterize
+from fvexport.kernels.accelerate import accelerate
+from fvexport.kernels.dispatch import OPS
+
+PRODUCTS = tuple(op for op in OPS if op != "depthwise")  # which takes most of the time, with 700 steps a program
+
+
+@pytest.mark.parametrize(
+    ("kernels", "height", "width", "batch"),
+    [
+        (PRODUCTS, 64, 64, 1), (PRODUCTS, 64, 128, 2),
+        pytest.param(OPS, 64, 64, 1, marks=pytest.mark.long), pytest.param(OPS, 192, 128, 1, marks=pytest.mark.long),
+    ],
+)  # fmt: skip
+def test_same_features_in_half(kernels: tuple[str, ...], height: int, width: int, batch: int) -> None:
+    model = load_checkpoint(variant="tiny").encoder
+    x = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).half()
+    half = reparameterize(model).half()
+    with torch.inference_mode():
+        found, own, wanted = accelerate(half, kernels=kernels)(x), half(x), model.double()(x.double())
+    error = (found.double() - wanted).norm() / wanted.norm()
+    assert error < 2 * (own.double() - wanted).norm() / wanted.norm()
+
+
+def test_same_features_in_float32() -> None:
+    model = reparameterize(load_checkpoint(variant="tiny").encoder)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found, wanted = accelerate(model, kernels=PRODUCTS)(x), model.double()(x.double())
+    assert (found.double() - wanted).norm() / wanted.norm() < 2e-6

@@ -1,0 +1,191 @@
+"""The operators where no kernel runs: PyTorch's result, the same refusals, one node in a graph."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fvexport.errors import ConfigError
+from fvexport.kernels import dispatch
+from fvexport.kernels.attention import attention, attention_reference
+from fvexport.kernels.depthwise import depthwise, depthwise_reference
+from fvexport.kernels.dispatch import OPS, SWITCH, runs, switched_on
+from fvexport.kernels.linear_gelu import linear_gelu, linear_gelu_reference
+from fvexport.kernels.linear_residual import linear_residual, linear_residual_reference
+from fvexport.kernels.mlp import mlp, mlp_reference
+from fvexport.kernels.norm_linear import norm_linear, norm_linear_reference
+
+Op = Callable[..., Tensor]
+
+CASES: dict[str, tuple[Op, Op, list[tuple[int, ...]]]] = {
+    "attention": (lambda *t, **k: attention(*t, 2, **k), lambda *t: attention_reference(*t, 2), [(2, 5, 192)]),
+    "norm_linear": (norm_linear, norm_linear_reference, [(2, 5, 12), (8, 12), (8,)]),
+    "linear_residual": (linear_residual, linear_residual_reference, [(2, 5, 12), (8, 12), (8,), (2, 5, 8), (8,)]),
+    "linear_gelu": (linear_gelu, linear_gelu_reference, [(2, 5, 12), (8, 12), (8,)]),
+    "mlp": (mlp, mlp_reference, [(2, 5, 12), (24, 12), (24,), (12, 24), (12,), (2, 5, 12)]),
+    "depthwise": (
+        lambda *t, **k: depthwise(*t, 2, True, **k), lambda *t: depthwise_reference(*t, 2, True),
+        [(2, 5, 7, 12), (3, 3, 24), (24,)],
+    ),
+}  # fmt: skip
+each = pytest.mark.parametrize("name", CASES)
+
+
+def inputs(name: str, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(shape).to(dtype) for shape in CASES[name][2]]
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kernel", [True, False])
+def test_pytorch_where_no_kernel_runs(name: str, dtype: torch.dtype, kernel: bool) -> None:
+    op, reference, _ = CASES[name]
+    tensors = inputs(name, dtype)
+    assert not runs(OPS[0], *tensors)
+    torch.testing.assert_close(op(*tensors, kernel=kernel), reference(*tensors), rtol=0, atol=0)
+
+
+@each
+def test_zero_batch(name: str) -> None:
+    op, _, shapes = CASES[name]
+    tensors = inputs(name)
+    none = [t[:0] if len(shape) > 2 and shape[0] == 2 else t for t, shape in zip(tensors, shapes, strict=True)]
+    assert op(*none).shape == (0, *op(*tensors).shape[1:])
+
+
+@each
+def test_mixed_dtypes_are_refused(name: str) -> None:
+    op, _, _ = CASES[name]
+    for odd in range(len(inputs(name))):
+        tensors = inputs(name, torch.float16)
+        if len(tensors) > 1:
+            tensors[odd] = tensors[odd].float()
+        else:
+            tensors[odd] = tensors[odd].int()
+        with pytest.raises(ConfigError, match=f"{name} takes tensors of one floating dtype; found .*(float32|int32)"):
+            op(*tensors)
+
+
+@each
+def test_wrong_shapes_are_refused(name: str) -> None:
+    op, _, _ = CASES[name]
+    for odd in range(len(inputs(name))):
+        tensors = inputs(name)
+        tensors[odd] = torch.randn(3)
+        with pytest.raises(ConfigError, match=f"{name} takes .*found"):
+            op(*tensors)
+
+
+@each
+@pytest.mark.parametrize("kernel", [True, False])
+def test_no_gradient(name: str, kernel: bool) -> None:
+    op, _, _ = CASES[name]
+    for odd in range(len(inputs(name))):
+        tensors = inputs(name)
+        tensors[odd].requires_grad_()
+        with pytest.raises(ConfigError, match=f"{name} has no gradient; call it under torch.inference_mode"):
+            op(*tensors, kernel=kernel)
+        with torch.no_grad():
+            op(*tensors, kernel=kernel)
+
+
+@each
+def test_one_node_in_an_exported_graph(name: str) -> None:
+    op, _, _ = CASES[name]
+    tensors = inputs(name)
+
+    class Model(nn.Module):
+        def forward(self, *args: Tensor) -> Tensor:
+            return op(*args)
+
+    with torch.no_grad():
+        program = torch.export.export(Model(), tuple(tensors))
+        called = [str(n.target) for n in program.graph.nodes if n.op == "call_function" and "fvexport" in str(n.target)]
+        assert called == [f"fvexport.{name}.default"]
+        torch.testing.assert_close(program.module()(*tensors), op(*tensors))
+
+
+@each
+def test_fake_tensors_have_the_real_shape(name: str) -> None:
+    """As torch.compile sees the op: shape, dtype and strides without computing."""
+    op, _, _ = CASES[name]
+    tensors = inputs(name, torch.float16)
+    fake = op(*(t.to("meta") for t in tensors))
+    real = op(*tensors)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
+
+
+@pytest.mark.parametrize("name", ["attention", "norm_linear", "linear_residual", "depthwise"])
+def test_registration(name: str) -> None:
+    """PyTorch's own check of the schema and of the fake implementation, with sizes as symbols too."""
+    extra: dict[str, tuple[Any, ...]] = {
+        "attention": (2,),
+        "norm_linear": (torch.randn(8), 1e-5),
+        "depthwise": (2, True),
+    }
+    torch.library.opcheck(
+        getattr(torch.ops.fvexport, name).default, (*inputs(name), *extra.get(name, ())),
+        test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "on"),
+    [("", OPS), ("1", OPS), ("0", ()), ("attention", ("attention",)), (" mlp, depthwise ", ("mlp", "depthwise"))],
+)
+def test_switch(value: str, on: tuple[str, ...]) -> None:
+    assert switched_on(value) == frozenset(on)
+
+
+@pytest.mark.parametrize(("value", "words"), [("atention", "did you mean 'attention'?"), ("2", "known are 0, 1")])
+def test_switch_mistyped(value: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SWITCH, value)
+    with pytest.raises(ConfigError, match=SWITCH) as caught:
+        attention(*inputs("attention"), 2)
+    assert words in str(caught.value)
+
+
+def test_what_a_gpu_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guards, seen on tensors that only say where they are."""
+
+    class There:
+        def __init__(self, dtype: torch.dtype = torch.float16, device: str = "cuda:0", numel: int = 1) -> None:
+            self.dtype, self.device, self.numel = dtype, torch.device(device), lambda: numel
+
+    monkeypatch.setattr(dispatch.language, "INSTALLED", True)
+    monkeypatch.setattr(dispatch, "_capability", lambda device: (8, 6))
+    assert runs("mlp", There(), There())  # type: ignore[arg-type]
+    for other in (There(torch.float64), There(numel=0), There(device="cpu"), There(device="meta")):
+        assert not runs("mlp", other)  # type: ignore[arg-type]
+    assert not runs("mlp", There(), There(device="cuda:1"))  # type: ignore[arg-type]
+    monkeypatch.setattr(dispatch, "_capability", lambda device: (7, 5))
+    assert not runs("mlp", There())  # type: ignore[arg-type]
+    monkeypatch.setattr(dispatch, "_capability", lambda device: (12, 0))
+    monkeypatch.setenv(SWITCH, "attention")
+    assert not runs("mlp", There()) and runs("attention", There())  # type: ignore[arg-type]
+    monkeypatch.setattr(dispatch.language, "INSTALLED", False)
+    assert not runs("attention", There())  # type: ignore[arg-type]
+
+
+def test_everything_imports_without_triton() -> None:
+    """As on macOS and Windows, where there is none; and the operators compute."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import importlib, pkgutil, torch
+import fvexport.kernels as kernels
+for module in pkgutil.iter_modules(kernels.__path__):
+    importlib.import_module(f"fvexport.kernels.{module.name}")
+from fvexport.kernels.language import INSTALLED
+from fvexport.kernels.attention import attention
+assert not INSTALLED and attention(torch.randn(1, 3, 96), 1).shape == (1, 3, 32)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
