@@ -145,6 +145,17 @@ def test_missing_data_leaves_out_its_plot(synthetic, write: Write) -> None:
     assert ">SQNR, dB<" not in page and ">speed-up<" not in page  # nor empty columns
 
 
+def test_one_resolution_is_a_ranking(synthetic, write: Write) -> None:
+    """A curve of one point says nothing: rows, the best first; and no plot of a single number of tokens."""
+    report = write(synthetic(resolutions=(512,), noise=0.002))
+    assert plots(report) == {"latency", "speedup", "accuracy", "ttft", "memory"}
+    page = report.html.read_text(encoding="utf-8")
+    (figure,) = re.findall(r'id="run0-latency">(.*?)</figure>', page, re.S)
+    assert "Latency at 512" in figure
+    names = re.findall(r">([\w-]+(?: [\w-]+)* (?:fp32|bf16|int8))</text>", figure.partition("plot narrow")[0])
+    assert len(names) == 11 and names[:3] == ["openvino int8", "openvino bf16", "onnxruntime-cpu int8"]
+
+
 def test_nothing_was_measured(synthetic, write: Write) -> None:
     records = [r for r in synthetic() if not isinstance(r, Result) or not r.measured]
     report = write(records)
