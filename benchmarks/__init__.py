@@ -6,6 +6,9 @@ What lives here
     int8_rivals     our INT8 files against other tools', by error and time (its parts: rivals/)
     int8_steps      what each step of our quantization buys
     trained_tiny    a small model trained on a real task, and its accuracy
+    ttft            time to first token by part, with a language model of the released dimensions
+    sweep/          resolutions x backends x precisions, each cell in its own process
+    peers           the plain ways beside ours in a sweep
     results/        measurements as JSON, with the environment they were taken in
 
 May import everything but `cli`; is imported by `cli` alone.

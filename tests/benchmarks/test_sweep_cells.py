@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, maker: Maker) -> Path:
 
 
 def made(maker: Maker, path: Path, precision: str, target: str | None = None, batch: int = 1) -> dict[str, Any]:
-    return maker.artifact(str(path), precision=precision, target=target, batch=batch, samples=2, **SIZE)
+    return maker.artifact(str(path), precision=precision, target=target, engine=None, batch=batch, samples=2, **SIZE)
 
 
 def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: Any) -> Cell:
