@@ -113,6 +113,14 @@ def test_usage(fvexport, tmp_path: Path, args: list[str], parts: list[str]) -> N
     assert not list(tmp_path.iterdir())
 
 
+def test_every_option_stands_in_the_docs() -> None:
+    from fvexport.cli.report import report
+
+    page = (Path(__file__).parents[2] / "docs/report.md").read_text(encoding="utf-8")
+    options = {name for option in report.params for name in option.opts if name.startswith("--")} - {"--verbose"}
+    assert len(options) == 5 and {name for name in options if name not in page} == set()
+
+
 def test_an_identical_run_is_no_difference(fvexport, tmp_path: Path) -> None:
     a = sweep(tmp_path / "a")
     file = sweep(tmp_path / "b") / "results.jsonl"
