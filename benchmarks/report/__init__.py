@@ -13,5 +13,5 @@
     wording         numbers as text
     page, markdown  the report's text; page.html.j2, macros.html.j2, style.css and script.js are the page
 
-May import everything but `cli`; is imported by `benchmarks.sweep` (`write_report` alone) and `cli`.
+May import everything but `cli`; is imported by `cli` alone.
 """

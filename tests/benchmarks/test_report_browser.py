@@ -90,6 +90,8 @@ def test_fits_and_loads_nothing(open_page, width: int, scheme: str) -> None:
     page = open_page(width, scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(OVERLAPS) == []
+    page.evaluate("document.querySelectorAll('.plot text').forEach(text => text.after(text.cloneNode(true)))")
+    assert page.evaluate(OVERLAPS) != []  # so it would have been seen
     assert page.evaluate("[...document.querySelectorAll('.plot')].filter(p => p.getClientRects().length).length") > 10
     smallest = "Math.min(...[...document.querySelectorAll('.plot text')].filter(t => t.getClientRects().length)"
     assert page.evaluate(smallest + ".map(t => t.getBoundingClientRect().height))") > 8
