@@ -3,6 +3,7 @@
     write           `write_report`: the files
     load            results of several files become runs
     compare         differences between runs, regressions
+    eager           speed over eager, from what was measured beside another reference
     headline        what is fastest at each resolution, and still the same model
     intervals       confidence intervals by bootstrap
     series          results become curves; their colours, markers and dashes

@@ -252,7 +252,7 @@ def lead(found: Sequence[Best], reference: str) -> str:
     calls = "one image" if best.batch == 1 else f"{best.batch} images"
     took = milliseconds(median_ms(best.fastest))
     sentence = f"At {_pixels(best.resolution)}, {shown_name(best.fastest)} is fastest: {took} for {calls}"
-    if over := _speedup(best.fastest):
+    if (over := _speedup(best.fastest)) and best.fastest.cell.series != reference:
         sentence += f", {over} as fast as {reference}"
     if sqnr := _sqnr(best.fastest):
         sentence += f", with an SQNR of {sqnr}"
