@@ -1,4 +1,4 @@
-"""Ratios to eager: a sweep measures every cell beside a quick reference, a reader asks how much faster than eager it is."""
+"""Ratios to eager: sweeps measure cells beside a quick reference, readers ask how much faster than eager they are."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_ties_are_told(synthetic, tmp_path: Path) -> None:
 
 
 def test_speed_over_eager_from_another_reference(synthetic, tmp_path: Path) -> None:
-    """Measured beside a quick reference, and eager left after five rounds: the ratios to eager come out all the same."""
+    """Measured beside a quick reference, and eager left after five rounds: ratios to eager come out all the same."""
 
     def beside_another(record: Record) -> Record:
         if not isinstance(record, Result) or record.latency is None or record.ttft:
