@@ -25,7 +25,7 @@ def main() -> None:
         page.goto(report.absolute().as_uri())
         last = page.locator("figure .plot.wide").first.bounding_box()
         assert last is not None, f"{report} has no plot"
-        height = last["y"] + last["height"] + 16
+        height = last["y"] + last["height"] + 4
         page.set_viewport_size({"width": WIDTH, "height": round(height)})
         shown = page.screenshot(clip={"x": 0, "y": 0, "width": WIDTH, "height": height})
         started.close()
