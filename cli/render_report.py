@@ -27,12 +27,12 @@ def report(made: Report) -> None:
             render.notices([f"{run.label}: {no_lead(run)}"])
             continue
         for batch in sorted({row.batch for row in rows}):
+            shown = [row for row in rows if row.batch == batch]
+            quantized = any(row.float_name != row.name for row in shown)
             lines = [
-                (r.resolution, r.name, r.time, r.speedup, r.sqnr.removesuffix(" dB"), r.float_name, r.float_time)
-                for r in rows
-                if r.batch == batch
+                (r.resolution, r.name, r.time, r.speedup, r.sqnr, *([r.float_name] if quantized else [])) for r in shown
             ]
-            header = ("pixels", "fastest", "a call", "faster", "SQNR", "without INT8", "a call")
+            header = ("pixels", "fastest", "a call", "faster", "SQNR", *(["without INT8"] if quantized else []))
             title = run.label + (f", batch {batch}" if batch > 1 else "")
             render.table(header, [[_plain(text) for text in line] for line in lines], title=title)
     if made.comparison is not None:

@@ -42,7 +42,8 @@ def _reasons(results: list[Result]) -> list[str]:
     cells: dict[tuple[str, str], list[str]] = {}
     for result in results:
         if result.reason:
-            name = f"{result.cell.resolution} {result.cell.series}"
+            batch = f" b{result.cell.batch}" if result.cell.batch > 1 else ""
+            name = f"{result.cell.resolution}{batch} {result.cell.series}"
             cells.setdefault((result.status, result.reason), []).append(name)
     return [f"{render.some(names)}: {status}, {reason}" for (status, reason), names in cells.items()]
 

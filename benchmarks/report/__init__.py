@@ -3,6 +3,7 @@
     write           `write_report`: the files
     load            results of several files become runs
     compare         differences between runs, regressions
+    eager           speed over eager, from what was measured beside another reference
     headline        what is fastest at each resolution, and still the same model
     intervals       confidence intervals by bootstrap
     series          results become curves; their colours, markers and dashes
@@ -13,5 +14,5 @@
     wording         numbers as text
     page, markdown  the report's text; page.html.j2, macros.html.j2, style.css and script.js are the page
 
-May import everything but `cli`; is imported by `benchmarks.sweep` (`write_report` alone) and `cli`.
+May import everything but `cli`; is imported by `cli` alone.
 """

@@ -150,9 +150,9 @@ def resolution_axis(axes: Axes, sizes: Iterable[float], width: float) -> None:
     axes.set_xlabel("resolution, pixels")
 
 
-def time_axis(axes: Any, label: str) -> None:
-    """A logarithmic axis of milliseconds: `axes.xaxis` or `axes.yaxis`."""
-    log_axis(axes, label, lambda value: milliseconds(value) if value < 1e3 else f"{three(value / 1e3)} s")
+def time_tick(value: float) -> str:
+    """Milliseconds at an axis: `300 ms`, `1 s`."""
+    return milliseconds(value) if value < 1e3 else f"{three(value / 1e3)} s"
 
 
 def log_axis(axis: Any, label: str, wording: Callable[[float], str]) -> None:
@@ -257,5 +257,5 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Mapping[str, A
         taken.append(place)
         axes.annotate(
             name, (x, y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=10.5, annotation_clip=False,
-            **settings,
+            bbox={"boxstyle": "square,pad=0.12", "facecolor": INK["page"], "edgecolor": "none"}, **settings,
         )  # fmt: skip

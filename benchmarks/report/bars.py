@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ..sweep.result import Result
 from . import published
-from .axes import CHARACTER, Canvas, Plot, make, size_of
+from .axes import CHARACTER, Canvas, Plot, draw_curve, log_axis, make, size_of
 from .compare import Comparison, Difference
-from .notes import name
+from .notes import name as cell_name
+from .series import Curve
 from .svg import INK
 from .wording import milliseconds, percent, percent_interval
 
@@ -104,6 +105,42 @@ def ttft_plot(results: Sequence[Result], prefix: str) -> Plot | None:
     )  # fmt: skip
 
 
+def ranking_plot(
+    points: Sequence[tuple[Curve, Result, float, tuple[float, float] | None, str]], name: str, title: str, caption: str,
+    axis: Callable[[float], str], *, prefix: str,
+) -> Plot:  # fmt: skip
+    """What would be curves over resolution where there is only one: a row for each cell, the best first.
+
+    Args:
+        points: curve, result, value, its bar, and what the pointer is told.
+        name, title, caption, prefix: as `axes.make` takes them.
+        axis: a value in words.
+    """
+    several = len({result.cell.batch for _, result, *_ in points}) > 1
+    names = [curve.label + (f", batch {result.cell.batch}" if several else "") for curve, result, *_ in points]
+
+    def draw(canvas: Canvas) -> None:
+        if canvas.wide:
+            axes = _rows(canvas, names, top=8, bottom=28, row=WIDE_ROW, left=250, right=90)
+        else:
+            axes = _rows(canvas, names, top=8, bottom=28, right=66)
+        for index, (curve, _, value, bar, said) in enumerate(points):
+            if bar:
+                axes.hlines(index, *bar, color=INK[f"c{curve.style.colour}"], linewidth=1.6, alpha=0.6)
+            draw_curve(canvas, axes, curve, [(value, index, said)])
+            axes.annotate(
+                axis(value), (1, index), xycoords=("axes fraction", "data"), xytext=(12, 0), va="center_baseline",
+                textcoords="offset points", fontsize=10.5, annotation_clip=False,
+            )  # fmt: skip
+        log_axis(axes.xaxis, "", axis)
+        axes.grid(True, axis="x")
+
+    return make(
+        name, title, caption, draw, prefix=prefix, full=True,
+        height=WIDE_ROW * len(points) + 44, narrow_height=ROW * len(points) + 44,
+    )  # fmt: skip
+
+
 def difference_plots(comparison: Comparison) -> list[Plot]:
     """A plot for each run that is compared: the change of its cells, those that stand out most."""
     runs = dict.fromkeys(difference.run for difference in comparison.differences)
@@ -122,7 +159,7 @@ def _difference_plot(comparison: Comparison, timed: Sequence[Difference], prefix
     shown = sorted(ranked[:MOST_ROWS], key=lambda d: -d.change.value if d.change else 0)
     reach = _reach(shown, comparison.threshold)
     low, high = max(-1.0, -reach), reach
-    names = [name(difference.new) for difference in shown]
+    names = [cell_name(difference.new) for difference in shown]
 
     def draw(canvas: Canvas) -> None:
         words = [percent_interval(difference.change) if difference.change else "" for difference in shown]

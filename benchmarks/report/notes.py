@@ -14,7 +14,7 @@ MEANING = {
     "oom": "ran out of memory",
     "crashed": "crashed",
     "skipped": "was not reached",
-    "unstable": "was measured, yet its last rounds disagree",
+    "unstable": "is not stable",
 }
 
 

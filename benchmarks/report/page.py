@@ -29,6 +29,17 @@ from .wording import counted, decibels, milliseconds, percent, percent_interval,
 RELEASED = "1024"
 """The resolution that FastVLM was released for."""
 
+SETTINGS = {
+    "window_s": "windows of {} s",
+    "max_calls": "of at most {} calls",
+    "min_rounds": "{} rounds or more",
+    "max_rounds": "at most {}",
+    "last": "stable as the last {} windows",
+    "tolerance": "agree within {}",
+    "beside": "the reference again after every {} cells",
+}
+"""How a sweep measured (`Measuring`), in words."""
+
 METHOD = (
     "How intervals are made: of each cell every round keeps the median time of its window; rounds, not calls, are "
     f"resampled ({RESAMPLES // 1000}\u202f000 times, always the same draws), since calls in a row are not "
@@ -241,7 +252,7 @@ def lead(found: Sequence[Best], reference: str) -> str:
     calls = "one image" if best.batch == 1 else f"{best.batch} images"
     took = milliseconds(median_ms(best.fastest))
     sentence = f"At {_pixels(best.resolution)}, {shown_name(best.fastest)} is fastest: {took} for {calls}"
-    if over := _speedup(best.fastest):
+    if (over := _speedup(best.fastest)) and best.fastest.cell.series != reference:
         sentence += f", {over} as fast as {reference}"
     if sqnr := _sqnr(best.fastest):
         sentence += f", with an SQNR of {sqnr}"
@@ -298,17 +309,18 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("system", env.platform),
         ("Python", env.python),
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(env.versions.items()))),
-        ("measured", "; ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in env.settings.items())),
+        ("measured", "; ".join(_setting(name, value) for name, value in env.settings.items())),
         ("timers", ", ".join(sorted({result.latency.timer for result in run.measured if result.latency}))),
         ("began", env.date.replace("T", " ").replace("+00:00", " UTC")),
     ]
     return [(name, value) for name, value in rows if value]
 
 
-def _shown(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return three(value) if isinstance(value, float) else str(value)
+def _setting(name: str, value: Any) -> str:
+    words = SETTINGS.get(name, name.replace("_", " ") + " {}")
+    if name == "tolerance":
+        value = f"{100 * value:g} %"
+    return words.format(f"{value:g}" if isinstance(value, float) else value)
 
 
 # --- differences -------------------------------------------------------------------------------

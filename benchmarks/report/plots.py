@@ -20,9 +20,9 @@ from .axes import (
     panels,
     resolution_axis,
     size_of,
-    time_axis,
+    time_tick,
 )
-from .bars import ttft_plot
+from .bars import ranking_plot, ttft_plot
 from .headline import median_ms, reference_name, speedup
 from .load import Run
 from .series import Curve, curves
@@ -70,7 +70,8 @@ def _curve_plot(
     value: Callable[[Result], float | None],
     bar: Callable[[Result], tuple[float, float] | None],
     words: Callable[[Result], str],
-    finish: Callable[[Canvas, Axes, int], None],
+    axis: Callable[[float], str],
+    finish: Callable[[Canvas, Axes, int], None] = lambda _, __, ___: None,
     *,
     prefix: str,
     full: bool,
@@ -81,6 +82,13 @@ def _curve_plot(
     if not kept:
         return None
     groups = batches(kept)
+    if len({size_of(result.cell) for curve in kept for result in curve.results}) == 1:
+        shown = title.replace("over resolution", f"at {kept[0].results[0].cell.resolution}")
+        points = [
+            (c, r, v, bar(r), tip(c, r, words(r))) for c in kept for r in c.results if (v := value(r)) is not None
+        ]
+        points.sort(key=lambda point: point[2], reverse=not smallest_first)
+        return ranking_plot(points, name, shown, caption, axis, prefix=prefix)
 
     def draw(canvas: Canvas) -> None:
         names = canvas.wide and full and len(groups) == 1
@@ -100,6 +108,7 @@ def _curve_plot(
                     settings = {"color": INK[f"c{curve.style.colour}"], "gid": f"curve-{curve.key}-name"}
                     ends.append((sizes[-1], here[-1][1], curve.label, settings))
             finish(canvas, axes, batch)
+            log_axis(axes.yaxis, "", axis)
             width = axes.get_position().width * canvas.width
             resolution_axis(axes, sizes, width)
             if names:
@@ -117,7 +126,7 @@ def latency_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
     known = {result.cell.variant for curve in found for result in curve.results}
     sizes = [size_of(result.cell) for curve in found for result in curve.results]
     landmarks = [p for p in published.LATENCY if sizes and min(sizes) <= p.resolution <= max(sizes)]
-    paper = landmarks if known == {published.VARIANT} else []
+    paper = landmarks if known == {published.VARIANT} and len(set(sizes)) > 1 else []
 
     def bar(result: Result) -> tuple[float, float] | None:
         latency = result.latency
@@ -134,14 +143,23 @@ def latency_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
         if paper and batch == 1:
             said = [(p.resolution, p.ms, f"{published.MACHINE}, {p.resolution}: {milliseconds(p.ms)}") for p in paper]
             draw_paper(canvas, axes, said)
-        time_axis(axes.yaxis, "")
 
     caption = (
-        "Median time of one call, both axes logarithmic. Bars reach from the fastest to the slowest round: what the "
+        "Median time of one call, on logarithmic axes. Bars reach from the fastest to the slowest round: what the "
         "machine did meanwhile."
     ) + (f" {published.NOTE}" if paper and 1 in batches(found) else "")
     return _curve_plot(
-        found, "latency", "Latency over resolution", caption, median_ms, bar, words, finish, prefix=prefix, full=True
+        found,
+        "latency",
+        "Latency over resolution",
+        caption,
+        median_ms,
+        bar,
+        words,
+        time_tick,
+        finish,
+        prefix=prefix,
+        full=True,
     )
 
 
@@ -165,7 +183,6 @@ def speedup_plot(found: Sequence[Curve], prefix: str, reference: str) -> Plot | 
 
     def finish(_: Canvas, axes: Axes, __: int) -> None:
         axes.axhline(1, color=INK["muted"], linewidth=1, zorder=1)
-        log_axis(axes.yaxis, "", times)
 
     if not any(value(result) not in (None, 1.0) for curve in found for result in curve.results):
         return None
@@ -174,8 +191,8 @@ def speedup_plot(found: Sequence[Curve], prefix: str, reference: str) -> Plot | 
         "rounds, so that a slow minute hits both. Bars are 95 % intervals by bootstrap over the rounds."
     )
     return _curve_plot(
-        found, "speedup", f"Speed-up over {reference}", caption, value, bar, words, finish, prefix=prefix, full=True,
-        smallest_first=False,
+        found, "speedup", f"Speed-up over {reference}", caption, value, bar, words, times, finish, prefix=prefix,
+        full=True, smallest_first=False,
     )  # fmt: skip
 
 
@@ -188,16 +205,13 @@ def memory_plot(found: Sequence[Curve], prefix: str, *, gpu: bool) -> Plot | Non
     def words(result: Result) -> str:
         return megabytes(value(result) or 0)
 
-    def finish(_: Canvas, axes: Axes, __: int) -> None:
-        log_axis(axes.yaxis, "", megabytes)
-
     name, title = ("gpu-memory", "GPU memory") if gpu else ("memory", "Host memory")
     caption = (
         "Largest amount of GPU memory in use."
         if gpu
         else "Largest resident memory of the cell's process, with loading."
     )
-    return _curve_plot(found, name, title, caption, value, lambda _: None, words, finish, prefix=prefix, full=False)
+    return _curve_plot(found, name, title, caption, value, lambda _: None, words, megabytes, prefix=prefix, full=False)
 
 
 def accuracy_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
@@ -231,7 +245,7 @@ def accuracy_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
                 draw_curve(canvas, axes, curve, [(median_ms(result), height, tip(curve, result, said))])
             axes.set_xscale("log")
             axes.set_xlim(_padded([median_ms(r) for _, r in compared if r.cell.resolution == resolution]))
-            time_axis(axes.xaxis, "time of one call")
+            log_axis(axes.xaxis, "time of one call", time_tick)
             bottom = min(0, *levels) if levels else 0
             axes.set_ylim(bottom - 4, top + 6)
             ticks = [value for value in range(0, 400, 20) if value < top - 6 or (not exact and value <= top)]
@@ -242,7 +256,7 @@ def accuracy_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
         "Each 6 dB halve the error."
     ) + (f" {counted(batch, 'image', 'images')} per call." if batch > 1 else "")
     return make(
-        "accuracy", "Accuracy over latency", caption, draw, prefix=prefix, full=True,
+        "accuracy", "Accuracy over latency", caption, draw, prefix=prefix, full=len(shown) > 1,
         height=310 * rows, narrow_height=270 * len(shown),
     )  # fmt: skip
 
@@ -263,7 +277,7 @@ def tokens_plot(results: Sequence[Result], prefix: str) -> Plot | None:
     for result in results:
         if result.tokens is not None:
             (counts if result.cell.tiles == 1 else tiled)[size_of(result.cell), result.cell.resolution] = result.tokens
-    if not counts and not tiled:
+    if len(counts) + len(tiled) < 2:  # one number is no plot; it stands in the table
         return None
     sizes = [size for size, _ in (*counts, *tiled)]
 

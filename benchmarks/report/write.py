@@ -11,6 +11,7 @@ from ...errors import ArtifactError
 from ...place import check_place, os_errors, prepare, scratch_beside
 from ...progress import Progress, silent
 from .compare import DEFAULT_THRESHOLD, Comparison, compare_runs
+from .eager import over_eager
 from .load import Loaded, load
 
 HTML, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
@@ -73,6 +74,7 @@ def write_report(
     if must_compare and (comparison is None or not comparison.differences):
         found = "only one run" if comparison is None else "no cell in both"
         raise ArtifactError(f"nothing to compare: there is {found}; name a --baseline of the same sweep")
+    loaded = over_eager(loaded)
     from .markdown import build_markdown
     from .page import build_page
     from .tables import to_csv

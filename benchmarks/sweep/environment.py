@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from ... import hardware
 from ...versions import versions_of
 from .options import Measuring
+from .process_memory import may_go_first
 from .result import Environment
 
 DISTRIBUTIONS = (
@@ -29,7 +30,7 @@ def find_environment(measuring: Measuring, command: str) -> Environment:
         platform=platform.platform(),
         python=platform.python_version(),
         versions=versions_of(*DISTRIBUTIONS),
-        settings=asdict(measuring),
+        settings=asdict(measuring) | {"precedence": may_go_first()},
     )
 
 

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ...export.options import QUANTIZED
+from ...export.targets import get_target
 from ..peers import get_peer
 from .plan import Weights, quant_target
 from .process import Worker, WorkerError
 from .result import Cell
 
+ENGINES = ("tensorrt", "tensorrt_rtx")
+"""Modules of the targets that run an engine built into the artifact."""
 MAKE_PATIENCE = 4
 """A file may take so many times the timeout of one step: a calibration runs the model many times."""
 
@@ -72,8 +75,10 @@ class Files:
             return File(None, None, None)
         target = quant_target(cell.backend) if cell.precision in QUANTIZED else None
         name += f"-{cell.precision}" + (f"-{target}-s{cell.samples}" if target else "")
-        path = self.out / "artifacts" / name
-        made = self._once("artifact", reserve, path=str(path), precision=cell.precision, target=target, **size)
+        engine = cell.backend if get_target(cell.backend).module in ENGINES else None
+        path = self.out / "artifacts" / (f"{name}-{engine}" if engine else name)
+        asked = {"precision": cell.precision, "target": target, "engine": engine}
+        made = self._once("artifact", reserve, path=str(path), **asked, **size)
         files = sum(file.stat().st_size for file in path.iterdir())
         return File(str(path), made["seconds"], files / 1e6)
 

@@ -23,6 +23,7 @@ from ..peers import get_peer, load_peer
 from .result import Cell
 
 COMPILES = ("torch-compile", "plain-torch-compile")
+REPLAYS = (*COMPILES, "tensorrt", "tensorrt-rtx")
 """Replay CUDA graphs of their own, which cannot be captured once more."""
 
 
@@ -64,7 +65,7 @@ def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     checkpoint = load_checkpoint(**weights) if row.module == "torch" else None
     backend = make_backend(Artifact.open(file), cell.backend, threads=cell.threads, checkpoint=checkpoint)
     tensors = backend.run_tensor if isinstance(backend, TensorBackend) else None
-    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, cell.backend not in COMPILES)
+    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, cell.backend not in REPLAYS)
 
 
 def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:

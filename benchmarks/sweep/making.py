@@ -63,9 +63,12 @@ class Maker:
         return {}
 
     def artifact(
-        self, path: str, precision: Any, target: Any, height: int, width: int, batch: int, samples: int
+        self, path: str, precision: Any, target: Any, engine: Any, height: int, width: int, batch: int, samples: int
     ) -> dict[str, Any]:
-        """Exports one artifact, without its own parity: each cell is compared by itself."""
+        """Exports one artifact, with an `engine` of that flavour where it is one's name.
+
+        Without its own parity: each cell is compared by itself.
+        """
         folder, note = Path(path), Path(path + ".json")
         if (known := _known(folder, note, self.checkpoint.info.sha256)) is not None:
             return known
@@ -76,6 +79,11 @@ class Maker:
             options=ExportOptions(height, width, batch, precision=precision, target=target if quantized else None),
             calibration=CalibrationOptions(samples=samples) if quantized else None,
         )  # fmt: skip
+        if engine is not None:
+            from ...export.engine import export_trt
+            from ...export.tensorrt.options import EngineOptions
+
+            export_trt(artifact=folder, engine=EngineOptions(flavour=engine), parity=False)
         return _noted(note, {"seconds": time.perf_counter() - start})
 
     def peer(self, path: str, name: str, height: int, width: int, batch: int, samples: int) -> dict[str, Any]:

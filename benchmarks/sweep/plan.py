@@ -18,7 +18,10 @@ from .result import Absent, Cell, Kind
 EAGER_FORMS = ("train", "channels-last", "fused")
 ORDER: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16", "fp8")
 """Of precisions, the most telling first."""
-COMPILERS = ("torch-compile", "plain-torch-compile", "triton", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
+COMPILERS = (
+    *("torch-compile", "plain-torch-compile", "triton"),
+    *("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"),
+)
 """Take a minute or more before their first image, so they come last."""
 NATIVE = (1024, 1024)
 ANYRES_TILES = 5

@@ -89,7 +89,7 @@ class Worker:
             if self.memory_bytes is not None and held > self.memory_bytes:
                 self.end()
                 raise WorkerError(
-                    "oom", f"it held {held / 1e9:.1f} GB, over the limit of {self.memory_bytes / 1e9:.1f} GB"
+                    "oom", f"it held {held / 1e9:.2f} GB, over the limit of {self.memory_bytes / 1e9:.2f} GB"
                 )
             if time.monotonic() > ends:
                 self.end()

@@ -284,7 +284,8 @@ class _Sweep:
     def _lost(self, live: Live, error: WorkerError) -> None:
         """A process died while it was timed; what it had measured before is no result."""
         if not live.done:
-            after = f" (after {len(live.windows)} rounds)" if live.windows else ""
+            rounds = len(live.windows)
+            after = f" (after {rounds} round{'s' if rounds > 1 else ''})" if rounds else ""
             self._close(live.cell, error.status, error.reason + after)
 
     def _close(self, cell: Cell, status: Status, reason: str, file: File | None = None) -> None:

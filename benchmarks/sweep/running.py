@@ -12,7 +12,7 @@ import torch
 from ...export.figures import Figures, compare, worst
 from ...export.parity import THRESHOLDS
 from .loading import load_cell
-from .process_memory import peak_mb, reset_peak
+from .process_memory import go_first, peak_mb, reset_peak
 from .result import Cell
 from .timing import Energy, Timer, make_timer, take_window
 
@@ -66,6 +66,7 @@ class Running:
 
     def window(self, seconds: float, max_calls: int) -> dict[str, Any]:
         """Calls for so many seconds, and the memory and energy they took."""
+        go_first()  # in each window, since threads may have joined; a process that waits takes nothing
         before = self.energy.read()
         times, calls = take_window(self.timer, seconds, max_calls, self.expected_ms)
         after = self.energy.read()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fvexport.benchmarks.report.compare import Comparison, compare_runs
+from fvexport.benchmarks.report.eager import over_eager
 from fvexport.benchmarks.report.headline import headline, reference_name, speedup
 from fvexport.benchmarks.report.load import load
 from fvexport.benchmarks.sweep.result import Parity, Record, Result
@@ -169,3 +170,22 @@ def test_ties_are_told(synthetic, tmp_path: Path) -> None:
     """Under heavy noise the second may be the first."""
     rows, _ = best(synthetic(3, noise=0.2), tmp_path)
     assert any(r.ties for r in rows)
+
+
+def test_speed_over_eager_from_another_reference(synthetic, tmp_path: Path) -> None:
+    """Measured beside a quick reference, and eager left after five rounds: ratios to eager come out all the same."""
+
+    def beside_another(record: Record) -> Record:
+        if not isinstance(record, Result) or record.latency is None or record.ttft:
+            return record
+        windows = tuple(replace(w, reference_ms=(w.reference_ms or 0) / 4) for w in record.latency.windows)
+        kept = windows[:5] if record.cell.series == "eager train fp32" else windows
+        return replace(record, latency=replace(record.latency, windows=kept, reference="of another cell"))
+
+    append(tmp_path / "results.jsonl", *map(beside_another, synthetic(noise=0.002)))
+    (run,) = over_eager(load([tmp_path])).runs
+    assert reference_name(run) == "eager train fp32"
+    found = {r.cell.series: speedup(r).value for r in run.measured if r.cell.height == 512 and not r.ttft}
+    assert found["eager train fp32"] == pytest.approx(1)
+    assert found["openvino int8"] == pytest.approx(5.2, rel=0.02)
+    assert found["eager fused fp32"] == pytest.approx(0.98, rel=0.02)

@@ -119,7 +119,7 @@ def test_one_that_hangs_and_one_that_eats_memory_are_ended(sweeping: Sweeping) -
     assert found["openvino fp32"].status == "timeout"
     assert found["openvino fp32"].reason == "no answer within 2 s"
     assert found["eager train fp32"].status == "oom"
-    assert found["eager train fp32"].reason.endswith("over the limit of 0.3 GB")
+    assert found["eager train fp32"].reason.endswith("over the limit of 0.30 GB")
     assert found["eager fused fp32"].status == "timeout"
     assert {found[s].status for s in ("onnxruntime-cpu fp32", "eager channels-last fp32")} == {"ok"}
 

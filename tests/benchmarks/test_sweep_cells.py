@@ -52,7 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, maker: Maker) -> Path:
 
 
 def made(maker: Maker, path: Path, precision: str, target: str | None = None, batch: int = 1) -> dict[str, Any]:
-    return maker.artifact(str(path), precision=precision, target=target, batch=batch, samples=2, **SIZE)
+    return maker.artifact(str(path), precision=precision, target=target, engine=None, batch=batch, samples=2, **SIZE)
 
 
 def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: Any) -> Cell:
@@ -103,8 +103,11 @@ def test_weights_are_described(maker: Maker) -> None:
 # --- cells -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["train", "fused", "channels-last"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("form", "precision"),
+    [("train", "fp32"), ("fused", "fp32"), ("channels-last", "fp32"), ("train", "bf16"), ("fused", "bf16"),
+     pytest.param("channels-last", "bf16", marks=pytest.mark.long)],
+)  # fmt: skip
 def test_every_eager_form_is_the_same_model(place: Path, maker: Maker, form: str, precision: str) -> None:
     file = place / precision
     if form == "channels-last" and not file.exists():
@@ -135,6 +138,7 @@ def test_a_batch_is_compared_image_by_image(place: Path, maker: Maker, tmp_path:
     assert found.parity is not None and found.parity["status"] == "pass" and found.parity["rel_l2"] < 1e-4
 
 
+@pytest.mark.long
 def test_int8_is_judged_as_int8(place: Path, maker: Maker, tmp_path: Path) -> None:
     made(maker, tmp_path / "int8", "int8", "onnxruntime-cpu")
     found = running(cell(precision="int8", samples=2), place, tmp_path / "int8").parity

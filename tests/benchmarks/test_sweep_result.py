@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvexport.benchmarks.sweep.result import (
@@ -92,6 +92,7 @@ def test_the_last_line_of_a_cell_counts(synthetic: Synthetic, tmp_path: Path) ->
     assert len(read.absent) == 2 and len(read.environments) == 1
 
 
+@settings(max_examples=20)
 @given(cut=st.integers(min_value=1, max_value=400))
 def test_a_line_cut_off_by_a_kill_is_dropped(
     synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, cut: int

@@ -1,0 +1,40 @@
+"""Ratios to eager: sweeps measure cells beside a quick reference, readers ask how much faster than eager they are."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+
+from ..sweep.result import Cell, Result
+from .load import Loaded, Run
+
+
+def over_eager(loaded: Loaded) -> Loaded:
+    """The same runs with the eager train form in float32 in the place of the reference, where it was measured.
+
+    Both were measured beside the same reference, so their ratio within a round is the ratio of their ratios. In rounds
+    that eager had left (it was stable before), the median of its ratios stands for it.
+    """
+    return replace(loaded, runs=tuple(replace(run, results=_results(run)) for run in loaded.runs))
+
+
+def _results(run: Run) -> tuple[Result, ...]:
+    eager = {_place(r.cell): r for r in run.measured if r.cell.series == "eager train fp32" and r.latency}
+    return tuple(_over(result, eager.get(_place(result.cell))) for result in run.results)
+
+
+def _place(cell: Cell) -> tuple[object, ...]:
+    llm = (cell.llm, cell.prompt_tokens, cell.tiles)
+    return cell.height, cell.width, cell.batch, cell.threads, cell.variant, cell.checkpoint, cell.weights, *llm
+
+
+def _over(result: Result, eager: Result | None) -> Result:
+    latency, base = result.latency, eager.latency if eager else None
+    if latency is None or base is None or eager is None or latency.reference != base.reference or not base.ratios:
+        return result
+    ratios = {w.round: w.median_ms / w.reference_ms for w in base.windows if w.reference_ms}
+    usual = statistics.median(base.ratios)
+    windows = tuple(
+        replace(w, reference_ms=w.reference_ms and w.reference_ms * ratios.get(w.round, usual)) for w in latency.windows
+    )
+    return replace(result, latency=replace(latency, windows=windows, reference=eager.cell.id))

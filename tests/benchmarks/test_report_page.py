@@ -1,0 +1,242 @@
+"""The report as files: what stands in them, what is left out, and what is in the way."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from fvexport.benchmarks.report.axes import log_ticks
+from fvexport.benchmarks.report.series import COLOURS, MARKERS, curves
+from fvexport.benchmarks.report.wording import THIN, milliseconds, percent, three, times
+from fvexport.benchmarks.report.write import Report, write_report
+from fvexport.benchmarks.sweep.result import Cell, Latency, Record, Result, Window
+from fvexport.benchmarks.sweep.store import append
+from fvexport.errors import ArtifactError
+
+Write = Callable[..., Report]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def made(records: Sequence[Record]) -> Report:
+        append(tmp_path / "results.jsonl", *records)
+        return write_report([tmp_path], tmp_path)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def full(synthetic, tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, list[Record]]:
+    """A report of every kind of cell, made once."""
+    folder = tmp_path_factory.mktemp("report")
+    records = [
+        replace(r, cell=replace(r.cell, variant="fastvithd")) if isinstance(r, Result) else r for r in synthetic()
+    ]
+    append(folder / "results.jsonl", *records)
+    return write_report([folder], folder), records
+
+
+def plots(report: Report) -> set[str]:
+    return set(re.findall(r'<figure class="\w+" id="run0-([\w-]+)"', report.html.read_text(encoding="utf-8")))
+
+
+def test_every_plot_that_has_data(full) -> None:
+    report, _ = full
+    assert plots(report) == {"latency", "speedup", "accuracy", "ttft", "memory", "tokens"}
+
+
+def test_the_page_is_sound_and_loads_nothing(full) -> None:
+    """Tags are balanced, ids unique and found, no address of another file in it."""
+    page = full[0].html.read_text(encoding="utf-8")
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    for target in re.findall(r'(?:href="|url\()#([^")]+)', page):
+        assert target in ids
+    assert not re.findall(r'(?:src|href)="(?!#|data:)[^"]*"', page)
+    assert "Content-Security-Policy" in page and "#f0f" not in page
+
+    class Balanced(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: list[str] = []
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in ("meta", "link", "input"):
+                self.open.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert self.open.pop() == tag
+
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+
+
+def test_what_the_page_says(full) -> None:
+    report, records = full
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", report.html.read_text(encoding="utf-8")))
+    assert "At 1024 × 1024, openvino int8 is fastest" in text
+    assert "Without quantization it is openvino bf16" in text
+    for said in ("ran out of memory: over the limit of 2.0 GB", "gave no answer in time", "crashed: the process died",
+                 "the last 3 windows differ by 9.1 %", "pip install onnxruntime-gpu", "no NVIDIA GPU found",
+                 "M1 Max, Core ML (paper)", "another machine", records[0].command, "Synthetic CPU"):  # fmt: skip
+        assert said in text, said
+
+
+def test_the_published_curve_is_of_one_model_only(synthetic, write: Write) -> None:
+    """Of the tiny variant there is none, nor of sizes that were not measured."""
+    page = write(synthetic(resolutions=(256,))).html.read_text(encoding="utf-8")
+    assert "M1 Max" not in page
+
+
+def test_csv_holds_every_figure(full) -> None:
+    report, records = full
+    rows = list(csv.DictReader(io.StringIO(report.csv.read_text(encoding="utf-8"))))
+    results = [r for r in records if isinstance(r, Result)]
+    assert len(rows) == len(results)
+    known = {(r.cell.kind, r.cell.backend, r.cell.form, r.cell.precision, str(r.cell.height)): r for r in results}
+    for row in rows:
+        result = known[row["kind"], row["backend"], row["form"], row["precision"], row["height"]]
+        assert row["status"] == result.status and row["reason"] == result.reason
+        if result.latency is None:
+            assert row["p50_ms"] == "" == row["speedup"]
+        else:
+            assert float(row["p50_ms"]) == result.latency.p50_ms
+            assert float(row["speedup_low"] or 0) <= float(row["speedup"]) <= float(row["speedup_high"] or 1e9)
+        assert row["sqnr_db"] == ("" if result.parity is None else str(result.parity.sqnr_db))
+        assert row["ttft_prefill_ms"] == ("" if result.ttft is None else str(result.ttft.prefill_ms))
+
+
+def test_markdown_tables_are_aligned(full) -> None:
+    text = full[0].markdown.read_text(encoding="utf-8")
+    tables = re.findall(r"(?:^\|.*\|\n)+", text, re.M)
+    assert len(tables) == 2
+    for table in tables:
+        assert len({len(line) for line in table.splitlines()}) == 1
+    assert "openvino int8" in text and THIN not in text
+
+
+def test_missing_data_leaves_out_its_plot(synthetic, write: Write) -> None:
+    """No parity, no memory, no reference, no language model: no empty axes."""
+
+    def bare(result: Result) -> Result:
+        latency = result.latency
+        windows = latency and tuple(replace(w, reference_ms=None) for w in latency.windows)
+        return replace(
+            result, parity=None, ttft=None, tokens=None, peak_host_mb=None,
+            latency=latency and replace(latency, windows=windows),
+        )  # fmt: skip
+
+    records = [bare(r) if isinstance(r, Result) else r for r in synthetic() if getattr(r, "ttft", None) is None]
+    report = write(records)
+    assert plots(report) == {"latency"}
+    page = report.html.read_text(encoding="utf-8")
+    assert "No cell that was timed passes its parity" in page
+    assert ">SQNR, dB<" not in page and ">speed-up<" not in page  # nor empty columns
+
+
+def test_one_resolution_is_a_ranking(synthetic, write: Write) -> None:
+    """A curve of one point says nothing: rows, the best first; and no plot of a single number of tokens."""
+    report = write(synthetic(resolutions=(512,), noise=0.002))
+    assert plots(report) == {"latency", "speedup", "accuracy", "ttft", "memory"}
+    page = report.html.read_text(encoding="utf-8")
+    (figure,) = re.findall(r'id="run0-latency">(.*?)</figure>', page, re.S)
+    assert "Latency at 512" in figure
+    names = re.findall(r">([\w-]+(?: [\w-]+)* (?:fp32|bf16|int8))</text>", figure.partition("plot narrow")[0])
+    assert len(names) == 11 and names[:3] == ["openvino int8", "openvino bf16", "onnxruntime-cpu int8"]
+
+
+def test_nothing_was_measured(synthetic, write: Write) -> None:
+    records = [r for r in synthetic() if not isinstance(r, Result) or not r.measured]
+    report = write(records)
+    assert plots(report) == set()
+    assert "No cell was measured; the notes say why." in report.html.read_text(encoding="utf-8")
+
+
+def test_foreign_text_is_text(synthetic, write: Write) -> None:
+    """A reason or command with HTML in it is shown, not run."""
+    environment, *records = synthetic(resolutions=(256,))
+    bad = "<script>alert('1')</script> | &"
+    results = [replace(r, reason=bad) if isinstance(r, Result) and r.status == "crashed" else r for r in records]
+    environment = replace(environment, command=bad)
+    results = [replace(r, environment=environment.id) for r in results]
+    report = write([environment, *results])
+    page = report.html.read_text(encoding="utf-8")
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
+    table = report.markdown.read_text(encoding="utf-8")
+    assert bad in table
+
+
+def test_two_runs(synthetic, tmp_path: Path) -> None:
+    for name, scale, cpu in (("old", 1.0, "Slow CPU"), ("new", 0.5, "Fast CPU")):
+        append(tmp_path / name / "results.jsonl", *synthetic(scale=scale, cpu=cpu, resolutions=(256,)))
+    report = write_report([tmp_path / "new"], tmp_path / "out", baseline=tmp_path / "old")
+    page, text = (file.read_text(encoding="utf-8") for file in (report.html, report.markdown))
+    for said in ("Differences from Slow CPU, 2 cores", "faster", "−50 %", "95 %"):
+        assert said in page and said in text
+    assert 'id="comparison0-differences"' in page and 'id="run1"' in page
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"report.html", "report.md", "report.csv"}
+
+
+def test_a_report_is_replaced_and_nothing_else(synthetic, write: Write, tmp_path: Path) -> None:
+    first = write(synthetic(resolutions=(256,)))
+    before = first.html.read_text(encoding="utf-8")
+    assert write_report([tmp_path], tmp_path).html.read_text(encoding="utf-8") == before  # and the same again
+    for name in ("report.html", "report.md", "report.csv"):
+        out = tmp_path / f"other-{name}"
+        out.mkdir()
+        (out / name).write_text("my notes")
+        with pytest.raises(ArtifactError, match="is no report of fvexport"):
+            write_report([tmp_path], out)
+        assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "my notes")]
+
+
+# Curves and words
+
+
+def test_many_curves_all_look_different() -> None:
+    """Forty runners in every precision: no two with the same colour, marker, dashes and filling."""
+    latency = Latency(1.0, 1.0, 1.0, 1.0, 1.0, 1, (Window(0, 1.0, 1),), "wall", True, 0.0)
+    cells = [
+        Cell("ours", f"backend{number}", precision, 256, 256, 1, 2, "tiny", "seeded:0", "0" * 12)
+        for number in range(40)
+        for precision in ("fp32", "fp16", "bf16", "int8", "fp8")
+    ]
+    found = curves([Result(cell, "ok", "", "e", "d", latency=latency) for cell in cells])
+    assert len(found) == 200 == len({curve.style for curve in found}) == len({curve.key for curve in found})
+    assert COLOURS * len(MARKERS) == 90
+
+
+def test_curves_say_what_differs() -> None:
+    latency = Latency(1.0, 1.0, 1.0, 1.0, 1.0, 1, (Window(0, 1.0, 1),), "wall", True, 0.0)
+    cells = [Cell("ours", "openvino", "fp32", 256, 256, 1, n, "tiny", "seeded:0", "0" * 12) for n in (1, 2)]
+    found = curves([Result(cell, "ok", "", "e", "d", latency=latency) for cell in cells])
+    assert [curve.label for curve in found] == ["openvino fp32, 1 threads", "openvino fp32, 2 threads"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "apart"), [(34, 31_000, 9, 0.05), (100, 130, 9, 0.05), (1, 1e6, 4, 0.13), (5, 80, 4, 0.13)]
+)
+def test_ticks(low: float, high: float, most: int, apart: float) -> None:
+    found = log_ticks(low, high, most, apart)
+    assert 2 <= len(found) <= most and found == sorted(found)
+    assert all(low * 0.999 <= value <= high * 1.001 for value in found)
+
+
+def test_wording() -> None:
+    assert [three(v) for v in (0.1234, 6.8, 54.84, 116.3, 9.996, 99.96, 1347.2, 0)] == [
+        "0.123", "6.80", "54.8", "116", "10.0", "100", f"1{THIN}347", "0",
+    ]  # fmt: skip
+    assert milliseconds(54.8) == "54.8 ms" and milliseconds(12_345) == "12.3 s"
+    assert [percent(v) for v in (0.052, -0.123, 0.00001)] == ["+5.2 %", "−12 %", "0.0 %"]
+    assert times(1.239) == "1.24×" and times(12.39) == "12.4×"
