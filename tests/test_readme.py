@@ -69,14 +69,33 @@ def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
 
 def test_readme_commands_run_in_order(place: Path) -> None:
     lines = commands("fvexport")
-    assert [shlex.split(line)[1] for line in lines] == ["onnx", "encode", "onnx", "ask", "eval"]
+    assert [shlex.split(line)[1] for line in lines] == ["onnx", "encode", "onnx", "trt", "sweep", "ask", "eval"]
     for line in lines:
+        name = shlex.split(line)[1]
+        if name in ("trt", "sweep"):
+            continue  # below
         done = run(shlex.split(line), place)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
-        told = {"ask": "TTFT", "eval": "same answer"}.get(shlex.split(line)[1], "")
-        assert told in done.stdout
+        assert {"ask": "TTFT", "eval": "same answer"}.get(name, "") in done.stdout
     assert (place / "features.safetensors").is_file()
     assert len((place / "vqa.jsonl").read_text().splitlines()) == 2  # PyTorch's answer and the artifact's
+
+
+def test_readme_engine_is_built(
+    place: Path, tensorrt_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(tensorrt_folders["tensorrt_rtx"]))
+    done = run(shlex.split(commands("fvexport")[3]), place)
+    assert done.returncode == 0, done.stderr
+    assert "parity PASS" in done.stdout and "wider than asked  nothing" in done.stdout
+    assert (place / "fastvithd-trt" / "encoder.plan").is_file()
+
+
+@pytest.mark.long
+def test_readme_sweep_runs(place: Path) -> None:
+    done = run(shlex.split(commands("fvexport")[4]), place)
+    assert done.returncode == 0, done.stderr
+    assert list((place / "sweep").glob("*.html"))
 
 
 def test_readme_python_runs(place: Path) -> None:
