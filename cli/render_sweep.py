@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import click
@@ -14,17 +15,17 @@ if TYPE_CHECKING:
     from ..benchmarks.sweep.result import Result
     from ..benchmarks.sweep.run import SweepReport
 
-BASELINE = "eager train"
-"""Speed-ups are over it: the model as it is trained, in PyTorch."""
-
 
 def sweep(found: SweepReport, report: Report) -> None:
     """A table for each resolution, what has no figures and why, and the next command to type."""
-    baselines = {_place(r): r for r in found.results if r.measured and r.cell.runner == BASELINE}
+    from ..benchmarks.report.eager import BASELINE, beside_eager
+
+    eager = {r.cell.id for r in found.results if r.cell.series == BASELINE}
+    beside = dict(zip((r.cell.id for r in found.results), beside_eager(found.results), strict=True))
     click.echo(f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do")
     for place in dict.fromkeys(map(_place, found.results)):
         results = [result for result in found.results if _place(result) == place]
-        rows = [_row(result, baselines.get(place)) for result in results]
+        rows = [_row(beside[result.cell.id], eager) for result in results]
         header = ("", "ms", "images/s", "over eager", "SQNR, dB", "MB")
         render.table(header, rows, title=_title(results))
     told = _reasons(found.results)
@@ -63,7 +64,7 @@ def _place(result: Result) -> tuple[object, ...]:
     return cell.llm, cell.prompt_tokens, cell.resolution, cell.batch, cell.threads
 
 
-def _row(result: Result, baseline: Result | None) -> tuple[str, ...]:
+def _row(result: Result, eager: Collection[str]) -> tuple[str, ...]:
     cell, latency = result.cell, result.latency
     if latency is None:
         return (cell.series, result.status, "", "", "", "")
@@ -71,20 +72,20 @@ def _row(result: Result, baseline: Result | None) -> tuple[str, ...]:
     sqnr = "" if parity is None else "equal" if parity.rel_l2 == 0 else _number(parity.sqnr_db, ".1f")
     return (
         cell.series, f"{latency.p50_ms:.4g}" + ("?" if result.status == "unstable" else ""),
-        _number(result.images_per_second, ".4g"), _speedup(result, baseline),
+        _number(result.images_per_second, ".4g"), _speedup(result, eager),
         sqnr if parity is None or parity.status == "pass" else f"{sqnr} {parity.status}".strip(),
         _number(result.peak_host_mb, ".0f"),
     )  # fmt: skip
 
 
-def _speedup(result: Result, baseline: Result | None) -> str:
-    """By the ratios to one reference where both have it, since those hit the same rounds; else by the medians."""
-    if baseline is None or baseline.latency is None or result.latency is None:
+def _speedup(result: Result, eager: Collection[str]) -> str:
+    """Over eager, round by round, as the report has it; nothing where eager was not measured beside it."""
+    from ..benchmarks.report.headline import speedup
+
+    found = speedup(result)
+    if found is None or result.latency is None or result.latency.reference not in eager:
         return ""
-    ours, theirs = result.latency, baseline.latency
-    if ours.ratio and theirs.ratio and ours.reference == theirs.reference:
-        return f"{theirs.ratio / ours.ratio:.2f}x"
-    return f"{theirs.p50_ms / ours.p50_ms:.2f}x"
+    return f"{found.value:.2f}x"
 
 
 def _number(value: float | None, form: str) -> str:

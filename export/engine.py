@@ -30,7 +30,7 @@ from .artifact import (
 from .clock import Clock
 from .onnx import export_onnx
 from .options import ExportOptions
-from .parity import Images, Verdict, check_parity
+from .parity import Images, Verdict, check_parity, photographs
 from .reuse import differs
 from .tensorrt.api import Api, load_api
 from .tensorrt.binding import Gpu, bound_to, current_gpu
@@ -97,6 +97,8 @@ def export_trt(
     api = None if dry_run else load_api(engine.flavour)
     if api is not None:
         api.check(engine)
+    if images is not None:
+        photographs(images)  # that are missing or none, told before the work
     clock = Clock(progress)
     build = _Build(engine, api, current_gpu(), batch, resolutions, parity, images, clock, progress)
     if artifact is not None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import replace
 
 from ..sweep.result import Cell, Result
-from .load import Loaded, Run
+from .load import Loaded
+
+BASELINE = "eager train fp32"
+"""Speed-ups are over it: the model as it is trained, in PyTorch."""
 
 
 def over_eager(loaded: Loaded) -> Loaded:
@@ -15,12 +19,13 @@ def over_eager(loaded: Loaded) -> Loaded:
     Both were measured beside the same reference, so their ratio within a round is the ratio of their ratios. In rounds
     that eager had left (it was stable before), the median of its ratios stands for it.
     """
-    return replace(loaded, runs=tuple(replace(run, results=_results(run)) for run in loaded.runs))
+    return replace(loaded, runs=tuple(replace(run, results=beside_eager(run.results)) for run in loaded.runs))
 
 
-def _results(run: Run) -> tuple[Result, ...]:
-    eager = {_place(r.cell): r for r in run.measured if r.cell.series == "eager train fp32" and r.latency}
-    return tuple(_over(result, eager.get(_place(result.cell))) for result in run.results)
+def beside_eager(results: Sequence[Result]) -> tuple[Result, ...]:
+    """The same for the results of one run, in order."""
+    eager = {_place(r.cell): r for r in results if r.cell.series == BASELINE and r.measured and r.latency}
+    return tuple(_over(result, eager.get(_place(result.cell))) for result in results)
 
 
 def _place(cell: Cell) -> tuple[object, ...]:

@@ -54,6 +54,8 @@ class Log:
 
     def add(self, severity: str, message: str) -> None:
         """Takes one message; `severity` is the name of TensorRT's."""
+        if "logger passed into" in message:
+            return  # one logger serves a process, the first; every later object is told so
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self.errors.append(message)
         elif severity == "WARNING":

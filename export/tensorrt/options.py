@@ -94,6 +94,9 @@ class EngineOptions:
             raise ConfigError(f"unknown flavour {self.flavour!r}; known are {', '.join(FLAVOURS)}")
         if self.workspace is not None and self.workspace < 1:
             raise ConfigError(f"--workspace must be positive; found {self.workspace}")
+        if self.strip and self.version_compatible:
+            raise ConfigError("--strip and --version-compatible exclude each other: the code that a version-compatible "
+                              "engine carries takes no weights")  # fmt: skip
         if self.opt_level is not None and self.opt_level not in OPT_LEVELS:
             raise ConfigError(f"--opt-level goes from {OPT_LEVELS.start} to {OPT_LEVELS.stop - 1}; "
                               f"found {self.opt_level}")  # fmt: skip

@@ -86,12 +86,14 @@ def test_a_dry_run(fvexport, without_tensorrt: None, tmp_path: Path) -> None:
         (("--hardware-compatible",), ("has no --hardware-compatible here", "leave it out")),
         (("--dynamic-res", "64:64:100", "--batch", "1:2:4"), ("resolution 100x100 is not a multiple of 64",)),
         (("--dynamic-res", "128:64:192"), ("MIN:OPT:MAX", "128:64:192")),
+        (("--images", "missing.jpg"), ("missing.jpg",)),
         (("--workspace", "1"), ("within workspace limit", "--workspace 1 may be too small")),
     ],
 )
 def test_refusals(fvexport, tensorrt_rtx: Any, tmp_path: Path, args, words) -> None:
     sizes = ("--variant", "tiny") if "--dynamic-res" in args else SMALL
-    outcome = fvexport("trt", *sizes, "--no-parity", "--out", tmp_path / "out", *args)
+    judged = () if "--images" in args else ("--no-parity",)
+    outcome = fvexport("trt", *sizes, *judged, "--out", tmp_path / "out", *args)
     outcome.one_line_error(*words)
     left = [file.name for file in tmp_path.iterdir()]
     assert left == (["out"] if "--workspace" in args else [])  # the ONNX file, which is whole

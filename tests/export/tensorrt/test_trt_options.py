@@ -75,6 +75,7 @@ def test_spans() -> None:
         ({"flavour": "rtx"}, "unknown flavour 'rtx'"),
         ({"workspace": 0}, "--workspace must be positive"),
         ({"opt_level": 6}, "--opt-level goes from 0 to 5; found 6"),
+        ({"strip": True, "version_compatible": True}, "--strip and --version-compatible exclude each other"),
     ],
 )
 def test_refused_options(options, words: str) -> None:
