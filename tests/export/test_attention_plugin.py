@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,14 +153,16 @@ print(parsed, [(parser.get_error(i).node_name(), parser.get_error(i).desc()) for
 """
 
 
-def test_what_tensorrts_parser_makes_of_it(exported: Callable[..., Artifact]) -> None:
+def test_what_tensorrts_parser_makes_of_it(
+    exported: Callable[..., Artifact], tensorrt_folders: dict[str, Path]
+) -> None:
     """With the plugin registered the parser asks for that, though the file has a function and ONNX an Attention."""
-    pytest.importorskip("tensorrt.plugin", reason="no TensorRT here")
     file = str(exported(attention_plugin=True).model_path)
+    path = {"PYTHONPATH": str(tensorrt_folders["tensorrt"])}
 
     def parsed(which: str) -> str:
         command = [sys.executable, "-c", PARSE, file, which]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | path)
         return done.stdout.splitlines()[-1]
 
     found = parsed("plugin")

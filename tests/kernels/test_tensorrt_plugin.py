@@ -51,8 +51,7 @@ def test_no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def bindings() -> Any:
-    pytest.importorskip("tensorrt", reason="no TensorRT here")
+def bindings(tensorrt: Any) -> Any:
     trtp = pytest.importorskip("tensorrt.plugin", reason="no TensorRT here")
     register_attention("sm_90")
     return trtp
