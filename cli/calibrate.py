@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import calibration_options, checkpoint_options, json_option, verbose_option
+from .options import calibration_options, check_seed, checkpoint_options, json_option, verbose_option
 
 
 @click.command("calibrate")
@@ -26,10 +26,7 @@ def calibrate(
     Writes ranges.json for `fvexport onnx --ranges`, and its statistics beside it. A run that was stopped goes on where
     it was.
     """
-    if seed is not None and checkpoint is not None:
-        raise click.UsageError(
-            "--seed is for seeded weights; leave it out with --checkpoint", click.get_current_context()
-        )
+    check_seed(seed, checkpoint)
     from ..calibration.calibrate import calibrate as run
     from ..calibration.options import METHODS, CalibrationOptions
     from ..encoder.checkpoint import load_checkpoint

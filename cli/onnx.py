@@ -13,6 +13,8 @@ from .options import (
     Batch,
     bound_options,
     calibration_from,
+    check_images,
+    check_seed,
     checkpoint_options,
     export_options,
     json_option,
@@ -51,8 +53,7 @@ def onnx(
     written.
     """
     context = click.get_current_context()
-    if seed is not None and checkpoint is not None:
-        raise click.UsageError("--seed is for seeded weights; leave it out with --checkpoint", context)
+    check_seed(seed, checkpoint)
     given = {
         "calib": calib, "ranges": ranges, "samples": samples, "method": method, "min_sqnr": min_sqnr,
         "min_cosine": min_cosine,
@@ -60,8 +61,7 @@ def onnx(
     calibration = calibration_from(precision, given)
     if target is not None and precision not in QUANTIZED:
         raise click.UsageError(f"--target has no effect with --{precision}", context)
-    if images is not None and not parity and calibration.bound is None:
-        raise click.UsageError("--images is for the parity that --no-parity skips", context)
+    check_images(images, parity, calibration)
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
     from ..export.triton_server import check_repository, write_repository

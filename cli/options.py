@@ -244,6 +244,19 @@ def triton_server_option(command: F) -> F:
     )(command)
 
 
+def check_seed(seed: int | None, checkpoint: str | None) -> None:
+    """Raises UsageError where a seed was given for weights that have none."""
+    if seed is not None and checkpoint is not None:
+        message = "--seed is for seeded weights; leave it out with --checkpoint"
+        raise click.UsageError(message, click.get_current_context())
+
+
+def check_images(images: str | None, parity: bool, calibration: Any) -> None:
+    """Raises UsageError where photographs were given that nothing would look at."""
+    if images is not None and not parity and calibration.bound is None:
+        raise click.UsageError("--images is for the parity that --no-parity skips", click.get_current_context())
+
+
 def json_option(command: F) -> F:
     """`--json`, passed on as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)

@@ -23,7 +23,7 @@ from ..encoder.config import VARIANTS
 from ..errors import ConfigError
 from ..export.options import PRECISIONS
 from ..export.targets import TARGETS
-from .options import Named, Resolution, json_option, verbose_option
+from .options import Named, Resolution, check_seed, json_option, verbose_option
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.2
@@ -128,8 +128,7 @@ def sweep(
     Each cell runs in a process of its own, and is compared with the eager model. Ends with a report. Exits with 1
     where no cell could be measured.
     """
-    if seed is not None and checkpoint is not None:
-        raise click.UsageError("--seed is for seeded weights; leave it out with --checkpoint")
+    check_seed(seed, checkpoint)
     options = SweepOptions(
         res, backends, precisions, batches, checkpoint, revision, variant, seed or 0, llms or (), prompt_tokens,
         threads, samples, peers, budget, timeout, memory, retry,

@@ -13,6 +13,8 @@ from .options import (
     Named,
     bound_options,
     calibration_from,
+    check_images,
+    check_seed,
     checkpoint_options,
     export_options,
     json_option,
@@ -104,11 +106,9 @@ def trt(
         refuse_given(OF_THE_ONNX_FILE, "is of the ONNX file, which --artifact brings")
     if dynamic_res is not None:
         refuse_given(("res",), "and --dynamic-res exclude each other")
-    if seed is not None and checkpoint is not None:
-        raise click.UsageError("--seed is for seeded weights; leave it out with --checkpoint", context)
+    check_seed(seed, checkpoint)
     calibration = calibration_from(precision, given)
-    if images is not None and not parity and calibration.bound is None:
-        raise click.UsageError("--images is for the parity that --no-parity skips", context)
+    check_images(images, parity, calibration)
     if triton_server is not None and dry_run:
         raise click.UsageError("--triton-server serves the engine, which --dry-run leaves out", context)
     from ..export.engine import export_trt

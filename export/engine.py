@@ -288,8 +288,14 @@ def _check_target(target: Path, source: Artifact, *, force: bool) -> None:
     """Fails before the build where the result could not be written."""
     if target.absolute() != source.path.absolute():
         check_writable(target, force=force)
-    elif source.manifest.engine is not None and not force:
-        raise ArtifactError(f"{target} holds an engine already; replace it with --force or choose another --out")
+    else:
+        _check_engine(source, force=force)
+
+
+def _check_engine(standing: Artifact, *, force: bool) -> None:
+    """Raises ArtifactError where the artifact to be built in holds an engine already, and `force` is off."""
+    if standing.manifest.engine is not None and not force:
+        raise ArtifactError(f"{standing.path} holds an engine already; replace it with --force or choose another --out")
 
 
 def _standing(
@@ -310,8 +316,7 @@ def _standing(
             raise
         reason = str(error)
     if reason is None:
-        if found.manifest.engine is not None and not force:
-            raise ArtifactError(f"{target} holds an engine already; replace it with --force or choose another --out")
+        _check_engine(found, force=force)
         return found
     if not force:
         raise ArtifactError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import importlib.util
 import platform
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnavailableError
+from ..hardware import cuda_driver
 from .options import Precision
 
 ORT_PACKAGE = (
@@ -247,12 +249,7 @@ def _why_no_kernels() -> str | None:
 
 def has_cuda_gpu() -> bool:
     """Whether NVIDIA's driver sees a GPU; asked of the driver, since torch may be a CPU build."""
-    import ctypes
-
-    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-    try:
-        driver = ctypes.CDLL(name)
-        count = ctypes.c_int(0)
-        return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-    except (OSError, AttributeError):
+    driver, count = cuda_driver(), ctypes.c_int(0)
+    if driver is None:
         return False
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,22 @@ def gpus() -> list[str]:
         return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     except (Exception, SystemExit):
         return []
+
+
+def cuda_driver() -> ctypes.CDLL | None:
+    """NVIDIA's driver library, of which torch may know nothing (a CPU build); None where there is none."""
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+def cuda_version() -> tuple[int, int] | None:
+    """Major and minor CUDA version that the driver runs, or None without one."""
+    driver, version = cuda_driver(), ctypes.c_int(0)
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
 
 
 def memory_available() -> int | None:

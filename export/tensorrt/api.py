@@ -16,12 +16,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import UnavailableError, first_line
+from ...hardware import cuda_version
 from ..targets import has_cuda_gpu
 from .options import FLAVOURS, EngineOptions, Flavour
 
@@ -69,11 +69,6 @@ class Api:
         for option, (asked, why) in reasons.items():
             if asked:
                 raise UnavailableError(f"{self.title} has no {option} here: {why}; leave it out")
-
-
-def module_name(flavour: Flavour) -> str:
-    """The Python module of a flavour."""
-    return MODULES[flavour]
 
 
 def is_installed(flavour: Flavour) -> bool:
@@ -138,14 +133,8 @@ def install_command(flavour: Flavour | None = None) -> str:
 
 def cuda_major() -> int | None:
     """The major CUDA version that this machine's driver runs, or None without a driver."""
-    import ctypes
-
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        version = ctypes.c_int(0)
-        return version.value // 1000 if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
-    except (OSError, AttributeError):
-        return None
+    found = cuda_version()
+    return found[0] if found else None
 
 
 def io_tensors(inspected: dict[str, Any]) -> list[Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import ArtifactError, UnavailableError
+from ...hardware import cuda_driver, cuda_version
 from .api import Api, version_tuple
 
 REBUILD = "build it again with `fvexport trt --force`"
@@ -25,24 +27,15 @@ class Gpu:
 
 def current_gpu() -> Gpu | None:
     """The GPU that torch or the driver would use first; None without one."""
-    import ctypes
-    import sys
-
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        device, version = ctypes.c_int(0), ctypes.c_int(0)
-        name = ctypes.create_string_buffer(256)
-        major, minor = ctypes.c_int(0), ctypes.c_int(0)
-        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-            return None
-        driver.cuDriverGetVersion(ctypes.byref(version))
-        driver.cuDeviceGetName(name, len(name), device)
-        driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
-        driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # COMPUTE_CAPABILITY_MINOR
-    except (OSError, AttributeError):
+    driver, cuda = cuda_driver(), cuda_version()
+    device, major, minor = ctypes.c_int(0), ctypes.c_int(0), ctypes.c_int(0)
+    if driver is None or cuda is None or driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
         return None
-    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", cuda)
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # COMPUTE_CAPABILITY_MINOR
+    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", f"{cuda[0]}.{cuda[1]}")
 
 
 def bound_to(engine: dict[str, Any]) -> str:
