@@ -247,7 +247,10 @@ def time_to_first_token(setting: Setting, rounds: int) -> list[dict[str, Any]]:
 
 
 def agreement(setting: Setting, crops: int) -> list[dict[str, Any]]:
-    """How often the first token is the eager encoder's, over crops of photographs that INT8 was not calibrated on."""
+    """How often the first token is the eager encoder's, over crops of photographs that INT8 was not calibrated on.
+
+    `first_tokens` says how many different ones the eager encoder leads to: with few, agreement would prove little.
+    """
     import torch
 
     from ..encoder.fastvlm.splice import splice
@@ -256,7 +259,7 @@ def agreement(setting: Setting, crops: int) -> list[dict[str, Any]]:
 
     vlm, eager = make_fastvlm(setting, "eager")
     others = {name: make_tower(setting, name) for name in TOWERS[1:]}
-    same = dict.fromkeys(others, 0)
+    same, answers = dict.fromkeys(others, 0), set()
     errors: dict[str, list[float]] = {name: [] for name in others}
 
     def first(tokens: torch.Tensor) -> int:
@@ -267,14 +270,18 @@ def agreement(setting: Setting, crops: int) -> list[dict[str, Any]]:
         for pixels in photograph_crops(crops, setting.res):
             wanted = eager.encode(torch.from_numpy(pixels[None]))
             answer = first(wanted)
+            answers.add(answer)
             for name, tower in others.items():
                 found = tower.encode(torch.from_numpy(pixels[None]))
                 errors[name].append(compare(wanted.numpy(), found.numpy()).rel_l2)
                 same[name] += first(found) == answer
     return [
-        {"tower": name, "crops": crops, "same_first_token": same[name], "mean_rel_l2_percent": 100 * sum(e) / len(e)}
+        {
+            "tower": name, "crops": crops, "first_tokens": len(answers), "same_first_token": same[name],
+            "mean_rel_l2_percent": 100 * sum(e) / len(e),
+        }
         for name, e in errors.items()
-    ]
+    ]  # fmt: skip
 
 
 def photograph_crops(count: int, res: int, seed: int = 0) -> Iterator[np.ndarray[Any, Any]]:

@@ -98,8 +98,10 @@ class Files:
         except WorkerError as error:
             if error.status == "skipped":
                 raise
-            self.failed[known] = WorkerError(error.status, f"its file could not be made: {error.reason}")
-            raise self.failed[known] from None
+            failed = WorkerError(error.status, f"its file could not be made: {error.reason}")
+            if error.status != "oom":  # with fewer cells waiting beside it there may be room
+                self.failed[known] = failed
+            raise failed from None
 
     def _make(self, what: str, reserve: float, **arguments: Any) -> dict[str, Any]:
         if self.worker is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...errors import first_line
 from .loading import Loaded
 
-WARM_MS = 250.0
+WARM_MS = 1000.0
 """A call shorter than this is made once, uncounted, before each window: the caches are others' by then."""
 
 

@@ -53,7 +53,11 @@ class Acting(Server):
         if what == "describe":
             return {"checkpoint": "seeded:0", "variant": "tiny", "sha256": "0123456789abcdef"}
         if what == "artifact":
-            act(self.acts.get(f"make {arguments['precision']}", ""))
+            todo, tried = self.acts.get(f"make {arguments['precision']}", ""), Path(arguments["path"] + ".tried")
+            if todo == "memory once":
+                todo = "" if tried.exists() else "memory"
+                tried.touch()
+            act(todo)
             Path(arguments["path"]).mkdir(parents=True, exist_ok=True)
         return {"seconds": 1.0, "file": arguments["path"], "mb": 1.0}
 

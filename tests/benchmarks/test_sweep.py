@@ -142,6 +142,11 @@ def test_a_file_that_cannot_be_made_is_not_tried_again(sweeping: Sweeping, tmp_p
     assert log.count("no such operator") <= 1  # the process after it made the reference features alone
 
 
+def test_a_file_for_which_memory_ran_out_is_made_once_more_when_others_are_gone(sweeping: Sweeping) -> None:
+    found = by_series(sweeping({"make bf16": "memory once"}, backends=("openvino",), precisions=("fp32", "bf16")))
+    assert {s: r.status for s, r in found.items()} == {"openvino fp32": "ok", "openvino bf16": "ok"}
+
+
 def test_what_libraries_print_disturbs_nothing(sweeping: Sweeping) -> None:
     found = by_series(sweeping({"openvino fp32": "chatty"}))
     assert {r.status for r in found.values()} == {"ok"}

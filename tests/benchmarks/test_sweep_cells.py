@@ -162,7 +162,7 @@ class Clock(WallTimer):
 
 @pytest.mark.parametrize(
     ("seconds", "most", "expected", "counted", "called"),
-    [(0.45, 50, 100.0, 5, 6), (10, 4, 100.0, 4, 5), (0, 50, 300.0, 1, 1), (0.15, 50, 300.0, 2, 2)],
+    [(0.45, 50, 100.0, 5, 6), (10, 4, 100.0, 4, 5), (0, 50, 1300.0, 1, 1), (0.15, 50, 1300.0, 2, 2)],
 )
 def test_windows_last_their_time(seconds: float, most: int, expected: float, counted: int, called: int) -> None:
     clock = Clock()

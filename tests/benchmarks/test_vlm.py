@@ -61,6 +61,7 @@ def test_figures(artifacts: Path, tmp_path: Path) -> None:
     assert found["ttft"][0]["encoder_speedup"] == found["ttft"][0]["ttft_speedup"] == 1
     for row in found["agreement"]:
         assert (row["same_first_token"], row["crops"]) == (3, 3) and row["mean_rel_l2_percent"] < 0.01
+        assert 1 <= row["first_tokens"] <= 3
 
 
 @pytest.mark.long
