@@ -80,7 +80,7 @@ class Running:
         }
 
     def _parity(self, pixels: np.ndarray, features: np.ndarray, first: np.ndarray) -> dict[str, Any]:
-        """Figures of the worst photograph, judged by what the precision is ever allowed; `first` is the first call's result."""
+        """Figures of the worst photograph, by what the precision is allowed; `first` is the first call's result."""
         batch = self.cell.batch
         found: list[Figures] = [compare(features[np.resize(np.arange(len(pixels)), batch)], first)]
         for start in range(batch, len(pixels) - batch + 1, batch):
