@@ -99,6 +99,7 @@ def _best(best: Best) -> dict[str, Any]:
         "fastest": told(best.fastest),
         "ties": [result.cell.series for result in best.ties],
         "float_fastest": told(best.float_fastest),
+        "float_ties": [result.cell.series for result in best.float_ties],
     }
 
 

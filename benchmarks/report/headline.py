@@ -23,6 +23,7 @@ class Best:
         fastest: the one with the smallest median.
         ties: others whose interval of the difference to it includes none, fastest first.
         float_fastest: the fastest without quantization, which may be `fastest` itself; None where there is none.
+        float_ties: as `ties`, to `float_fastest`, of those without quantization.
         candidates: how many were compared.
         failing: how many were timed and left out, since they do not pass or have no parity.
     """
@@ -33,6 +34,7 @@ class Best:
     fastest: Result
     ties: tuple[Result, ...]
     float_fastest: Result | None
+    float_ties: tuple[Result, ...]
     candidates: int
     failing: int
 
@@ -50,11 +52,12 @@ def headline(run: Run) -> list[Best]:
         if not passing:
             continue
         fastest, *others = passing
-        plain = next((r for r in passing if r.cell.precision not in QUANTIZED), None)
+        plain = [r for r in passing if r.cell.precision not in QUANTIZED]
         rows.append(
             Best(
-                resolution, batch, variant, fastest, tuple(_ties(fastest, others)),
-                plain, len(passing), len(found) - len(passing),
+                resolution, batch, variant, fastest, _ties(fastest, others),
+                plain[0] if plain else None, _ties(plain[0], plain[1:]) if plain else (),
+                len(passing), len(found) - len(passing),
             )
         )  # fmt: skip
     return rows
@@ -85,20 +88,24 @@ def reference_name(run: Run) -> str:
     return " or ".join(sorted(found)) or "the reference"
 
 
-def _ties(fastest: Result, others: Iterable[Result]) -> list[Result]:
+def _ties(fastest: Result, others: Iterable[Result]) -> tuple[Result, ...]:
     ties = []
     for other in others:
         change = paired(fastest, other)
         if change.low is not None and change.low <= 1:
             ties.append(other)
-    return ties
+    return tuple(ties)
 
 
 def paired(base: Result, new: Result) -> Interval:
-    """Time of `new` over `base`, round by round where both were measured in the same rounds."""
+    """Time of `new` over `base`: round by round where both were measured in the same rounds.
+
+    In other rounds the machine may have been slower as a whole: then of their ratios to one reference, if there is one.
+    """
     assert base.latency is not None and new.latency is not None
     rounds = {window.round: window.median_ms for window in base.latency.windows}
     ratios = [w.median_ms / rounds[w.round] for w in new.latency.windows if w.round in rounds]
     if len(ratios) == len(rounds) == len(new.latency.windows):
         return median_interval(ratios)
-    return ratio_interval(times(base, relative=False), times(new, relative=False))
+    shared = base.latency.reference == new.latency.reference and bool(base.latency.ratios and new.latency.ratios)
+    return ratio_interval(times(base, relative=shared), times(new, relative=shared))

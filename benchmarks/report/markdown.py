@@ -56,7 +56,7 @@ def _run(run: Run) -> str:
                   "fastest without quantization", "one call", "speed-up")  # fmt: skip
         rows = [
             (r.resolution, str(r.batch), r.name + (f" ({r.ties})" if r.ties else ""), r.time, r.speedup, r.sqnr,
-             r.float_name, r.float_time, r.float_speedup)
+             r.float_name + (f" ({r.float_ties})" if r.float_ties else ""), r.float_time, r.float_speedup)
             for r in map(headline_row, best)
         ]  # fmt: skip
         sections.append(markdown_table(header, rows, [False, True, False, True, True, True, False, True, True]))

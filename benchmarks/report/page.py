@@ -60,6 +60,7 @@ class HeadlineRow:
     speedup: str
     sqnr: str
     float_name: str = ""
+    float_ties: str = ""
     float_time: str = ""
     float_speedup: str = ""
 
@@ -220,13 +221,11 @@ def across(parts: Sequence[dict[str, Any]]) -> list[tuple[str, int, list[Headlin
 
 def headline_row(best: Best) -> HeadlineRow:
     """In words."""
-    ties = ", ".join(result.cell.series for result in best.ties[:2])
-    more = f" and {len(best.ties) - 2} more" if len(best.ties) > 2 else ""
     row = HeadlineRow(
         resolution=best.resolution,
         batch=best.batch,
         name=shown_name(best.fastest),
-        ties=f"or {ties}{more}: no difference shown" if ties else "",
+        ties=_ties(best.ties),
         time=milliseconds(median_ms(best.fastest)),
         speedup=_speedup(best.fastest),
         sqnr=_sqnr(best.fastest),
@@ -235,8 +234,15 @@ def headline_row(best: Best) -> HeadlineRow:
     if plain is None:
         return replace(row, float_name="none")
     return replace(
-        row, float_name=shown_name(plain), float_time=milliseconds(median_ms(plain)), float_speedup=_speedup(plain)
-    )
+        row, float_name=shown_name(plain), float_ties=_ties(best.float_ties), float_time=milliseconds(median_ms(plain)),
+        float_speedup=_speedup(plain),
+    )  # fmt: skip
+
+
+def _ties(ties: Sequence[Result]) -> str:
+    named = ", ".join(result.cell.series for result in ties[:2])
+    more = f" and {len(ties) - 2} more" if len(ties) > 2 else ""
+    return f"or {named}{more}: no difference shown" if ties else ""
 
 
 def shown_name(result: Result) -> str:
@@ -258,7 +264,8 @@ def lead(found: Sequence[Best], reference: str) -> str:
         sentence += f", with an SQNR of {sqnr}"
     if best.float_fastest not in (None, best.fastest):
         plain = best.float_fastest
-        sentence += f". Without quantization it is {shown_name(plain)}: {milliseconds(median_ms(plain))}"
+        ties = f" ({_ties(best.float_ties)})" if best.float_ties else ""
+        sentence += f". Without quantization it is {shown_name(plain)}{ties}: {milliseconds(median_ms(plain))}"
         if over := _speedup(plain):
             sentence += f", {over}"
     return sentence + "."

@@ -10,8 +10,10 @@ import pytest
 
 from fvexport.benchmarks.report.compare import Comparison, compare_runs
 from fvexport.benchmarks.report.eager import over_eager
-from fvexport.benchmarks.report.headline import headline, reference_name, speedup
+from fvexport.benchmarks.report.headline import headline, paired, reference_name, speedup
 from fvexport.benchmarks.report.load import load
+from fvexport.benchmarks.report.notes import notes
+from fvexport.benchmarks.report.page import headline_row, lead
 from fvexport.benchmarks.sweep.result import Parity, Record, Result
 from fvexport.benchmarks.sweep.store import append
 
@@ -170,6 +172,54 @@ def test_ties_are_told(synthetic, tmp_path: Path) -> None:
     """Under heavy noise the second may be the first."""
     rows, _ = best(synthetic(3, noise=0.2), tmp_path)
     assert any(r.ties for r in rows)
+
+
+def test_ties_without_quantization_are_told(synthetic, tmp_path: Path) -> None:
+    """Where two are equal to the last digit, both are named, whichever comes first."""
+    records = synthetic(noise=0.002)
+    times = {r.cell.height: r.latency for r in records if isinstance(r, Result) and r.cell.series == "openvino bf16"}
+
+    def change(record: Record) -> Record:
+        if isinstance(record, Result) and record.cell.series == "openvino fp32" and not record.ttft:
+            return replace(record, latency=times[record.cell.height])
+        return record
+
+    rows, run = best([change(r) for r in records], tmp_path)
+    for row in rows:
+        (tie,) = row.float_ties
+        assert {tie.cell.series, row.float_fastest.cell.series} == {"openvino bf16", "openvino fp32"}
+        told = headline_row(row)
+        assert told.float_ties == f"or {tie.cell.series}: no difference shown"
+        assert f"{told.float_name} ({told.float_ties})" in lead([row], reference_name(run))
+
+
+def test_what_was_measured_in_other_rounds_is_compared_over_the_reference(synthetic, tmp_path: Path) -> None:
+    """The runner-up, as fast as the first, was measured later, when the machine was slower by a third."""
+    rows, _ = best(synthetic(noise=0.002), tmp_path)
+    first = rows[0].fastest
+    assert first.latency is not None and paired(first, first).value == 1
+    windows = tuple(
+        replace(w, round=w.round + 50, median_ms=4 / 3 * w.median_ms, reference_ms=4 / 3 * w.reference_ms)
+        for w in first.latency.windows
+    )
+    later = replace(first, latency=replace(first.latency, windows=windows, p50_ms=4 / 3 * first.latency.p50_ms))
+    assert paired(first, later).value == pytest.approx(1)
+    alone = replace(later, latency=replace(later.latency, reference="another"))
+    assert paired(first, alone).value == pytest.approx(4 / 3, rel=0.05)
+
+
+def test_a_resolution_that_was_not_reached_is_one_note(synthetic, tmp_path: Path) -> None:
+    def change(record: Record) -> Record:
+        if isinstance(record, Result) and record.cell.kind != "ttft" and record.cell.height == 512:
+            return replace(record, status="skipped", reason="the budget ended", latency=None)
+        return record
+
+    _, run = best([change(r) for r in synthetic(noise=0.002)], tmp_path)
+    count = sum(r.cell.height == 512 and not r.cell.llm for r in run.results)
+    (skipped,) = (note for note in notes(run) if note.status == "skipped")
+    assert skipped.cells == (f"each of the {count} cells at 512",)
+    (crashed,) = (note for note in notes(run) if note.status == "crashed")
+    assert crashed.cells == ("plain-torch-compile fp32 at 256",)
 
 
 def test_speed_over_eager_from_another_reference(synthetic, tmp_path: Path) -> None:
