@@ -164,7 +164,7 @@ def log_axis(axis: Any, label: str, wording: Callable[[float], str]) -> None:
     scale("log")
     low, high = view()
     # Names beside one another need room, names above one another hardly any.
-    axis.set_major_locator(FixedLocator(log_ticks(low, high, 4 if name == "x" else 9, 0.13 if name == "x" else 0.05)))
+    axis.set_major_locator(FixedLocator(log_ticks(low, high, 4 if name == "x" else 9, 0.17 if name == "x" else 0.05)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: tick(wording(value))))
     axis.axes.set(**{f"{name}label": label, f"{name}lim": (low, high)})
@@ -241,6 +241,10 @@ def draw_bars(axes: Axes, curve: Curve, bars: Sequence[tuple[float, float, float
     found.set_gid(f"curve-{curve.key}-bars")
 
 
+LINE = 13
+"""Points from one name to the next that touches it no more."""
+
+
 def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Mapping[str, Any]]], *, most: int = 40) -> None:
     """Writes names beside the ends of curves, as far as they fit without touching; earlier ones first.
 
@@ -250,9 +254,10 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Mapping[str, A
         most: characters of the longest name that fits.
     """
     taken: list[float] = []
+    points = 72 / axes.get_figure(root=True).dpi  # of a pixel, which positions are in
     for x, y, name, settings in ends:
-        place = axes.transData.transform((x, y))[1]
-        if len(name) > most or any(abs(place - other) < 13 for other in taken):
+        place = points * axes.transData.transform((x, y))[1]
+        if len(name) > most or any(abs(place - other) < LINE for other in taken):
             continue
         taken.append(place)
         axes.annotate(

@@ -12,6 +12,8 @@ from .intervals import MIN_WINDOWS, Interval, ratio_interval
 from .load import Loaded, Run
 
 DEFAULT_THRESHOLD = 0.05
+QUIET = 1.1
+"""A round is undisturbed where the reference took at most so many times its shortest."""
 
 Finding = Literal["slower", "faster", "same", "unclear", "broken"]
 
@@ -128,7 +130,7 @@ def _difference(run: str, base: Result, new: Result, threshold: float, relative:
         return Difference(place, run, base, new, None, "unclear", f"not measured: {which.status}")
     if not new.measured:
         return Difference(place, run, base, new, None, "broken", f"{new.status}: {new.reason}")
-    a, b = times(base, relative), times(new, relative)
+    a, b = quiet_ratios(base, new) if relative else (times(base, relative=False), times(new, relative=False))
     if not a or not b:
         return Difference(place, run, base, new, None, "unclear", "one of the two was not timed beside a reference")
     change = ratio_interval(a, b)
@@ -159,6 +161,22 @@ def times(result: Result, relative: bool) -> list[float]:
     if relative:
         return result.latency.ratios
     return [window.median_ms for window in result.latency.windows] or [result.latency.p50_ms]
+
+
+def quiet_ratios(base: Result, new: Result) -> tuple[list[float], list[float]]:
+    """Ratios to the reference of both, of rounds in which the reference was undisturbed; of all where too few were.
+
+    A machine that others share may alternate between two speeds, of which some cells take more than the reference does:
+    medians over different shares of slow rounds then differ, though nothing has changed.
+    """
+    found = []
+    for result in (base, new):
+        windows = [w for w in result.latency.windows if w.reference_ms] if result.latency else []
+        limit = QUIET * min((w.reference_ms or 0.0 for w in windows), default=0.0)
+        found.append([w.median_ms / w.reference_ms for w in windows if w.reference_ms and w.reference_ms <= limit])
+    if min(map(len, found)) >= MIN_WINDOWS:
+        return found[0], found[1]
+    return times(base, relative=True), times(new, relative=True)
 
 
 def _weight(difference: Difference) -> tuple[object, ...]:

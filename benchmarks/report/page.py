@@ -15,9 +15,9 @@ from ... import __version__
 from ..sweep.result import Result
 from .axes import Plot
 from .bars import difference_plots
-from .compare import Comparison, Difference
+from .compare import QUIET, Comparison, Difference
 from .headline import Best, headline, median_ms, reference_name, speedup
-from .intervals import LEVEL, RESAMPLES
+from .intervals import LEVEL, MIN_WINDOWS, RESAMPLES
 from .load import Loaded, Run
 from .notes import Note, name, notes
 from .plots import legend_marks, run_curves, run_plots
@@ -111,7 +111,9 @@ def method(comparison: Comparison) -> str:
     """How the differences were found, and what they cannot tell."""
     if comparison.relative:
         return (
-            f"{METHOD} Compared are times over the reference cell's in the same round, which a slow day leaves alone."
+            f"{METHOD} Compared are times over the reference cell's in the same round, which a slow day leaves alone; "
+            f"where {MIN_WINDOWS} rounds or more are left in both runs, of those rounds in which the reference took at "
+            f"most {100 * (QUIET - 1):.0f} % longer than its shortest."
         )
     return (
         f"{METHOD} It covers what varies within a run. A machine that was slower all day shows as slower: "

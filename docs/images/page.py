@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-WIDTH, LARGEST = 1200, 60_000
+WIDTH, LARGEST = 1200, 100_000
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
         started.close()
     picture = Image.open(io.BytesIO(shown)).convert("RGB")
     for colours in (128, 64, 32, 16):
-        picture.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
+        picture.quantize(colours, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(out, optimize=True)
         if out.stat().st_size <= LARGEST:
             return
     raise SystemExit(f"{out} has {out.stat().st_size} bytes; the repository takes {LARGEST}")

@@ -24,9 +24,14 @@ Change = Callable[[Result], Result]
 def compare(synthetic, tmp_path: Path) -> Callable[..., Comparison]:
     """Compares a sweep with another one that `change` went over."""
 
-    def compared(change: Change, noise: float = 0.005, threshold: float = 0.05, relative: bool = False) -> Comparison:
+    def compared(
+        change: Change, noise: float = 0.005, threshold: float = 0.05, relative: bool = False,
+        before: Change = lambda result: result,
+    ) -> Comparison:  # fmt: skip
         sides = {"old": synthetic(0, noise=noise), "new": synthetic(1, noise=noise)}
-        sides["new"] = [change(r) if isinstance(r, Result) else r for r in sides["new"]]
+        for name, turn in {"old": before, "new": change}.items():
+            (tmp_path / name / "results.jsonl").unlink(missing_ok=True)
+            sides[name] = [turn(r) if isinstance(r, Result) else r for r in sides[name]]
         for name, records in sides.items():
             append(tmp_path / name / "results.jsonl", *records)
         found = compare_runs(
@@ -100,6 +105,32 @@ def test_a_slow_day_over_the_reference(compare) -> None:
     found = compare(lambda result: slower(result, 1.5, reference=1.5), relative=True)
     assert found.relative and found.regressions == []
     assert all(0.9 < d.change.value < 1.1 for d in found.differences if d.change)
+
+
+def test_a_machine_of_two_speeds_over_the_reference(compare) -> None:
+    """INT8 takes more of the slow speed than the reference does, and the second run met it in five rounds of eight."""
+
+    def two_speeds(slow: int) -> Change:
+        def change(result: Result) -> Result:
+            latency = result.latency
+            if latency is None:
+                return result
+            more = 1.4 if result.cell.precision == "int8" else 1.2
+            windows = tuple(
+                replace(w, median_ms=w.median_ms * more, reference_ms=(w.reference_ms or 0) * 1.2)
+                if number < slow else w for number, w in enumerate((*latency.windows, *latency.windows))
+            )  # fmt: skip
+            return replace(result, latency=replace(latency, windows=windows))
+
+        return change
+
+    found = compare(two_speeds(10), relative=True, before=two_speeds(2))
+    int8 = [d for d in found.differences if "int8" in d.place]
+    assert int8 and all(d.change and abs(d.change.value - 1) < 0.02 for d in int8)
+    assert found.regressions == []
+    # With too few undisturbed rounds all count, and the machine's share shows.
+    found = compare(two_speeds(13), relative=True, before=two_speeds(2))
+    assert all(d.change and d.change.value > 1.1 for d in found.differences if "int8" in d.place)
 
 
 def test_cells_that_broke(compare) -> None:
