@@ -254,7 +254,7 @@ def name_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Mapping[str, A
         most: characters of the longest name that fits.
     """
     taken: list[float] = []
-    points = 72 / axes.get_figure(root=True).dpi  # of a pixel, which positions are in
+    points = 72 / axes.figure.dpi  # of a pixel, which positions are in
     for x, y, name, settings in ends:
         place = points * axes.transData.transform((x, y))[1]
         if len(name) > most or any(abs(place - other) < LINE for other in taken):
