@@ -65,9 +65,10 @@ def gpus() -> list[str]:
 def cuda_driver() -> ctypes.CDLL | None:
     """NVIDIA's driver library, of which torch may know nothing (a CPU build); None where there is none."""
     try:
-        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
         return None
+    return driver if hasattr(driver, "cuInit") else None  # a stub of that name may have nothing in it
 
 
 def cuda_version() -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import importlib.util
 import os
@@ -13,9 +14,11 @@ import onnxruntime
 import openvino
 import pytest
 
+from fvexport import hardware
 from fvexport.errors import UnavailableError
 from fvexport.export import targets
 from fvexport.export.targets import TARGETS, get_target, require, why_absent
+from fvexport.export.tensorrt.binding import current_gpu
 
 
 def test_names_are_unique_and_found() -> None:
@@ -85,3 +88,12 @@ import openvino_telemetry  # there for others
     done = subprocess.run([sys.executable, "-c", code], env=where, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("library", ["libm.so.6", "no-such-library.so"])
+def test_a_driver_without_functions_is_none(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some containers bring a stub of the driver's name."""
+    load = ctypes.CDLL
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda _: load(library))
+    assert hardware.cuda_driver() is None and hardware.cuda_version() is None
+    assert not targets.has_cuda_gpu() and current_gpu() is None
