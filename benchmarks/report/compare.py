@@ -169,13 +169,9 @@ def quiet_ratios(base: Result, new: Result) -> tuple[list[float], list[float]]:
     A machine that others share may alternate between two speeds, of which some cells take more than the reference does:
     medians over different shares of slow rounds then differ, though nothing has changed.
     """
-    found = []
-    for result in (base, new):
-        windows = [w for w in result.latency.windows if w.reference_ms] if result.latency else []
-        limit = QUIET * min((w.reference_ms or 0.0 for w in windows), default=0.0)
-        found.append([w.median_ms / w.reference_ms for w in windows if w.reference_ms and w.reference_ms <= limit])
-    if min(map(len, found)) >= MIN_WINDOWS:
-        return found[0], found[1]
+    a, b = (result.latency.quiet_ratios(QUIET) if result.latency else [] for result in (base, new))
+    if min(len(a), len(b)) >= MIN_WINDOWS:
+        return a, b
     return times(base, relative=True), times(new, relative=True)
 
 

@@ -7,7 +7,19 @@ from .compare import Comparison
 from .headline import headline, reference_name
 from .load import Loaded, Run
 from .notes import notes
-from .page import difference_row, facts, headline_row, lead, lead_method, method, no_lead, subtitle, title, verdict
+from .page import (
+    difference_row,
+    facts,
+    headline_row,
+    lead,
+    lead_method,
+    method,
+    no_lead,
+    subtitle,
+    title,
+    verdict,
+    with_ties,
+)  # fmt: skip
 from .tables import markdown_table, table
 from .wording import THIN
 
@@ -55,8 +67,8 @@ def _run(run: Run) -> str:
         header = ("resolution", "batch", "fastest that passes", "one call", "speed-up", "SQNR",
                   "fastest without quantization", "one call", "speed-up")  # fmt: skip
         rows = [
-            (r.resolution, str(r.batch), r.name + (f" ({r.ties})" if r.ties else ""), r.time, r.speedup, r.sqnr,
-             r.float_name + (f" ({r.float_ties})" if r.float_ties else ""), r.float_time, r.float_speedup)
+            (r.resolution, str(r.batch), with_ties(r.name, r.ties), r.time, r.speedup, r.sqnr,
+             with_ties(r.float_name, r.float_ties), r.float_time, r.float_speedup)
             for r in map(headline_row, best)
         ]  # fmt: skip
         sections.append(markdown_table(header, rows, [False, True, False, True, True, True, False, True, True]))

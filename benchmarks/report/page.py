@@ -227,7 +227,7 @@ def headline_row(best: Best) -> HeadlineRow:
         resolution=best.resolution,
         batch=best.batch,
         name=shown_name(best.fastest),
-        ties=_ties(best.ties),
+        ties=_ties_text(best.ties),
         time=milliseconds(median_ms(best.fastest)),
         speedup=_speedup(best.fastest),
         sqnr=_sqnr(best.fastest),
@@ -236,15 +236,20 @@ def headline_row(best: Best) -> HeadlineRow:
     if plain is None:
         return replace(row, float_name="none")
     return replace(
-        row, float_name=shown_name(plain), float_ties=_ties(best.float_ties), float_time=milliseconds(median_ms(plain)),
-        float_speedup=_speedup(plain),
+        row, float_name=shown_name(plain), float_ties=_ties_text(best.float_ties),
+        float_time=milliseconds(median_ms(plain)), float_speedup=_speedup(plain),
     )  # fmt: skip
 
 
-def _ties(ties: Sequence[Result]) -> str:
+def _ties_text(ties: Sequence[Result]) -> str:
     named = ", ".join(result.cell.series for result in ties[:2])
     more = f" and {len(ties) - 2} more" if len(ties) > 2 else ""
     return f"or {named}{more}: no difference shown" if ties else ""
+
+
+def with_ties(name: str, ties: str) -> str:
+    """A name, with those that are as fast in brackets, for text without lines of its own for them."""
+    return f"{name} ({ties})" if ties else name
 
 
 def shown_name(result: Result) -> str:
@@ -266,8 +271,8 @@ def lead(found: Sequence[Best], reference: str) -> str:
         sentence += f", with an SQNR of {sqnr}"
     if best.float_fastest not in (None, best.fastest):
         plain = best.float_fastest
-        ties = f" ({_ties(best.float_ties)})" if best.float_ties else ""
-        sentence += f". Without quantization it is {shown_name(plain)}{ties}: {milliseconds(median_ms(plain))}"
+        named = with_ties(shown_name(plain), _ties_text(best.float_ties))
+        sentence += f". Without quantization it is {named}: {milliseconds(median_ms(plain))}"
         if over := _speedup(plain):
             sentence += f", {over}"
     return sentence + "."

@@ -153,6 +153,12 @@ class Latency:
         """Time over the reference cell's, by round: what is comparable on a machine that drifts."""
         return [w.median_ms / w.reference_ms for w in self.windows if w.reference_ms]
 
+    def quiet_ratios(self, most: float) -> list[float]:
+        """`ratios` of the rounds in which the reference took at most `most` times its shortest."""
+        shortest = min((w.reference_ms for w in self.windows if w.reference_ms), default=0.0)
+        limit = most * shortest
+        return [w.median_ms / w.reference_ms for w in self.windows if w.reference_ms and w.reference_ms <= limit]
+
     @property
     def ratio(self) -> float | None:
         """The median of `ratios`; None without a reference."""
