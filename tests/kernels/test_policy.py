@@ -12,7 +12,7 @@ from fvexport.encoder.config import FastViTHDConfig
 from fvexport.kernels import table
 from fvexport.kernels.dispatch import DTYPES, OPS
 from fvexport.kernels.policy import A100, HALF, ROWS, ffn_floor, kernel_for
-from fvexport.kernels.table import Config, Row, committed, default_config, dtype_class, key_of, tuned
+from fvexport.kernels.table import Config, Row, committed, config_for, default_config, dtype_class, key_of, tuned
 
 HALVES = list(HALF)
 
@@ -88,3 +88,32 @@ def test_a_broken_cache_is_none(text: str, tmp_path: Path, monkeypatch: pytest.M
     tuned.cache_clear()
     assert tuned(torch.device("cuda")) == {}
     tuned.cache_clear()
+
+
+def test_a_choice_is_made_once_and_again_for_other_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are looked up at every launch, which would cost more Python than the launch itself."""
+    x, sizes = torch.empty(3, 64, dtype=torch.float16), {"m": 3, "n": 64, "k": 64}
+    first = config_for("linear", x, sizes)
+    assert first == default_config("linear", "interpreter", "half", sizes)
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "default_config", lambda *_: pytest.fail("searched again"))
+        assert config_for("linear", x, dict(sizes)) is first
+    other = Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16})
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "committed", lambda op: (Row(other, "a test's"),))
+        assert config_for("linear", x, sizes) is other
+    assert config_for("linear", x, sizes) == first
+    assert config_for("linear", x.float(), sizes) == default_config("linear", "interpreter", "float32", sizes)
+
+
+def test_a_finished_search_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnAGpu:
+        device, dtype = torch.device("cuda", 0), torch.float16
+
+    sizes = {"m": 1000, "n": 64, "k": 64}
+    monkeypatch.setattr(table, "arch_of", lambda device: "sm_90")
+    found: dict[str, Config] = {}
+    monkeypatch.setattr(table, "tuned", lambda device: found)
+    assert config_for("linear", OnAGpu(), sizes) == default_config("linear", "sm_90", "half", sizes)
+    found = {"linear half k=64 m=1024 n=64": Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16})}
+    assert config_for("linear", OnAGpu(), sizes) is found["linear half k=64 m=1024 n=64"]
