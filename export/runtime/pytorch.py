@@ -82,9 +82,11 @@ class PyTorchBackend:
         self.computes += f", on {_device_name(self.device)}"
         self.computes += {"torch-compile": ", torch.compile", "triton": ", Triton kernels"}.get(target, "")
         self._forward: Callable[[Tensor], Tensor] = self._model.forward
+        self._prepare: Callable[[Tensor], Tensor] = self._channels_last
         if target == "triton" and self.device.type == "cuda":
             modules = [m for m in (self._model.encoder, self._model.connector) if m is not None]
-            self._forward = CudaGraphs(torch.nn.Sequential(*modules))
+            self._forward = CudaGraphs(torch.nn.Sequential(*modules), dtype=self._model.dtype)
+            self._prepare = _as_it_is
         if compiles:
             # With CUDA graphs where there is a GPU; on a CPU the modes are alike.
             self._forward = torch.compile(
@@ -98,16 +100,21 @@ class PyTorchBackend:
 
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
-        x = self._model.pixels(pixel_values).contiguous(memory_format=torch.channels_last)
-        with _threads(self.threads), self._model.mode():
+        with _threads(self.threads), self._model.mode(), _chosen_by_trial(self.device):
             try:
-                y = self._forward(x)
+                y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise UnavailableError(
                     f"torch.compile fails here: {first_line(error)}; take --backend eager, or install a C++ compiler"
                 ) from error
         # A CUDA graph writes its next result to the same place.
         return y.clone() if self.name == "torch-compile" and self.device.type == "cuda" else y
+
+    def _channels_last(self, pixel_values: Tensor) -> Tensor:
+        """`pixel_values` on the device as the model takes them, dtype and layout changed in one copy."""
+        x = pixel_values.to(self.device)
+        dtype = self._model.dtype if x.is_floating_point() else x.dtype
+        return x.to(dtype=dtype, memory_format=torch.channels_last)
 
     def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The features, and the outputs of the blocks asked for, all in float32."""
@@ -128,6 +135,23 @@ def half_name(dtype: torch.dtype) -> str:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def _as_it_is(pixel_values: Tensor) -> Tensor:
+    """The copy into a CUDA graph's input changes device, dtype and layout."""
+    return pixel_values
+
+
+@contextmanager
+def _chosen_by_trial(device: torch.device) -> Iterator[None]:
+    """On a GPU cuDNN tries its algorithms at the first call of each shape, instead of trusting its heuristics."""
+    before = torch.backends.cudnn.benchmark
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager
