@@ -14,9 +14,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
+
+_EXACT = ("ieee", "none")
+"""Values of `fp32_precision` that round nothing; "none" where no setting above it says otherwise."""
 
 _lock = threading.Lock()
 _depth = 0
@@ -34,7 +38,7 @@ def exact_float32() -> Iterator[None]:
     with _lock:
         if _depth == 0:
             _before = _Settings.read()
-            _Settings.turn_off()
+            _before.turn_off()
         _depth += 1
     try:
         yield
@@ -48,7 +52,7 @@ def exact_float32() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Settings:
-    """What PyTorch may round.
+    """What PyTorch may round. Only what has to change is written, since this surrounds calls of a millisecond.
 
     Attributes:
         cudnn_tf32, matmul: the older switches; None where PyTorch refuses to read them.
@@ -68,20 +72,27 @@ class _Settings:
             matmul = torch.get_float32_matmul_precision()
         return cls(cudnn_tf32, matmul, tuple(op.fp32_precision for op in _operators()))
 
-    @classmethod
-    def turn_off(cls) -> None:
-        cls(cudnn_tf32=False, matmul="highest", precisions=("ieee",) * len(_operators())).restore()
+    def turn_off(self) -> None:
+        if self.cudnn_tf32 is not False:
+            torch.backends.cudnn.allow_tf32 = False
+        if self.matmul != "highest":
+            torch.set_float32_matmul_precision("highest")
+        for op, precision in zip(_operators(), self.precisions, strict=True):
+            # Asked again: the older switches change the newer ones, but not what a setting above them says.
+            if precision not in _EXACT and op.fp32_precision not in _EXACT:
+                op.fp32_precision = "ieee"
 
     def restore(self) -> None:
-        # The older ones first: they also change the newer ones.
-        if self.cudnn_tf32 is not None:
-            torch.backends.cudnn.allow_tf32 = self.cudnn_tf32
-        if self.matmul is not None:
+        if self.cudnn_tf32:
+            torch.backends.cudnn.allow_tf32 = True
+        if self.matmul not in (None, "highest"):
             torch.set_float32_matmul_precision(self.matmul)
         for op, precision in zip(_operators(), self.precisions, strict=True):
-            op.fp32_precision = precision
+            if op.fp32_precision != precision:
+                op.fp32_precision = precision
 
 
+@lru_cache
 def _operators() -> tuple[Any, ...]:
     """What has a precision of its own in PyTorch 2.9 and later. (cuDNN's two have to agree for the older switch.)"""
     if not hasattr(torch.backends.cudnn, "conv"):

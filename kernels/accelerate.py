@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import cast
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import (
     Attention,
     AttentionBlock,
@@ -91,8 +93,10 @@ class AcceleratedFastViTHD(nn.Module):
         """(B, 3, H, W) -> (B, N, C). H and W are multiples of 64; raises ConfigError otherwise."""
         dtype = self.first.kernel_conv().weight.dtype
         x = checked_pixels(pixel_values, self.config, dtype, uint8_input=self.uint8_input)
-        x = self.first(x.contiguous(memory_format=torch.channels_last))
-        return self.body(x.permute(0, 2, 3, 1).contiguous()).flatten(1, 2)
+        # What PyTorch computes is not TF32 either. A compiler cannot follow settings; it keeps those it is called with.
+        with nullcontext() if torch.compiler.is_compiling() else exact_float32():
+            x = self.first(x.contiguous(memory_format=torch.channels_last))
+            return self.body(x.permute(0, 2, 3, 1).contiguous()).flatten(1, 2)
 
 
 def _part(part: nn.Module, kernels: frozenset[str]) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encoder.cudnn import cudnn_trials
 from ..encoder.exact import exact_float32
 from ..errors import ConfigError, UnavailableError
 
@@ -66,7 +67,7 @@ class CudaGraph:
         # On a stream of this GPU's own: torch.cuda.graph's default one is on the GPU that was current at its first use.
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with (
-            memory.lock, torch.inference_mode(), exact_float32(), torch.cuda.device(device),
+            memory.lock, torch.inference_mode(), exact_float32(), cudnn_trials(device), torch.cuda.device(device),
             torch.cuda.stream(torch.cuda.current_stream(device)),  # a capture that fails leaves its own one current
         ):  # fmt: skip
             memory.wait()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...encoder.checkpoint import Checkpoint
+from ...encoder.cudnn import cudnn_trials
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.reparameterize import reparameterize
 from ...errors import UnavailableError, first_line
@@ -100,7 +101,7 @@ class PyTorchBackend:
 
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
-        with _threads(self.threads), self._model.mode(), _chosen_by_trial(self.device):
+        with _threads(self.threads), self._mode():
             try:
                 y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -109,6 +110,15 @@ class PyTorchBackend:
                 ) from error
         # A CUDA graph writes its next result to the same place.
         return y.clone() if self.name == "torch-compile" and self.device.type == "cuda" else y
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """As the model is to be called. A CUDA graph has all of it from its capture, and enters it there."""
+        if isinstance(self._forward, CudaGraphs):
+            yield
+            return
+        with self._model.mode(), cudnn_trials(self.device):
+            yield
 
     def _channels_last(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` on the device as the model takes them, dtype and layout changed in one copy."""
@@ -140,18 +150,6 @@ def _device_name(device: torch.device) -> str:
 def _as_it_is(pixel_values: Tensor) -> Tensor:
     """The copy into a CUDA graph's input changes device, dtype and layout."""
     return pixel_values
-
-
-@contextmanager
-def _chosen_by_trial(device: torch.device) -> Iterator[None]:
-    """On a GPU cuDNN tries its algorithms at the first call of each shape, instead of trusting its heuristics."""
-    before = torch.backends.cudnn.benchmark
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = before
 
 
 @contextmanager

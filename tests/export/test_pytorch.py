@@ -20,7 +20,6 @@ from fvexport.export import targets
 from fvexport.export.artifact import Artifact
 from fvexport.export.parity import check_parity
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, PyTorchBackend, TensorBackend
-from fvexport.export.runtime.pytorch import _chosen_by_trial
 from fvexport.export.targets import get_target, why_absent
 
 Export = Callable[..., Artifact]
@@ -205,13 +204,6 @@ def test_float32_is_not_tf32_on_a_gpu(exported: Export, pixels: np.ndarray, dist
     with torch.inference_mode():
         wanted = load_checkpoint(variant="tiny").encoder.double()(torch.from_numpy(pixels).double())
     assert distance(backend.run(pixels), wanted) < 1e-5
-
-
-def test_cudnn_tries_its_algorithms_on_a_gpu_alone() -> None:
-    for device, tried in (("cuda", True), ("cpu", False)):
-        with _chosen_by_trial(torch.device(device)):
-            assert torch.backends.cudnn.benchmark is tried
-        assert torch.backends.cudnn.benchmark is False
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
