@@ -188,11 +188,10 @@ class _ConvFFN(_Kernels):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        kernel = self.chosen("ConvFFN", y)
-        if kernel == "mlp":
+        if self.chosen("ConvFFN", y) == "mlp":
             return mlp(y, self.w1, self.b1, self.w2, self.b2, x, modes=self.modes)
-        y = linear_gelu(y, self.w1, self.b1, kernel=kernel, modes=self.modes)
-        return linear_residual(y, self.w2, self.b2, x, kernel=kernel, modes=self.modes)
+        y = linear_gelu(y, self.w1, self.b1, kernel=self.chosen("fc1", y), modes=self.modes)
+        return linear_residual(y, self.w2, self.b2, x, kernel=self.chosen("fc2", y), modes=self.modes)
 
 
 class _AttentionBlock(_Kernels):

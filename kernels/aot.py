@@ -207,7 +207,8 @@ def used(log: str) -> tuple[int, int, int] | None:
 def accesses(ptx: str, kind: str) -> dict[int, int]:
     """Instructions of a PTX text that read (`ld`) or write (`st`) global memory, by bytes per thread, widest first.
 
-    Copies to shared memory that pass registers by (cp.async) are reads.
+    Copies to shared memory that pass registers by (cp.async) are reads. Those of whole tiles by descriptors
+    (cp.async.bulk.tensor) read and write 16 bytes or more at a time, and count as 16.
     """
     found: Counter[int] = Counter()
     for vector, bits in re.findall(rf"\b{kind}\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx):
@@ -216,6 +217,9 @@ def accesses(ptx: str, kind: str) -> dict[int, int]:
         found.update(
             int(size, 16) for size in re.findall(r"\bcp\.async\.c[ag]\.shared\.global[^;]*?, 0x([0-9a-f]+)", ptx)
         )
+    to = r"shared::\w+\.global" if kind == "ld" else r"global\.shared::\w+"
+    if tiles := len(re.findall(rf"\bcp\.async\.bulk\.tensor\.\dd\.{to}\b", ptx)):
+        found[16] += tiles
     return dict(sorted(found.items(), reverse=True))
 
 

@@ -29,7 +29,10 @@ from . import language
 BASELINE = ("attention", "norm_linear", "linear", "mlp", "depthwise")
 """The kernels that run on every architecture in every dtype, with the exact GELU and ordinary launches."""
 
-OPS = BASELINE
+PRODUCTS = ("linear_tma", "split_k", "cublas")
+"""Other ways than `linear` to compute a product."""
+
+OPS = (*BASELINE, *PRODUCTS)
 """All kernels by name, as the switch and the tables know them."""
 
 MODES = ("fast_gelu", "pdl")
@@ -42,6 +45,12 @@ SWITCH = "FVEXPORT_KERNELS"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_CAPABILITY = (8, 0)
 PDL_CAPABILITY = (9, 0)
+NEWEST = (99, 0)
+"""A compute capability that every kernel runs on."""
+CAPABILITIES = {"linear_tma": (9, 0)}
+"""The compute capability that a kernel needs, if not MIN_CAPABILITY."""
+HALF_ONLY = frozenset(("linear_tma", "split_k"))
+"""Kernels that have no float32."""
 
 
 class Modes(enum.IntFlag):
@@ -63,9 +72,20 @@ def modes_of(names: Collection[str]) -> Modes:
 
 def modes_for(arch: str, names: Collection[str] = DEFAULTS) -> Modes:
     """The modes among `names` that an architecture (`sm_90`) has."""
-    number = int(arch.removeprefix("sm_"))
     found = modes_of(names)
-    return found if (number // 10, number % 10) >= PDL_CAPABILITY else found & ~Modes.PDL
+    return found if capability_of(arch) >= PDL_CAPABILITY else found & ~Modes.PDL
+
+
+def capability_of(arch: str) -> tuple[int, int]:
+    """The compute capability of an architecture: (9, 0) for `sm_90`."""
+    number = int(arch.removeprefix("sm_"))
+    return number // 10, number % 10
+
+
+def exists(op: str, capability: tuple[int, int], dtype: torch.dtype) -> bool:
+    """Whether the kernel `op` exists for GPUs of a compute capability and tensors of a dtype."""
+    fits = dtype in DTYPES and not (op in HALF_ONLY and dtype == torch.float32)
+    return fits and capability >= CAPABILITIES.get(op, MIN_CAPABILITY)
 
 
 def gelu_form(gelu: bool, dtype: torch.dtype, modes: int) -> int:
@@ -95,11 +115,11 @@ def runs(op: str, *tensors: Tensor) -> bool:
     if op not in _selection(os.environ.get(SWITCH, ""))[1] or not language.INSTALLED:
         return False
     x = tensors[0]
-    if any(t.device != x.device for t in tensors) or x.dtype not in DTYPES or not x.numel():
+    if any(t.device != x.device for t in tensors) or not x.numel():
         return False
     if language.INTERPRETED:
-        return x.device.type == "cpu"
-    return x.device.type == "cuda" and torch.version.hip is None and _capability(x.device) >= MIN_CAPABILITY
+        return x.device.type == "cpu" and exists(op, NEWEST, x.dtype)
+    return x.device.type == "cuda" and torch.version.hip is None and exists(op, _capability(x.device), x.dtype)
 
 
 def switched_on(value: str) -> frozenset[str]:

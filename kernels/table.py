@@ -184,7 +184,7 @@ def kernels_digest() -> str:
 
 def sources() -> Iterator[str]:
     """The files that hold kernels."""
-    yield from ("linear_residual.py" if op == "linear" else f"{op}.py" for op in OPS)
+    yield from (f"{op}.py" for op in OPS)
 
 
 @functools.lru_cache

@@ -10,27 +10,64 @@ import torch
 
 from fvexport.encoder.config import FastViTHDConfig
 from fvexport.kernels import table
-from fvexport.kernels.dispatch import DTYPES, OPS
+from fvexport.kernels.dispatch import BASELINE, DEFAULTS, DTYPES, OPS, PRODUCTS
 from fvexport.kernels.policy import A100, HALF, ROWS, ffn_floor, kernel_for
+from fvexport.kernels.products import KERNELS
 from fvexport.kernels.table import Config, Row, committed, config_for, default_config, dtype_class, key_of, tuned
 
 HALVES = list(HALF)
 
 
+PARTS = {row.part for row in ROWS}
+SIZES = [(channels, rows) for channels in (96, 192, 384, 768, 1536, 3072, 6144) for rows in (1, 16, 256, 4096, 10**6)]
+
+
 def test_every_row_can_be_reached() -> None:
-    reached = set()
-    for part in {row.part for row in ROWS}:
-        for dtype in DTYPES:
-            for channels in (96, 192, 384, 768, 1536):
-                for rows in (1, 10**6):
-                    if kernel := kernel_for(part, dtype, channels, rows, 108):
-                        reached.add((part, kernel))
-    assert reached == {(row.part, row.kernel) for row in ROWS}
+    reached = {
+        (part, kernel_for(part, dtype, channels, rows, 108, arch=arch))
+        for part in PARTS
+        for dtype in DTYPES
+        for channels, rows in SIZES
+        for arch in ("sm_80", "sm_90")
+    }
+    assert {(part, kernel) for part, kernel in reached if kernel} == {(row.part, row.kernel) for row in ROWS}
     assert {row.kernel for row in ROWS} == set(OPS) and all(row.why for row in ROWS)
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_100", "sm_120", "interpreter"])
+def test_other_gpus_have_the_baseline(arch: str) -> None:
+    """Predictions for the H100 say nothing about them."""
+    for part in PARTS:
+        for channels, rows in SIZES:
+            assert kernel_for(part, torch.float16, channels, rows, 108, arch=arch) in (None, *BASELINE)
+
+
+@pytest.mark.parametrize("part", ["fc1", "fc2", "pointwise", "qkv", "proj"])
+def test_every_product_has_a_kernel_in_half_precision(part: str) -> None:
+    """Also if each of the newer ones is left out."""
+    for allowed in (DEFAULTS, *(DEFAULTS - {name} for name in PRODUCTS), BASELINE):
+        for channels, rows in SIZES:
+            kernel = kernel_for(part, torch.float16, channels, rows, 132, allowed, arch="sm_90")
+            assert kernel in allowed and (kernel in KERNELS or kernel == "norm_linear")
+
+
+@pytest.mark.parametrize(
+    ("part", "channels", "rows", "wanted"),
+    [
+        ("ConvFFN", 96, 65536, "mlp"), ("ConvFFN", 96, 4096, None), ("ConvFFN", 192, 16384, "mlp"),
+        ("ConvFFN", 384, 4096, None), ("fc1", 768, 1024, "linear_tma"), ("fc2", 1536, 256, "split_k"),
+        ("fc2", 1536, 4096, "linear_tma"), ("fc2", 1536, 32768, "cublas"), ("fc2", 3072, 1024, "cublas"),
+        ("fc2", 6144, 16, "split_k"), ("qkv", 768, 1024, "cublas"), ("proj", 1536, 16, "split_k"),
+        ("proj", 768, 1024, "linear_tma"), ("pointwise", 96, 65536, "linear_tma"),
+    ],
+)  # fmt: skip
+def test_an_h100(part: str, channels: int, rows: int, wanted: str | None) -> None:
+    assert kernel_for(part, torch.float16, channels, rows, 132, arch="sm_90") == wanted
+    assert kernel_for(part, torch.float32, channels, rows, 132, arch="sm_90") is None
+
+
 def test_float32_products_are_pytorchs() -> None:
-    for part in ("ConvFFN", "qkv", "attention", "proj", "pointwise"):
+    for part in ("ConvFFN", "fc1", "fc2", "qkv", "attention", "proj", "pointwise"):
         assert kernel_for(part, torch.float32, 96, 4096, 108) is None
     assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise"
     assert kernel_for("squeeze-excite", torch.float16, 96, 4096, 108) is None
