@@ -1,0 +1,68 @@
+"""FP8 (E4M3) as the kernels use it: how a value is rounded to it, where it is multiplied, and what follows a product.
+
+    q = e4m3(clamp(x / scale, -448, 448)),    x ~ q * scale
+
+rounds to nearest even and saturates, as ONNX's QuantizeLinear does with FP8 (saturate = 1) and as PyTorch's
+`.to(torch.float8_e4m3fn)` does after clamping. E4M3 has 4 exponent and 3 mantissa bits, no infinities, and subnormal
+numbers down to 2^-9; NaN stays NaN. Scales are static: they come from calibration and are never computed while a model
+runs.
+"""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from ..errors import ConfigError
+from .language import jit, tl
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+MIN_CAPABILITY = (8, 9)
+"""First compute capability whose tensor cores multiply E4M3."""
+
+
+@dataclass(frozen=True)
+class End:
+    """What follows the sums of a product, in this order.
+
+    Attributes:
+        gelu: apply GELU.
+        residual: (..., N), added.
+        out_scale: round the result to FP8 in steps of this size; None leaves it in the dtype of the bias.
+    """
+
+    gelu: bool = False
+    residual: Tensor | None = None
+    out_scale: float | None = None
+
+
+@jit
+def to_fp8(y, inverse):
+    """A float32 tile in FP8: y * inverse, saturated and rounded to nearest even; `inverse` is 1 / scale."""
+    return tl.clamp(y * inverse, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
+
+
+def fp8_reference(x: Tensor, scale: float) -> Tensor:
+    """Any shape and floating dtype -> FP8, as QuantizeLinear is defined: divide, saturate, round to nearest even."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def ended(y: Tensor, end: End, dtype: torch.dtype) -> Tensor:
+    """What `end` makes of a product's sums (..., N) in PyTorch: FP8, or `dtype`."""
+    if end.gelu:
+        y = F.gelu(y)
+    if end.residual is not None:
+        y = y + end.residual.to(y.dtype)
+    return y.to(dtype) if end.out_scale is None else fp8_reference(y, end.out_scale)
+
+
+def check_scale(op: str, scale: float | None) -> None:
+    """Raises ConfigError unless a scale is a positive, finite number (or None)."""
+    if scale is not None and not 0.0 < scale < float("inf"):
+        raise ConfigError(f"{op} takes a positive, finite scale; found {scale}")
