@@ -18,12 +18,11 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
+from .dispatch import FP8
 from .language import jit, tl
 
-FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-MIN_CAPABILITY = (8, 9)
-"""First compute capability whose tensor cores multiply E4M3."""
+"""Largest number of E4M3."""
 
 
 @dataclass(frozen=True)

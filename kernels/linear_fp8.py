@@ -23,8 +23,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import Modes, check_product, forward_only, gelu_form, on_device_of, pdl_launch, runs
-from .fp8 import FP8, End, check_scale, ended, to_fp8
+from .dispatch import DTYPES, FP8, Modes, check_product, forward_only, gelu_form, on_device_of, pdl_launch, runs
+from .fp8 import End, check_scale, ended, to_fp8
 from .language import jit, tl
 from .scaled_mm import launch_scaled_mm, scaled_mm_fits
 from .table import Config, config_for
@@ -139,7 +139,9 @@ def _check_types(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, end: En
         )
     if not bias.is_floating_point() or (end.residual is not None and end.residual.dtype != bias.dtype):
         found = ", ".join(str(t.dtype).removeprefix("torch.") for t in (bias, end.residual) if t is not None)
-        raise ConfigError(f"linear_fp8 takes bias and residual of one floating dtype; found {found}: convert them first")
+        raise ConfigError(
+            f"linear_fp8 takes bias and residual of one floating dtype; found {found}: convert them first"
+        )
 
 
 @torch.library.custom_op(
@@ -156,7 +158,8 @@ def _linear_fp8(
     if blas and runs("scaled_mm", *tensors) and scaled_mm_fits(x, weight, bias):
         with on_device_of(x):
             return launch_scaled_mm(x.contiguous(), weight.contiguous(), scale, bias, end, modes=modes)
-    if blas or not runs("linear_fp8", *tensors) or scale.dtype != torch.float32:
+    fits = scale.dtype == torch.float32 and bias.dtype in DTYPES
+    if blas or not fits or not runs("linear_fp8", *tensors):
         return linear_fp8_reference(x, weight, scale, bias, end).contiguous()
     n, k = weight.shape
     config = config_for("linear_fp8", x, {"m": x.numel() // k, "n": n, "k": k})

@@ -16,8 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import Modes, check_same_dtype, forward_only, on_device_of, pdl_launch, runs
-from .fp8 import FP8, check_scale, fp8_reference, to_fp8
+from .dispatch import FP8, Modes, check_same_dtype, forward_only, on_device_of, pdl_launch, runs
+from .fp8 import check_scale, fp8_reference, to_fp8
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import begin
@@ -109,9 +109,7 @@ def norm_fp8(
     "fvexport::norm_fp8", mutates_args=(),
     schema="(Tensor x, Tensor? weight, Tensor? bias, float scale, float eps, int modes) -> Tensor",
 )  # fmt: skip
-def _norm_fp8(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, eps: float, modes: int
-) -> Tensor:
+def _norm_fp8(x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, eps: float, modes: int) -> Tensor:
     k = x.shape[-1]
     if not runs("norm_fp8", x, *(t for t in (weight, bias) if t is not None)) or k > MAX_CHANNELS:
         return norm_fp8_reference(x, weight, bias, scale, eps).contiguous()

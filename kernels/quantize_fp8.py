@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .dispatch import Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
-from .fp8 import FP8, check_scale, fp8_reference, to_fp8
+from .dispatch import FP8, Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
+from .fp8 import check_scale, fp8_reference, to_fp8
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import begin, gelu_as
@@ -27,7 +27,10 @@ MAX_VALUES = 2**31
 
 @jit
 def quantize_fp8_kernel(x_ptr, inverse, size, out_ptr, GELU: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """One program: BLOCK values. Grid: (cdiv(size, BLOCK),). x_ptr: (size,); out_ptr: (size,) FP8; inverse: 1 / scale."""
+    """One program: BLOCK values. Grid: (cdiv(size, BLOCK),).
+
+    x_ptr: (size,); inverse: 1 / scale; out_ptr: (size,) FP8. GELU: as `gelu_as` takes it.
+    """
     begin(PDL)
     places = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + places, mask=places < size, other=0.0).to(tl.float32)

@@ -36,7 +36,10 @@ def scaled_mm_fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
 
 
 def launch_scaled_mm(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor, end: End, *, modes: int = 0) -> Tensor:
-    """x (..., K) and weight (N, K) FP8, contiguous; scale (N,) float32; bias (N,) half -> what `end` says, (..., N)."""
+    """Runs cuBLAS and what follows: x (..., K), weight (N, K), both FP8 and contiguous -> (..., N), as `end` says.
+
+    scale is (N,) float32, bias (N,) in the half type of the result.
+    """
     rows = x.flatten(0, -2)
     y = torch._scaled_mm(
         rows, weight.T, scale_a=_ones(rows.shape[0], x.device), scale_b=scale[None], bias=bias, out_dtype=bias.dtype,

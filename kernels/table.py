@@ -156,7 +156,7 @@ def environment_of(device: torch.device) -> dict[str, Any]:
 def kernels_digest() -> str:
     """SHA-256 of the kernels' sources: a changed kernel makes an old search void."""
     digest = hashlib.sha256()
-    for name in sorted([*sources(), "tiles.py"]):
+    for name in sorted([*sources(), "fp8.py", "tiles.py"]):
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:16]
 
