@@ -12,10 +12,11 @@ runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from .dispatch import FP8
@@ -59,6 +60,52 @@ def ended(y: Tensor, end: End, dtype: torch.dtype) -> Tensor:
     if end.residual is not None:
         y = y + end.residual.to(y.dtype)
     return y.to(dtype) if end.out_scale is None else fp8_reference(y, end.out_scale)
+
+
+def is_fp8_layer(layer: nn.Module) -> bool:
+    """Whether a layer is one that `calibration.quantize` made for FP8: a weight in FP8, and a scale of its input.
+
+    Such a layer has `weight` (N, K, 1, 1) as a convolution or (K, N) as a product, `weight_scale` (N,), `bias` (N,) and
+    `input_quantizer.scale`.
+    """
+    weight = getattr(layer, "weight", None)
+    return isinstance(weight, Tensor) and weight.dtype == FP8 and hasattr(layer, "input_quantizer")
+
+
+@dataclass(frozen=True)
+class Fp8Layer:
+    """The numbers of a quantized layer, as its file has them.
+
+    Attributes:
+        weight: (N, K) FP8, contiguous.
+        weight_scale: (N,) step of each row, in float64.
+        bias: (N,).
+        in_scale: step of the input.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor
+    in_scale: float
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> Fp8Layer:
+        """Reads a layer that `is_fp8_layer`; raises ConfigError if its output is quantized too."""
+        if not isinstance(getattr(layer, "output_quantizer", nn.Identity()), nn.Identity):
+            raise ConfigError("FP8 layers with a quantized output have no kernel; quantize for --target tensorrt")
+        weight, scale, bias = (cast("Tensor", getattr(layer, name)) for name in ("weight", "weight_scale", "bias"))
+        matrix = weight.flatten(1) if weight.ndim == 4 else weight.T
+        quantizer = cast("nn.Module", layer.input_quantizer)
+        return cls(matrix.contiguous(), scale.double(), bias, float(cast("Tensor", quantizer.scale)))
+
+    @property
+    def scale(self) -> Tensor:
+        """(N,) float32 factor of the sums of products."""
+        return (self.in_scale * self.weight_scale).float()
+
+    def dequantized(self) -> Tensor:
+        """The weight (N, K) in the dtype of the bias."""
+        return (self.weight.double() * self.weight_scale[:, None]).to(self.bias.dtype)
 
 
 def check_scale(op: str, scale: float | None) -> None:

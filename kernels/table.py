@@ -123,6 +123,12 @@ def arch_of(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+@functools.lru_cache
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 0 for anything else."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
 # --- what a user's search found ---------------------------------------------------------------------
 
 
