@@ -10,8 +10,8 @@ import torch
 
 from fvexport.encoder.config import FastViTHDConfig
 from fvexport.kernels import table
-from fvexport.kernels.dispatch import DTYPES, OPS
-from fvexport.kernels.policy import A100, HALF, ROWS, ffn_floor, kernel_for
+from fvexport.kernels.dispatch import DEFAULTS, DTYPES, LIBRARY_OPS, OPS
+from fvexport.kernels.policy import A100, HALF, ROWS, ffn_floor, in_fp8, kernel_for
 from fvexport.kernels.table import Config, Row, committed, default_config, dtype_class, key_of, tuned
 
 HALVES = list(HALF)
@@ -23,14 +23,28 @@ def test_every_row_can_be_reached() -> None:
         for dtype in DTYPES:
             for channels in (96, 192, 384, 768, 1536):
                 for rows in (1, 10**6):
-                    if kernel := kernel_for(part, dtype, channels, rows, 108):
-                        reached.add((part, kernel))
+                    for allowed in (DEFAULTS, OPS):
+                        if kernel := kernel_for(part, dtype, channels, rows, 108, allowed):
+                            reached.add((part, kernel))
     assert reached == {(row.part, row.kernel) for row in ROWS}
     assert {row.kernel for row in ROWS} == set(OPS) and all(row.why for row in ROWS)
 
 
+def test_what_is_multiplied_in_fp8() -> None:
+    """The model alone decides it, whatever kernels are allowed: the function must not depend on the machine."""
+    for part in ("qkv", "proj"):
+        assert in_fp8(part, 768) and in_fp8(part, 96)
+    for part in ("fc1", "fc2"):
+        assert [in_fp8(part, c) for c in (96, 192, 384, 768, 1536)] == [False, False, True, True, True]
+    assert not in_fp8("stem", 384)
+    assert kernel_for("qkv fp8", torch.float16, 768, 1024, 132) == "linear_fp8"
+    assert kernel_for("qkv fp8", torch.float16, 768, 1024, 132, OPS) == "scaled_mm"
+    assert kernel_for("fc1 fp8", torch.bfloat16, 768, 1024, 132, OPS) == "linear_fp8"  # GELU rides on it
+    assert kernel_for("qkv fp8", torch.float16, 768, 1024, 132, ()) is None
+
+
 def test_float32_products_are_pytorchs() -> None:
-    for part in ("ConvFFN", "qkv", "attention", "proj", "pointwise"):
+    for part in ("ConvFFN", "qkv", "attention", "proj", "pointwise", "fc1 fp8", "qkv fp8", "norm fp8"):
         assert kernel_for(part, torch.float32, 96, 4096, 108) is None
     assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise"
     assert kernel_for("squeeze-excite", torch.float16, 96, 4096, 108) is None
@@ -51,7 +65,7 @@ def test_where_mlp_is_used_follows_from_its_floor(res: int, batch: int) -> None:
             assert floor["linear"] < floor["mlp"] + 2e-6, (channels, rows)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [op for op in OPS if op not in LIBRARY_OPS])
 def test_committed_tables(op: str) -> None:
     """Every size finds a row, and every row says why and what a GPU can hold."""
     rows = committed(op)
