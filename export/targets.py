@@ -72,10 +72,11 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "eager",
-        ("fp32", "fp16", "bf16"),
+        ("fp32", "fp16", "bf16", "fp8"),
         "torch",
         "pip install torch",
-        note="PyTorch's own fused model, from the artifact's checkpoint; on a CPU fp16 is computed in float32",
+        note="PyTorch's own fused model, from the artifact's checkpoint; on a CPU fp16 is computed in float32, and fp8 "
+        "anywhere by rounding to it",
         rounds_stored=True,
     ),
     Target(
@@ -88,10 +89,10 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "triton",
-        ("fp32", "fp16", "bf16"),
+        ("fp32", "fp16", "bf16", "fp8"),
         "triton",
         'pip install "fvexport[triton]"  # on Linux, with a build of torch for CUDA',
-        note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later",
+        note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later (fp8: Ada or later)",
         taps=False,
     ),
     Target(

@@ -18,13 +18,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..encoder.config import VARIANTS, FastViTHDConfig
 from ..errors import FvexportError, UnavailableError, first_line
-from .dispatch import modes_for
+from .dispatch import has_fp8, modes_for
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 
 MAX_SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
@@ -134,7 +134,14 @@ def compile_encoder(
     for dtype in dtypes:
         for arch in archs:
             modes = modes_for(arch)
-            calls = [call for size in resolutions for call in encoder_calls(config, *size, batch, dtype, modes=modes)]
+            fp8 = dtype != torch.float32 and has_fp8(arch)
+            precisions: tuple[Literal["fp8"] | None, ...] = (None, "fp8") if fp8 else (None,)
+            calls = [
+                call
+                for precision in precisions
+                for size in resolutions
+                for call in encoder_calls(config, *size, batch, dtype, modes=modes, precision=precision)
+            ]
             for call, launch in launches_of(calls, arch, dtype):
                 if kernels(launch.name):
                     yield compile_launch(launch, arch, sizes=call.sizes, dtype=TRITON_TYPES[dtype])

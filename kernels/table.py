@@ -144,6 +144,12 @@ def arch_of(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+@functools.lru_cache
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 0 for anything else."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+
+
 # --- what a user's search found ---------------------------------------------------------------------
 
 
@@ -177,7 +183,7 @@ def environment_of(device: torch.device) -> dict[str, Any]:
 def kernels_digest() -> str:
     """SHA-256 of the kernels' sources: a changed kernel makes an old search void."""
     digest = hashlib.sha256()
-    for name in sorted([*sources(), "tiles.py"]):
+    for name in sorted([*sources(), "fp8.py", "tiles.py"]):
         digest.update((Path(__file__).parent / name).read_bytes())
     return digest.hexdigest()[:16]
 

@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from ...encoder.checkpoint import Checkpoint
+from ...encoder.connector import Connector
 from ...encoder.cudnn import cudnn_trials
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.reparameterize import reparameterize
 from ...errors import UnavailableError, first_line
 from ...kernels.accelerate import accelerate
 from ...kernels.cuda_graph import CudaGraphs
+from ...kernels.dispatch import FP8_CAPABILITY
+from ...kernels.fp8_layers import count_fp8_layers
 from ..artifact import Artifact
+from ..quantized_module import quantized_module
 from ..source import exported_module, source_checkpoint
 from ..targets import get_target, require
 from ..trace import DTYPES
@@ -28,7 +32,8 @@ class PyTorchBackend:
     """Runs the fused module of an artifact's checkpoint, channels-last, on the GPU where there is one.
 
     Args:
-        artifact: an opened artifact that is not quantized.
+        artifact: an opened artifact, not quantized unless the target runs FP8: then its module is read from its ONNX
+            file.
         target: `eager`, `torch-compile` or `triton`.
         threads: of torch while it runs; None leaves them as they are.
         stored_half: compute half precision in float32, rounding each stored value (`eager` alone).
@@ -36,7 +41,8 @@ class PyTorchBackend:
         checkpoint: the weights, or where they are; the artifact's own source by default.
 
     Raises:
-        UnavailableError: the artifact is quantized, or the target cannot run here or cannot do what is asked.
+        UnavailableError: the artifact is quantized in a way that the target does not run, or the target cannot run here
+            or cannot do what is asked.
         ArtifactError, CheckpointError: see `source_checkpoint`.
     """
 
@@ -55,15 +61,12 @@ class PyTorchBackend:
         compiles = target == "torch-compile"
         if target != "eager" and (taps or stored_half):
             raise UnavailableError(f"{target} shows no inner tensors and rounds nothing; take --backend eager")
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = source_checkpoint(artifact, checkpoint)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder = exported_module(manifest, checkpoint, uint8_input=manifest.input["dtype"] == "uint8")
-        connector = None
-        if manifest.options.get("projector"):
-            assert checkpoint.connector is not None  # `source_checkpoint` saw to it
-            connector = reparameterize(checkpoint.connector)
-        half = DTYPES[manifest.precision]
+        fp8 = manifest.precision == "fp8"
+        if fp8 and target == "triton":
+            _require_fp8(self.device)
+        encoder, connector = _modules(artifact, checkpoint)
+        half = DTYPES[manifest.float_precision]
         encoder = encoder.to(half)
         connector = None if connector is None else connector.to(half)
         if half == torch.float16 and self.device.type == "cpu":
@@ -74,14 +77,21 @@ class PyTorchBackend:
         self.stores: str | None = None
         encoder = encoder.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What `accelerate` makes is called like the model, and shows no inner tensors.
+        quantized = count_fp8_layers(encoder)
+        if target == "triton":
+            encoder = cast("FastViTHD", accelerate(encoder, precision="fp8" if fp8 else None))
         self._model = EagerBackend(
-            cast("FastViTHD", accelerate(encoder)) if target == "triton" else encoder,
+            encoder,
             None if connector is None else connector.to(self.device),
             stores=half if rounds else None,
         )
         self.computes = self._model.computes + (f", each stored value in {half_name(half)}" if rounds else "")
         self.computes += f", on {_device_name(self.device)}"
         self.computes += {"torch-compile": ", torch.compile", "triton": ", Triton kernels"}.get(target, "")
+        if fp8:
+            count = count_fp8_layers(encoder)
+            others = "" if count == quantized else ", the others with FP8 weights and inputs in that dtype"
+            self.computes += f", {count} of {quantized} quantized layers in FP8{others}"
         self._forward: Callable[[Tensor], Tensor] = self._model.forward
         self._prepare: Callable[[Tensor], Tensor] = self._channels_last
         if target == "triton" and self.device.type == "cuda":
@@ -136,6 +146,31 @@ class PyTorchBackend:
 
         with _threads(self.threads):
             return self._model.run_taps(pixel_values, see), inner
+
+
+def _modules(artifact: Artifact, checkpoint: Checkpoint | str | None) -> tuple[FastViTHD, Connector | None]:
+    """The fused encoder that was exported, and its connector if the artifact has one, in float32."""
+    manifest = artifact.manifest
+    projector = manifest.options.get("projector")
+    if not isinstance(checkpoint, Checkpoint) and (projector or manifest.quantization is None):
+        checkpoint = source_checkpoint(artifact, checkpoint)
+    connector = None
+    if projector:
+        assert isinstance(checkpoint, Checkpoint) and checkpoint.connector is not None  # `source_checkpoint` saw to it
+        connector = reparameterize(checkpoint.connector)
+    if manifest.quantization is not None:
+        return quantized_module(artifact), connector
+    assert isinstance(checkpoint, Checkpoint)
+    return exported_module(manifest, checkpoint, uint8_input=manifest.input["dtype"] == "uint8"), connector
+
+
+def _require_fp8(device: torch.device) -> None:
+    """Raises UnavailableError for a GPU that cannot multiply FP8 numbers."""
+    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        raise UnavailableError(
+            f"FP8 kernels need compute capability 8.9 (Ada, Hopper or later); {torch.cuda.get_device_name(device)} has "
+            f"{found[0]}.{found[1]}: export with --fp16 for it, or take --backend eager"
+        )
 
 
 def half_name(dtype: torch.dtype) -> str:
