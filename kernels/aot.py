@@ -25,6 +25,7 @@ import torch
 
 from ..encoder.config import VARIANTS, FastViTHDConfig
 from ..errors import FvexportError, UnavailableError, first_line
+from .dispatch import modes_for
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 from .sass import Count, count, disassemble
 from .work import work_of
@@ -144,8 +145,9 @@ def compile_encoder(
         if arch not in ARCHS:
             raise UnavailableError(f"unknown architecture {arch!r}; known are {', '.join(ARCHS)}")
     for dtype in dtypes:
-        calls = [call for size in resolutions for call in encoder_calls(config, *size, batch, dtype)]
         for arch in archs:
+            modes = modes_for(arch)
+            calls = [call for size in resolutions for call in encoder_calls(config, *size, batch, dtype, modes=modes)]
             for call, launch in launches_of(calls, arch, dtype):
                 if kernels(launch.name):
                     yield compile_launch(launch, arch, sizes=call.sizes, dtype=TRITON_TYPES[dtype], sass=sass)
@@ -175,7 +177,7 @@ def compile_launch(
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", number, 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "launch_pdl": launch.pdl},
     )
     ptx, metadata = compiled.asm["ptx"], compiled.metadata
     registers, stack, spills = assemble(ptx, number)
