@@ -12,11 +12,12 @@ spill, scratch, more shared memory than the architecture gives, or reads narrowe
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ import torch
 
 from ..encoder.config import VARIANTS, FastViTHDConfig
 from ..errors import FvexportError, UnavailableError, first_line
-from .dispatch import modes_for
+from .dispatch import DEFAULTS, SWITCH, modes_for, switched_on
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 from .sass import Count, count, disassemble
 from .work import work_of
@@ -124,7 +125,7 @@ class Compiled:
 def compile_encoder(
     archs: Sequence[str] = ARCHS, dtypes: Sequence[torch.dtype] = tuple(TRITON_TYPES), *,
     config: FastViTHDConfig | None = None, resolutions: Sequence[tuple[int, int]] = RESOLUTIONS, batch: int = 1,
-    kernels: Callable[[str], bool] = lambda name: True, sass: bool = False,
+    kernels: Callable[[str], bool] = lambda name: True, modes: Collection[str] = DEFAULTS, sass: bool = False,
 ) -> Iterator[Compiled]:  # fmt: skip
     """Compiles what the encoder launches, with the committed configurations; equal code once per architecture.
 
@@ -135,6 +136,7 @@ def compile_encoder(
         resolutions: (height, width) of images.
         batch: images per call.
         kernels: whether a kernel of that name is wanted.
+        modes: names among which are those of `dispatch.MODES` to compile for.
         sass: count machine instructions.
 
     Raises:
@@ -146,8 +148,11 @@ def compile_encoder(
             raise UnavailableError(f"unknown architecture {arch!r}; known are {', '.join(ARCHS)}")
     for dtype in dtypes:
         for arch in archs:
-            modes = modes_for(arch)
-            calls = [call for size in resolutions for call in encoder_calls(config, *size, batch, dtype, modes=modes)]
+            calls = [
+                call
+                for size in resolutions
+                for call in encoder_calls(config, *size, batch, dtype, modes=modes_for(arch, modes))
+            ]
             for call, launch in launches_of(calls, arch, dtype):
                 if kernels(launch.name):
                     yield compile_launch(launch, arch, sizes=call.sizes, dtype=TRITON_TYPES[dtype], sass=sass)
@@ -252,8 +257,12 @@ def main() -> None:
     ) -> None:  # fmt: skip
         """Compile every kernel of the encoder for GPUs that are not here, and report what the compilers say."""
         dtypes = [dtype for dtype, name in TRITON_TYPES.items() if not names or name in names]
+        try:
+            selected = switched_on(os.environ.get(SWITCH, ""))
+        except FvexportError as error:
+            raise click.ClickException(str(error)) from None
         found = compile_encoder(
-            archs or ARCHS, dtypes, resolutions=sizes or RESOLUTIONS, sass=sass,
+            archs or ARCHS, dtypes, resolutions=sizes or RESOLUTIONS, modes=selected, sass=sass,
             kernels=lambda name: not wanted or any(part in name for part in wanted),
         )  # fmt: skip
         bad = 0
