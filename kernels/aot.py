@@ -11,6 +11,7 @@ spill, scratch, more shared memory than the architecture gives, or reads narrowe
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -127,7 +128,10 @@ def compile_encoder(
     config: FastViTHDConfig | None = None, resolutions: Sequence[tuple[int, int]] = RESOLUTIONS, batch: int = 1,
     kernels: Callable[[str], bool] = lambda name: True, modes: Collection[str] = DEFAULTS, sass: bool = False,
 ) -> Iterator[Compiled]:  # fmt: skip
-    """Compiles what the encoder launches, with the committed configurations; equal code once per architecture.
+    """Compiles what the encoder launches, with the committed configurations.
+
+    Equal code comes once per architecture; with `sass` once for each of the sizes that it is launched for, which decide
+    how often its loops run.
 
     Args:
         archs: of ARCHS.
@@ -153,7 +157,7 @@ def compile_encoder(
                 for size in resolutions
                 for call in encoder_calls(config, *size, batch, dtype, modes=modes_for(arch, modes))
             ]
-            for call, launch in launches_of(calls, arch, dtype):
+            for call, launch in launches_of(calls, arch, dtype, each_size=sass):
                 if kernels(launch.name):
                     yield compile_launch(launch, arch, sizes=call.sizes, dtype=TRITON_TYPES[dtype], sass=sass)
 
@@ -198,6 +202,7 @@ def compile_launch(
     )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=64)
 def assemble(ptx: str, number: int) -> tuple[int, int, int]:
     """Registers, stack bytes and spilled bytes (stores and loads) that ptxas finds for the PTX of a capability."""
     import triton

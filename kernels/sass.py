@@ -7,6 +7,7 @@ loop in the text must have that many, or a multiple where ptxas unrolled it. Whe
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -133,6 +134,7 @@ class Count:
 # --- reading ----------------------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=64)
 def disassemble(cubin: bytes) -> str:
     """The text that nvdisasm prints for a compiled kernel.
 

@@ -182,3 +182,13 @@ def test_a_kernel_of_the_encoder() -> None:
 def test_no_cubin() -> None:
     with pytest.raises(UnavailableError, match="nvdisasm does not read"):
         disassemble(b"nothing")
+
+
+@compiles
+def test_every_size_is_counted() -> None:
+    """The same code runs other products' loops more often."""
+    calls = list(encoder_calls(VARIANTS["fastvithd"], 1024, 1024, 1, torch.float16))
+    once, each = (launches_of(calls, "sm_90", torch.float16, each_size=each) for each in (False, True))
+    assert {launch.key for _, launch in once} == {launch.key for _, launch in each} and len(once) < len(each)
+    widths = [call.sizes["k"] for call, launch in each if launch.key == once[1][1].key]
+    assert len(widths) > 1 and len(set(widths)) > 1
