@@ -72,14 +72,20 @@ class Call:
     launch: Callable[[Config], object]
 
 
-def launches_of(calls: Sequence[Call], arch: str, dtype: torch.dtype) -> list[tuple[Call, Launch]]:
-    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations; equal code once."""
+def launches_of(
+    calls: Sequence[Call], arch: str, dtype: torch.dtype, *, each_size: bool = False
+) -> list[tuple[Call, Launch]]:
+    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations.
+
+    Equal code once; with `each_size` once for each of the sizes that it is launched for.
+    """
     found: dict[tuple[Any, ...], tuple[Call, Launch]] = {}
     for call in calls:
         with recording() as made:
             call.launch(default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for launch in made:
-            found.setdefault(launch.key, (call, launch))
+            key = (*launch.key, *(call.sizes.items() if each_size else ()))
+            found.setdefault(key, (call, launch))
     return list(found.values())
 
 
