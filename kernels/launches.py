@@ -83,10 +83,13 @@ class Call:
     launch: Callable[[Config], object]
 
 
-def launches_of(calls: Sequence[Call], arch: str, dtype: torch.dtype) -> list[tuple[Call, Launch]]:
-    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations; equal code once.
+def launches_of(
+    calls: Sequence[Call], arch: str, dtype: torch.dtype, *, each_size: bool = False
+) -> list[tuple[Call, Launch]]:
+    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations.
 
-    Calls of kernels that the architecture does not have are left out.
+    Equal code once; with `each_size` once for each of the sizes that it is launched for. Calls of kernels that the
+    architecture does not have are left out.
     """
     found: dict[tuple[Any, ...], tuple[Call, Launch]] = {}
     for call in calls:
@@ -95,7 +98,8 @@ def launches_of(calls: Sequence[Call], arch: str, dtype: torch.dtype) -> list[tu
         with recording() as made:
             call.launch(default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for launch in made:
-            found.setdefault(launch.key, (call, launch))
+            key = (*launch.key, *(call.sizes.items() if each_size else ()))
+            found.setdefault(key, (call, launch))
     return list(found.values())
 
 
