@@ -35,12 +35,13 @@ from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError
 from .attention import attention
 from .depthwise import depthwise, taps_first
-from .dispatch import OPS, SWITCH, switched_on
+from .dispatch import SWITCH, check_names, modes_of, switched_on
 from .linear_gelu import linear_gelu
 from .linear_residual import linear_residual
 from .mlp import mlp
 from .norm_linear import norm_linear, weight_sums
 from .policy import kernel_for
+from .table import arch_of
 
 
 def accelerate(model: FastViTHD, *, kernels: Collection[str] | None = None) -> AcceleratedFastViTHD:
@@ -52,18 +53,16 @@ def accelerate(model: FastViTHD, *, kernels: Collection[str] | None = None) -> A
     Args:
         model: in any form, in eval mode; fused first where it is not. Parts that run in float32 inside a
             half-precision model stay PyTorch's.
-        kernels: the ones that may be used, of `dispatch.OPS`; `()` uses none. By default all that `FVEXPORT_KERNELS`
-            leaves on.
+        kernels: names of the kernels and modes that may be used (`dispatch.OPS`, `dispatch.MODES`); `()` uses none.
+            By default those that `FVEXPORT_KERNELS` selects.
 
     Raises:
         ConfigError: a model in training mode, one with layers that fusion does not make (quantized ones), or a name
-            that is no kernel.
+            that is neither a kernel nor a mode.
     """
     if kernels is None:
         kernels = switched_on(os.environ.get(SWITCH, ""))
-    strange = [name for name in kernels if name not in OPS]
-    if strange:
-        raise ConfigError(f"no kernel {strange[0]!r}; known are {', '.join(OPS)}")
+    check_names(kernels, "accelerate")
     if any(part.training for part in model.modules()):
         raise ConfigError("accelerate needs a model in eval mode; call model.eval() first")
     # A fused model may have been scaled and cast since: it is taken as it is, not fused again.
@@ -134,16 +133,16 @@ def _plain(layer: nn.Module) -> nn.Conv2d:
 
 
 class _Kernels(nn.Module):
-    """Knows which kernels it may use, and on which GPU it stands."""
+    """Knows which kernels and modes it may use, and chooses by the GPU that its input is on."""
 
     def __init__(self, kernels: frozenset[str]) -> None:
         super().__init__()
-        self.kernels = kernels
+        self.kernels, self.modes = kernels, int(modes_of(kernels))
 
     def chosen(self, part: str, x: Tensor) -> str | None:
         """The kernel for a part of the model on an input (..., C); None for PyTorch."""
         rows = x.numel() // x.shape[-1]
-        return kernel_for(part, x.dtype, x.shape[-1], rows, _processors(x.device), self.kernels)
+        return kernel_for(part, x.dtype, x.shape[-1], rows, _processors(x.device), self.kernels, arch=arch_of(x.device))
 
 
 class _Depthwise(_Kernels):
@@ -156,8 +155,9 @@ class _Depthwise(_Kernels):
         self.bias, self.stride, self.gelu = conv.bias, conv.stride[0], gelu
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.chosen("depthwise", x) is not None
-        return depthwise(x, self.weight, self.bias, self.stride, self.gelu, kernel=kernel)
+        return depthwise(
+            x, self.weight, self.bias, self.stride, self.gelu, kernel=self.chosen("depthwise", x), modes=self.modes
+        )
 
 
 class _Pointwise(_Kernels):
@@ -169,7 +169,7 @@ class _Pointwise(_Kernels):
         self.weight, self.bias = _matrix(conv), conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear_gelu(x, self.weight, self.bias, kernel=self.chosen("pointwise", x) is not None)
+        return linear_gelu(x, self.weight, self.bias, kernel=self.chosen("pointwise", x), modes=self.modes)
 
 
 class _ConvFFN(_Kernels):
@@ -186,9 +186,9 @@ class _ConvFFN(_Kernels):
         y = self.conv(x)
         kernel = self.chosen("ConvFFN", y)
         if kernel == "mlp":
-            return mlp(y, self.w1, self.b1, self.w2, self.b2, x)
-        y = linear_gelu(y, self.w1, self.b1, kernel=kernel is not None)
-        return linear_residual(y, self.w2, self.b2, x, kernel=kernel is not None)
+            return mlp(y, self.w1, self.b1, self.w2, self.b2, x, modes=self.modes)
+        y = linear_gelu(y, self.w1, self.b1, kernel=kernel, modes=self.modes)
+        return linear_residual(y, self.w2, self.b2, x, kernel=kernel, modes=self.modes)
 
 
 class _AttentionBlock(_Kernels):
@@ -223,10 +223,10 @@ class _Attention(_Kernels):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = norm_linear(
-            x, self.qkv.weight, self.qkv.bias, self.eps, sums=self.sums, kernel=self.chosen("qkv", x) is not None
+            x, self.qkv.weight, self.qkv.bias, self.eps, sums=self.sums, kernel=self.chosen("qkv", x), modes=self.modes
         )
-        y = attention(qkv, self.heads, kernel=self.chosen("attention", x) is not None)
-        return linear_residual(y, self.proj.weight, self.proj.bias, x, kernel=self.chosen("proj", y) is not None)
+        y = attention(qkv, self.heads, kernel=self.chosen("attention", x), modes=self.modes)
+        return linear_residual(y, self.proj.weight, self.proj.bias, x, kernel=self.chosen("proj", y), modes=self.modes)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Attention:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

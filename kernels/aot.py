@@ -24,6 +24,7 @@ import torch
 
 from ..encoder.config import VARIANTS, FastViTHDConfig
 from ..errors import FvexportError, UnavailableError, first_line
+from .dispatch import modes_for
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 
 MAX_SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
@@ -131,8 +132,9 @@ def compile_encoder(
         if arch not in ARCHS:
             raise UnavailableError(f"unknown architecture {arch!r}; known are {', '.join(ARCHS)}")
     for dtype in dtypes:
-        calls = [call for size in resolutions for call in encoder_calls(config, *size, batch, dtype)]
         for arch in archs:
+            modes = modes_for(arch)
+            calls = [call for size in resolutions for call in encoder_calls(config, *size, batch, dtype, modes=modes)]
             for call, launch in launches_of(calls, arch, dtype):
                 if kernels(launch.name):
                     yield compile_launch(launch, arch, sizes=call.sizes, dtype=TRITON_TYPES[dtype])
@@ -160,7 +162,7 @@ def compile_launch(launch: Launch, arch: str, *, sizes: dict[str, int] | None = 
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", number, 32),
-        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages},
+        options={"num_warps": launch.num_warps, "num_stages": launch.num_stages, "launch_pdl": launch.pdl},
     )
     ptx, metadata = compiled.asm["ptx"], compiled.metadata
     registers, stack, spills = assemble(ptx, number)

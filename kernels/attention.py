@@ -19,9 +19,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, on_device_of, precision_of, runs
+from .dispatch import Modes, check_same_dtype, forward_only, on_device_of, pdl_launch, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
+from .tiles import begin
 
 HEAD_DIM = 32
 """The model's, and the only one that the kernel is for."""
@@ -55,12 +56,13 @@ def attend(
 @jit
 def attention_kernel(
     qkv_ptr, n, heads, out_ptr,
-    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head of one image. Grid: (cdiv(n, BLOCK_M), heads, B).
 
     qkv_ptr: (B, n, 3, heads, HEAD_DIM) contiguous; out_ptr: (B, n, heads, HEAD_DIM), the same type.
     """
+    begin(PDL)
     head = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
     width = heads * HEAD_DIM
@@ -92,22 +94,26 @@ def attention_reference(qkv: Tensor, heads: int) -> Tensor:
     return y.transpose(1, 2).reshape(b, n, width // 3)
 
 
-def launch_attention(qkv: Tensor, heads: int, config: Config) -> Tensor:
+def launch_attention(qkv: Tensor, heads: int, config: Config, *, modes: int = 0) -> Tensor:
     """Runs the kernel with the block sizes of `config`: contiguous qkv (B, N, 3C) -> (B, N, C)."""
     b, n, width = qkv.shape
     out = qkv.new_empty(b, n, width // 3)
     grid = (-(-n // config.blocks["BLOCK_M"]), heads, b)
-    attention_kernel[grid](qkv, n, heads, out, HEAD_DIM=HEAD_DIM, PRECISION=precision_of(qkv.dtype), **config.arguments)
+    attention_kernel[grid](
+        qkv, n, heads, out, HEAD_DIM=HEAD_DIM, PRECISION=precision_of(qkv.dtype), **config.arguments,
+        **pdl_launch(modes, qkv),
+    )  # fmt: skip
     return out
 
 
-def attention(qkv: Tensor, heads: int, *, kernel: bool = True) -> Tensor:
+def attention(qkv: Tensor, heads: int, *, kernel: str | bool | None = True, modes: int = Modes.NONE) -> Tensor:
     """Self-attention with q scaled already: packed qkv (B, N, 3C), floating -> (B, N, C), contiguous.
 
     Args:
         qkv: any strides; each token holds q, k and v, each of them `heads` times head_dim channels.
         heads: C / head_dim.
-        kernel: False computes in plain PyTorch, whatever the device.
+        kernel: its name or True; False or None computes in plain PyTorch, whatever the device.
+        modes: of `dispatch.Modes`.
 
     Raises:
         ConfigError: a shape that is no packed qkv, or a gradient is asked for.
@@ -116,19 +122,19 @@ def attention(qkv: Tensor, heads: int, *, kernel: bool = True) -> Tensor:
         raise ConfigError(f"attention takes qkv (B, N, 3 * heads * head_dim); found {tuple(qkv.shape)}, {heads} heads")
     check_same_dtype("attention", qkv)
     forward_only("attention", qkv)
-    return _attention(qkv, heads) if kernel else attention_reference(qkv, heads)
+    return _attention(qkv, heads, int(modes)) if kernel else attention_reference(qkv, heads)
 
 
-@torch.library.custom_op("fvexport::attention", mutates_args=(), schema="(Tensor qkv, int heads) -> Tensor")
-def _attention(qkv: Tensor, heads: int) -> Tensor:
+@torch.library.custom_op("fvexport::attention", mutates_args=(), schema="(Tensor qkv, int heads, int modes) -> Tensor")
+def _attention(qkv: Tensor, heads: int, modes: int) -> Tensor:
     b, n, width = qkv.shape
     if not runs("attention", qkv) or width != 3 * heads * HEAD_DIM or not 0 < b < 2**16:
         return attention_reference(qkv, heads).contiguous()
     config = config_for("attention", qkv, {"tokens": n, "batch": b, "heads": heads})
     with on_device_of(qkv):
-        return launch_attention(qkv.contiguous(), heads, config)
+        return launch_attention(qkv.contiguous(), heads, config, modes=modes)
 
 
 @_attention.register_fake
-def _(qkv: Tensor, heads: int) -> Tensor:
+def _(qkv: Tensor, heads: int, modes: int) -> Tensor:
     return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)

@@ -22,10 +22,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, on_device_of, runs
+from .dispatch import Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
 from .language import jit, tl
 from .table import Config, config_for
-from .tiles import gelu
+from .tiles import begin, gelu_as
 
 MAX_KERNEL = 7
 """Largest kernel of the model; the rows of one are unrolled."""
@@ -43,9 +43,7 @@ def add_tap(total, x, weight_ptrs, row: tl.constexpr, inside, c, KERNEL: tl.cons
 @jit
 def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, GELU: tl.constexpr):
     """Adds the bias, applies GELU where asked, and writes one row of positions."""
-    y = total + bias[None, :]
-    if GELU:
-        y = gelu(y)
+    y = gelu_as(total + bias[None, :], GELU)
     inside = (row < height) & (columns[:, None] < width) & (channels[None, :] < c)
     tl.store(
         out_ptr + (row * width + columns[:, None]) * c + channels[None, :], y.to(out_ptr.dtype.element_ty), mask=inside
@@ -56,13 +54,14 @@ def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, GE
 def depthwise_kernel(
     x_ptr, weight_ptr, bias_ptr, height, width, c, out_ptr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr, GELU: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: ROWS (1, 2 or 4) x BLOCK_W positions x BLOCK_C channels of the result.
 
     Grid: (cdiv(H / STRIDE, ROWS) * cdiv(W / STRIDE, BLOCK_W), cdiv(c, BLOCK_C), B). x_ptr: (B, height, width, c /
     MULTIPLIER); weight_ptr: (KERNEL, KERNEL, c); bias_ptr: (c,); out_ptr: (B, H / STRIDE, W / STRIDE, c); one type.
     """
+    begin(PDL)
     out_height = tl.cdiv(height, STRIDE)
     out_width = tl.cdiv(width, STRIDE)
     across = tl.cdiv(out_width, BLOCK_W)
@@ -116,22 +115,25 @@ def taps_first(weight: Tensor) -> Tensor:
     return weight[:, 0].permute(1, 2, 0).contiguous()
 
 
-def launch_depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, config: Config) -> Tensor:
+def launch_depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, config: Config, *, modes: int = 0
+) -> Tensor:
     """Runs the kernel with the block sizes of `config`: all tensors contiguous."""
     b, height, width, c_in = x.shape
     kernel, _, c = weight.shape
     out = x.new_empty(b, -(-height // stride), -(-width // stride), c)
     tiles = -(-out.shape[1] // config.blocks["ROWS"]) * -(-out.shape[2] // config.blocks["BLOCK_W"])
     depthwise_kernel[(tiles, -(-c // config.blocks["BLOCK_C"]), b)](
-        x, weight, bias, height, width, c, out, KERNEL=kernel, STRIDE=stride, MULTIPLIER=c // c_in, GELU=gelu,
-        **config.arguments,
+        x, weight, bias, height, width, c, out, KERNEL=kernel, STRIDE=stride, MULTIPLIER=c // c_in,
+        GELU=gelu_form(gelu, x.dtype, modes), **config.arguments, **pdl_launch(modes, x),
     )  # fmt: skip
     return out
 
 
 def depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False, *, kernel: bool = True
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False, *, kernel: str | bool | None = True,
+    modes: int = Modes.NONE,
+) -> Tensor:  # fmt: skip
     """A depthwise convolution of x (B, H, W, C), padded by k // 2 -> (B, ceil(H/s), ceil(W/s), m C), contiguous.
 
     Args:
@@ -139,8 +141,10 @@ def depthwise(
         weight: (k, k, m C), k odd; output channel c takes input channel c // m (`taps_first`).
         bias: (m C,).
         stride: s.
-        gelu: apply the exact GELU to the result.
-        kernel: False computes in plain PyTorch, whatever the device; so do kernels over 7 x 7 and strides over 2.
+        gelu: apply GELU to the result.
+        kernel: its name or True; False or None computes in plain PyTorch, whatever the device, which also computes
+            kernels over 7 x 7 and strides over 2.
+        modes: of `dispatch.Modes`.
 
     Raises:
         ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
@@ -151,14 +155,16 @@ def depthwise(
         raise ConfigError(f"depthwise takes x (B, H, W, C), weight (k, k, m C), bias (m C,), k odd; found {shapes}")
     check_same_dtype("depthwise", x, weight, bias)
     forward_only("depthwise", x, weight, bias)
-    return (_depthwise if kernel else depthwise_reference)(x, weight, bias, stride, gelu)
+    if not kernel:
+        return depthwise_reference(x, weight, bias, stride, gelu)
+    return _depthwise(x, weight, bias, stride, gelu, int(modes))
 
 
 @torch.library.custom_op(
     "fvexport::depthwise", mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, int stride, bool gelu) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor bias, int stride, bool gelu, int modes) -> Tensor",
 )  # fmt: skip
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool) -> Tensor:
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, modes: int) -> Tensor:
     b, height, width, _ = x.shape
     size, _, c = weight.shape
     # One image's offsets are 32-bit in the kernel.
@@ -172,10 +178,10 @@ def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool)
     config = config_for("depthwise", x, sizes)
     x, weight, bias = (t.contiguous() for t in (x, weight, bias))
     with on_device_of(x):
-        return launch_depthwise(x, weight, bias, stride, gelu, config)
+        return launch_depthwise(x, weight, bias, stride, gelu, config, modes=modes)
 
 
 @_depthwise.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, modes: int) -> Tensor:
     b, height, width, _ = x.shape
     return x.new_empty(b, (height + stride - 1) // stride, (width + stride - 1) // stride, weight.shape[2])

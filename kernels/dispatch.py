@@ -1,15 +1,23 @@
-"""When a kernel runs, and when PyTorch does.
+"""When a kernel runs, when PyTorch does, and how kernels compute.
 
 A kernel runs on an NVIDIA GPU from Ampere on (or on the CPU in Triton's interpreter), in float16, bfloat16 or float32.
-Everything else is PyTorch's, with the same result. `FVEXPORT_KERNELS` turns kernels off: `0` all of them, and
-`attention,mlp` all but these. It is read at each call, so a captured CUDA graph keeps what it was captured with.
+PyTorch computes everything else, with the same result. `FVEXPORT_KERNELS` selects kernels and modes by name:
+
+    (empty), 1   the defaults           attention,mlp    only these
+    0            none                   +stem,-pdl       the defaults, with `stem` and without `pdl`
+    all          all
+
+Operators read it at each call, so a captured CUDA graph keeps what it was captured with. Modes are fixed when
+`accelerate` builds a model.
 """
 
 from __future__ import annotations
 
 import difflib
+import enum
 import functools
 import os
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 
 import torch
@@ -18,20 +26,73 @@ from torch import Tensor
 from ..errors import ConfigError
 from . import language
 
-OPS = ("attention", "norm_linear", "linear", "mlp", "depthwise")
-"""The kernels by name, as the switch and the tables know them."""
+BASELINE = ("attention", "norm_linear", "linear", "mlp", "depthwise")
+"""The kernels that run on every architecture in every dtype, with the exact GELU and ordinary launches."""
+
+OPS = BASELINE
+"""All kernels by name, as the switch and the tables know them."""
+
+MODES = ("fast_gelu", "pdl")
+"""How kernels compute and are launched, selected by name like kernels."""
+
+DEFAULTS = frozenset((*OPS, *MODES))
+"""What is used unless something else is asked for."""
 
 SWITCH = "FVEXPORT_KERNELS"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_CAPABILITY = (8, 0)
+PDL_CAPABILITY = (9, 0)
+
+
+class Modes(enum.IntFlag):
+    """How an operator's kernel computes and is launched; operators take it as an integer.
+
+    FAST_GELU: GELU in its logistic form (`tiles.fast_gelu`), for half types.
+    PDL: programmatic dependent launch: a kernel starts while the one before it ends (compute capability 9.0 and later).
+    """
+
+    NONE = 0
+    FAST_GELU = 1
+    PDL = 2
+
+
+def modes_of(names: Collection[str]) -> Modes:
+    """The modes among the names of kernels and modes."""
+    return (Modes.FAST_GELU if "fast_gelu" in names else Modes.NONE) | (Modes.PDL if "pdl" in names else Modes.NONE)
+
+
+def modes_for(arch: str, names: Collection[str] = DEFAULTS) -> Modes:
+    """The modes among `names` that an architecture (`sm_90`) has."""
+    number = int(arch.removeprefix("sm_"))
+    found = modes_of(names)
+    return found if (number // 10, number % 10) >= PDL_CAPABILITY else found & ~Modes.PDL
+
+
+def gelu_form(gelu: bool, dtype: torch.dtype, modes: int) -> int:
+    """What `tiles.gelu_as` takes: 0 no GELU, 1 by erf, 2 in logistic form. float32 is always computed by erf."""
+    if not gelu:
+        return 0
+    return 2 if modes & Modes.FAST_GELU and dtype in (torch.float16, torch.bfloat16) else 1
+
+
+def pdl_launch(modes: int, x: Tensor) -> dict[str, bool]:
+    """The launch arguments of PDL: on if `modes` asks for it and the tensor's GPU has it.
+
+    Tensors on the meta device are launched for an architecture that is not here: `modes_for` decides there.
+    """
+    on = bool(modes & Modes.PDL)
+    if x.device.type != "meta":
+        on = on and x.device.type == "cuda" and _capability(x.device) >= PDL_CAPABILITY
+    return {"PDL": on, "launch_pdl": on} if on else {"PDL": False}
 
 
 def runs(op: str, *tensors: Tensor) -> bool:
     """Whether the kernel `op` computes these tensors; PyTorch does otherwise.
 
-    Raises ConfigError where `FVEXPORT_KERNELS` names no kernel.
+    Kernels that are off by default run when they are asked for by name, unless `FVEXPORT_KERNELS` leaves them out.
+    Raises ConfigError if `FVEXPORT_KERNELS` names no kernel.
     """
-    if op not in switched_on(os.environ.get(SWITCH, "")) or not language.INSTALLED:
+    if op not in _selection(os.environ.get(SWITCH, ""))[1] or not language.INSTALLED:
         return False
     x = tensors[0]
     if any(t.device != x.device for t in tensors) or x.dtype not in DTYPES or not x.numel():
@@ -41,20 +102,42 @@ def runs(op: str, *tensors: Tensor) -> bool:
     return x.device.type == "cuda" and torch.version.hip is None and _capability(x.device) >= MIN_CAPABILITY
 
 
-@functools.lru_cache
 def switched_on(value: str) -> frozenset[str]:
-    """The kernels that a value of `FVEXPORT_KERNELS` leaves on: "" or `1` all, `0` none, `a,b` only those."""
-    if value.strip() in ("", "1"):
-        return frozenset(OPS)
-    if value.strip() == "0":
-        return frozenset()
+    """The kernels and modes that a value of `FVEXPORT_KERNELS` selects (see the module's docstring)."""
+    return _selection(value)[0]
+
+
+@functools.lru_cache
+def _selection(value: str) -> tuple[frozenset[str], frozenset[str]]:
+    """What a value of `FVEXPORT_KERNELS` selects, and what it permits to those who ask for a kernel by name."""
+    every = frozenset((*OPS, *MODES))
+    value = value.strip()
+    if value in ("", "1"):
+        return DEFAULTS, every
+    if value in ("0", "all"):
+        found = every if value == "all" else frozenset()
+        return found, found
     names = [name.strip() for name in value.split(",")]
+    signs = [name[:1] if name[:1] in ("+", "-") else "" for name in names]
+    if "" in signs and len(set(signs)) > 1:
+        raise ConfigError(f"{SWITCH} has names with and without a sign ({value}); give all of them a sign, or none")
+    plain = [name[len(sign) :].strip() for name, sign in zip(names, signs, strict=True)]
+    check_names(plain, SWITCH)
+    if "" in signs:
+        return frozenset(plain), frozenset(plain)
+    added = {name for name, sign in zip(plain, signs, strict=True) if sign == "+"}
+    removed = {name for name, sign in zip(plain, signs, strict=True) if sign == "-"}
+    return (DEFAULTS | added) - removed, every - removed
+
+
+def check_names(names: Collection[str], source: str) -> None:
+    """Raises ConfigError if one of the names is neither a kernel nor a mode; `source` says who gave them."""
+    known = (*OPS, *MODES)
     for name in names:
-        if name not in OPS:
-            near = difflib.get_close_matches(name, OPS, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are 0, 1, {', '.join(OPS)}"
-            raise ConfigError(f"{SWITCH} names no kernel {name!r}; {hint}")
-    return frozenset(names)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are 0, 1, all, {', '.join(known)}"
+            raise ConfigError(f"{source} names no kernel or mode {name!r}; {hint}")
 
 
 def check_same_dtype(op: str, *tensors: Tensor | None) -> None:

@@ -7,7 +7,6 @@ ahead of time is what runs: the same kernels, block sizes and specializations, w
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,6 @@ from .norm_linear import NORM_EPS, launch_norm_linear
 from .table import Config, default_config, dtype_class
 
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
-Make = Callable[..., Tensor]
 ALIGNED = 16
 """Bytes that every tensor of PyTorch begins at a multiple of; sizes that are multiples of it are compiled as such."""
 
@@ -42,6 +40,7 @@ class Launch:
         divisible: arguments known to be multiples of 16.
         num_warps, num_stages: Triton's own.
         grid: programs along each axis.
+        pdl: launched with programmatic dependent launch.
     """
 
     kernel: Any
@@ -51,6 +50,7 @@ class Launch:
     num_warps: int
     num_stages: int
     grid: tuple[int, ...]
+    pdl: bool = False
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class Launch:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for launches of the same code."""
-        return self.name, self.signature, self.constants, self.divisible, self.num_warps, self.num_stages
+        return self.name, self.signature, self.constants, self.divisible, self.num_warps, self.num_stages, self.pdl
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def recording() -> Iterator[list[Launch]]:
 
 def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> Launch:
     """As Triton's own launcher does: None and 1 become constants, and multiples of 16 are known as such."""
-    options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages") if name in kwargs}
+    options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in kwargs}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, divisible = [], [], []
     for parameter in kernel.params:
@@ -128,7 +128,7 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
                 divisible.append(name)
     return Launch(
         kernel, tuple(signature), tuple(constants), tuple(divisible), options.get("num_warps", 4),
-        options.get("num_stages", 3), tuple(grid),
+        options.get("num_stages", 3), tuple(grid), options.get("launch_pdl", False),
     )  # fmt: skip
 
 
@@ -136,14 +136,16 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
 
 
 def encoder_calls(
-    config: FastViTHDConfig, height: int, width: int, batch: int, dtype: torch.dtype, *, device: str = "meta"
-) -> Iterator[Call]:
+    config: FastViTHDConfig, height: int, width: int, batch: int, dtype: torch.dtype, *, device: str = "meta",
+    modes: int = 0,
+) -> Iterator[Call]:  # fmt: skip
     """Every call of an operator that the encoder can be put together from, at one size.
 
     A ConvFFN stands there twice where its fused kernel has room: as that one, and as its two products.
-    Elsewhere than on the meta device tensors are of order one, as activations are.
+    Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
+    those of every call.
     """
-    make = functools.partial(torch.empty if device == "meta" else torch.randn, dtype=dtype, device=device)
+    make = _Make(torch.empty if device == "meta" else torch.randn, dtype, device, modes)
     stem = config.dims[0]
     yield from _depthwise(batch, height // 2, width // 2, stem, 3, make, stride=2, gelu=True)
     yield from _linear(batch * height * width // 16, stem, stem, make, gelu=True)
@@ -167,40 +169,54 @@ def encoder_calls(
     yield from _depthwise(batch, h, w, config.dims[-1], 3, make, outputs=2)
 
 
-def _attention(batch: int, tokens: int, heads: int, make: Make, c: int) -> Iterator[Call]:
+class _Make:
+    """Makes tensors of a dtype on a device, and knows the modes of the calls that they are for."""
+
+    def __init__(self, make: Callable[..., Tensor], dtype: torch.dtype, device: str, modes: int) -> None:
+        self.make, self.dtype, self.device, self.modes = make, dtype, device, modes
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.make(*shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:
     x, qkv = make(batch, tokens, c), make(batch, tokens, 3 * c)
     weight, bias = make(3 * c, c), make(3 * c)
     sums = make(3 * c, dtype=torch.float32)
     yield Call(
         "norm_linear",
         {"m": batch * tokens, "n": 3 * c, "k": c},
-        lambda config: launch_norm_linear(x, weight, bias, sums, NORM_EPS, config),
+        lambda config: launch_norm_linear(x, weight, bias, sums, NORM_EPS, config, modes=make.modes),
     )
     yield Call(
         "attention",
         {"tokens": tokens, "batch": batch, "heads": heads},
-        lambda config: launch_attention(qkv, heads, config),
+        lambda config: launch_attention(qkv, heads, config, modes=make.modes),
     )
 
 
-def _linear(m: int, n: int, k: int, make: Make, *, gelu: bool = False, residual: bool = False) -> Iterator[Call]:
+def _linear(m: int, n: int, k: int, make: _Make, *, gelu: bool = False, residual: bool = False) -> Iterator[Call]:
     x, weight, bias = make(m, k), make(n, k), make(n)
     stream = make(m, n) if residual else None
     yield Call(
         "linear",
         {"m": m, "n": n, "k": k},
-        lambda config: launch_linear(x, weight, bias, None, stream, config, gelu=gelu),
+        lambda config: launch_linear(x, weight, bias, None, stream, config, gelu=gelu, modes=make.modes),
     )
 
 
-def _mlp(m: int, c: int, hidden: int, make: Make) -> Iterator[Call]:
+def _mlp(m: int, c: int, hidden: int, make: _Make) -> Iterator[Call]:
     x, w1, w2 = make(m, c), make(hidden, c), make(c, hidden)
     b1, b2 = make(hidden), make(c)
-    yield Call("mlp", {"m": m, "c": c, "hidden": hidden}, lambda config: launch_mlp(x, w1, b1, w2, b2, x, config))
+    yield Call(
+        "mlp",
+        {"m": m, "c": c, "hidden": hidden},
+        lambda config: launch_mlp(x, w1, b1, w2, b2, x, config, modes=make.modes),
+    )
 
 
 def _depthwise(
-    batch: int, height: int, width: int, c: int, kernel: int, make: Make, *, stride: int = 1,
+    batch: int, height: int, width: int, c: int, kernel: int, make: _Make, *, stride: int = 1,
     gelu: bool = False, outputs: int = 1,
 ) -> Iterator[Call]:  # fmt: skip
     x, out = make(batch, height, width, c), outputs * c
@@ -209,4 +225,8 @@ def _depthwise(
         "batch": batch, "height": -(-height // stride), "width": -(-width // stride), "c": out, "kernel": kernel,
         "stride": stride, "multiplier": outputs,
     }  # fmt: skip
-    yield Call("depthwise", sizes, lambda config: launch_depthwise(x, weight, bias, stride, gelu, config))
+    yield Call(
+        "depthwise",
+        sizes,
+        lambda config: launch_depthwise(x, weight, bias, stride, gelu, config, modes=make.modes),
+    )

@@ -16,23 +16,34 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, precision_of, runs
+from .dispatch import (
+    Modes,
+    check_product,
+    check_same_dtype,
+    forward_only,
+    gelu_form,
+    on_device_of,
+    pdl_launch,
+    precision_of,
+    runs,
+)
 from .language import jit, tl
 from .table import Config, config_for
-from .tiles import gelu, product, tile_of
+from .tiles import begin, gelu_as, product, tile_of
 
 
 @jit
 def linear_kernel(
     x_ptr, weight_ptr, bias_ptr, scale_ptr, residual_ptr, m, n, k, out_ptr,
     GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: a BLOCK_M x BLOCK_N tile. Grid: (cdiv(m, BLOCK_M) * cdiv(n, BLOCK_N),).
 
     x_ptr: (m, k); weight_ptr: (n, k); bias_ptr: (n,); scale_ptr: (n,) or None; residual_ptr: (m, n) or None; out_ptr:
-    (m, n); all of one type. EVEN_K: BLOCK_K divides k.
+    (m, n); all of one type. GELU: as `gelu_as` takes it. EVEN_K: BLOCK_K divides k.
     """
+    begin(PDL)
     tile_m, tile_n = tile_of(tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -41,8 +52,7 @@ def linear_kernel(
         x_ptr, weight_ptr, tl.minimum(rows, m - 1), near_columns, k, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION
     )
     y += tl.load(bias_ptr + near_columns).to(tl.float32)[None, :]
-    if GELU:
-        y = gelu(y)
+    y = gelu_as(y, GELU)
     if scale_ptr is not None:
         y *= tl.load(scale_ptr + near_columns).to(tl.float32)[None, :]
     place = rows.to(tl.int64)[:, None] * n + columns[None, :]
@@ -62,7 +72,7 @@ def linear_residual_reference(
 
 def launch_linear(
     x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | None, residual: Tensor | None, config: Config, *,
-    gelu: bool = False,
+    gelu: bool = False, modes: int = 0,
 ) -> Tensor:  # fmt: skip
     """Runs the kernel with the block sizes of `config`: all tensors contiguous."""
     n, k = weight.shape
@@ -70,15 +80,17 @@ def launch_linear(
     out = x.new_empty(*x.shape[:-1], n)
     tiles = -(-m // config.blocks["BLOCK_M"]) * -(-n // config.blocks["BLOCK_N"])
     linear_kernel[(tiles,)](
-        x, weight, bias, scale, residual, m, n, k, out, GELU=gelu, EVEN_K=k % config.blocks["BLOCK_K"] == 0,
-        PRECISION=precision_of(x.dtype), **config.arguments,
+        x, weight, bias, scale, residual, m, n, k, out, GELU=gelu_form(gelu, x.dtype, modes),
+        EVEN_K=k % config.blocks["BLOCK_K"] == 0, PRECISION=precision_of(x.dtype), **config.arguments,
+        **pdl_launch(modes, x),
     )  # fmt: skip
     return out
 
 
 def linear_residual(
-    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scale: Tensor | None = None, *, kernel: bool = True
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scale: Tensor | None = None, *,
+    kernel: str | bool | None = True, modes: int = Modes.NONE,
+) -> Tensor:  # fmt: skip
     """A product added to a residual: x (..., K), weight (N, K), all of one dtype -> (..., N), contiguous.
 
     Args:
@@ -86,7 +98,8 @@ def linear_residual(
         bias: (N,).
         residual: (..., N).
         scale: (N,), or None for 1.
-        kernel: False computes in plain PyTorch, whatever the device.
+        kernel: its name or True; False or None computes in plain PyTorch, whatever the device.
+        modes: of `dispatch.Modes`.
 
     Raises:
         ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
@@ -96,15 +109,18 @@ def linear_residual(
         raise ConfigError(f"linear_residual takes a scale {tuple(bias.shape)}; found {tuple(scale.shape)}")
     check_same_dtype("linear_residual", x, weight, bias, residual, scale)
     forward_only("linear_residual", x, weight, bias, residual, scale)
-    op = _linear_residual if kernel else linear_residual_reference
-    return op(x, weight, bias, residual, scale)
+    if not kernel:
+        return linear_residual_reference(x, weight, bias, residual, scale)
+    return _linear_residual(x, weight, bias, residual, scale, int(modes))
 
 
 @torch.library.custom_op(
     "fvexport::linear_residual", mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor? scale) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor residual, Tensor? scale, int modes) -> Tensor",
 )  # fmt: skip
-def _linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scale: Tensor | None) -> Tensor:
+def _linear_residual(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scale: Tensor | None, modes: int
+) -> Tensor:
     if not runs("linear", x, weight, bias, residual, *(() if scale is None else (scale,))):
         return linear_residual_reference(x, weight, bias, residual, scale).contiguous()
     n, k = weight.shape
@@ -112,9 +128,9 @@ def _linear_residual(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, 
     x, weight, bias, residual = (t.contiguous() for t in (x, weight, bias, residual))
     scale = None if scale is None else scale.contiguous()
     with on_device_of(x):
-        return launch_linear(x, weight, bias, scale, residual, config)
+        return launch_linear(x, weight, bias, scale, residual, config, modes=modes)
 
 
 @_linear_residual.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scale: Tensor | None) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, scale: Tensor | None, modes: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])

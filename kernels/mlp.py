@@ -21,10 +21,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import check_same_dtype, forward_only, on_device_of, precision_of, runs
+from .dispatch import Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for
-from .tiles import gelu
+from .tiles import begin, gelu_as
 
 MAX_CHANNELS = 384
 """Widest C whose result stays in registers."""
@@ -55,12 +55,13 @@ def store_part(y, part, b2_ptr, residual_ptr, rows, m, out_ptr, C: tl.constexpr,
 def mlp_kernel(
     x_ptr, w1_ptr, b1_ptr, w2_ptr, b2_ptr, residual_ptr, m, out_ptr,
     C: tl.constexpr, HIDDEN: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, GELU: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M rows. Grid: (cdiv(m, BLOCK_M),). PARTS is 1 or 3, and PARTS * PART >= C.
 
     x_ptr, residual_ptr, out_ptr: (m, C); w1_ptr: (HIDDEN, C); b1_ptr: (HIDDEN,); w2_ptr: (C, HIDDEN); b2_ptr: (C,).
     """
+    begin(PDL)
     EVEN: tl.constexpr = (PARTS * PART == C) and (HIDDEN % BLOCK_H == 0)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     near = tl.minimum(rows, m - 1).to(tl.int64)
@@ -81,7 +82,7 @@ def mlp_kernel(
             w = load_part(w1_ptr, hidden, 2 * PART + inner, HIDDEN, C, C, EVEN)
             a = tl.dot(x2, w.T, a, input_precision=PRECISION)
         b1 = tl.load(b1_ptr + hidden, mask=hidden < HIDDEN, other=0.0)
-        a = gelu(a + b1.to(tl.float32)[None, :]).to(x0.dtype)
+        a = gelu_as(a + b1.to(tl.float32)[None, :], GELU).to(x0.dtype)
         w = load_part(w2_ptr, inner, hidden, C, HIDDEN, HIDDEN, EVEN)
         y0 = tl.dot(a, w.T, y0, input_precision=PRECISION)
         if PARTS == 3:
@@ -107,7 +108,9 @@ def parts_of(c: int) -> tuple[int, int]:
     return max(16, 1 << (c - 1).bit_length()), 1
 
 
-def launch_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, config: Config) -> Tensor:
+def launch_mlp(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, config: Config, *, modes: int = 0
+) -> Tensor:
     """Runs the kernel with the block sizes of `config`: all tensors contiguous."""
     hidden, c = w1.shape
     m = x.numel() // c
@@ -115,19 +118,25 @@ def launch_mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residu
     part, parts = parts_of(c)
     mlp_kernel[(-(-m // config.blocks["BLOCK_M"]),)](
         x, w1, b1, w2, b2, residual, m, out, C=c, HIDDEN=hidden, PART=part, PARTS=parts,
-        PRECISION=precision_of(x.dtype), **config.arguments,
+        GELU=gelu_form(True, x.dtype, modes), PRECISION=precision_of(x.dtype), **config.arguments,
+        **pdl_launch(modes, x),
     )  # fmt: skip
     return out
 
 
-def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, *, kernel: bool = True) -> Tensor:
+def mlp(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, *, kernel: str | bool | None = True,
+    modes: int = Modes.NONE,
+) -> Tensor:  # fmt: skip
     """Both products of a ConvFFN and the addition, all of one dtype and any strides -> (..., C), contiguous.
 
     Args:
         x, residual: (..., C).
         w1, b1: (hidden, C) and (hidden,).
         w2, b2: (C, hidden) and (C,).
-        kernel: False computes in plain PyTorch, whatever the device; so does a C over 384.
+        kernel: its name or True; False or None computes in plain PyTorch, whatever the device, which also computes a
+            C over 384.
+        modes: of `dispatch.Modes`.
 
     Raises:
         ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
@@ -141,14 +150,14 @@ def mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Ten
         )
     check_same_dtype("mlp", *tensors)
     forward_only("mlp", *tensors)
-    return (_mlp if kernel else mlp_reference)(*tensors)
+    return _mlp(*tensors, int(modes)) if kernel else mlp_reference(*tensors)
 
 
 @torch.library.custom_op(
     "fvexport::mlp", mutates_args=(),
-    schema="(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor residual) -> Tensor",
+    schema="(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, Tensor residual, int modes) -> Tensor",
 )  # fmt: skip
-def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor) -> Tensor:
+def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, modes: int) -> Tensor:
     tensors = (x, w1, b1, w2, b2, residual)
     hidden, c = w1.shape
     if not runs("mlp", *tensors) or c > MAX_CHANNELS:
@@ -156,9 +165,9 @@ def _mlp(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Te
     config = config_for("mlp", x, {"m": x.numel() // c, "c": c, "hidden": hidden})
     x, w1, b1, w2, b2, residual = (t.contiguous() for t in tensors)
     with on_device_of(x):
-        return launch_mlp(x, w1, b1, w2, b2, residual, config)
+        return launch_mlp(x, w1, b1, w2, b2, residual, config, modes=modes)
 
 
 @_mlp.register_fake
-def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor) -> Tensor:
+def _(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, residual: Tensor, modes: int) -> Tensor:
     return x.new_empty(x.shape)

@@ -22,10 +22,19 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .dispatch import check_product, check_same_dtype, forward_only, on_device_of, precision_of, runs
+from .dispatch import (
+    Modes,
+    check_product,
+    check_same_dtype,
+    forward_only,
+    on_device_of,
+    pdl_launch,
+    precision_of,
+    runs,
+)
 from .language import jit, tl
 from .table import Config, config_for
-from .tiles import centred_product, product, tile_of
+from .tiles import begin, centred_product, product, tile_of
 
 NORM_EPS = 1e-5
 
@@ -35,11 +44,12 @@ the product, far under what a half type's rounding costs; float32 itself has no 
 
 
 @jit
-def row_statistics_kernel(x_ptr, m, k, eps, out_ptr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+def row_statistics_kernel(x_ptr, m, k, eps, out_ptr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr):
     """Mean and (variance + eps)^-0.5 of BLOCK_M rows. Grid: (cdiv(m, BLOCK_M),); BLOCK_K >= k.
 
     x_ptr: (m, k); out_ptr: (2, m) float32, means first.
     """
+    begin(PDL)
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     inner = tl.arange(0, BLOCK_K)
     inside = (rows[:, None] < m) & (inner[None, :] < k)
@@ -57,13 +67,14 @@ def row_statistics_kernel(x_ptr, m, k, eps, out_ptr, BLOCK_M: tl.constexpr, BLOC
 def norm_linear_kernel(
     x_ptr, weight_ptr, bias_ptr, sums_ptr, statistics_ptr, m, n, k, out_ptr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, LIMIT: tl.constexpr,
+    EVEN_K: tl.constexpr, PRECISION: tl.constexpr, LIMIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: a BLOCK_M x BLOCK_N tile. Grid: (cdiv(m, BLOCK_M) * cdiv(n, BLOCK_N),).
 
     x_ptr: (m, k); weight_ptr: (n, k); bias_ptr: (n,), all of one type; sums_ptr: (n,) float32; statistics_ptr: (2, m)
     float32; out_ptr: (m, n). EVEN_K: BLOCK_K divides k. LIMIT: |mean| * rstd beyond which a tile is centred first.
     """
+    begin(PDL)
     tile_m, tile_n = tile_of(tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP_M)
     rows = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -89,24 +100,30 @@ def norm_linear_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 
     return F.linear(F.layer_norm(x, x.shape[-1:], eps=eps), weight, bias)
 
 
-def launch_norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, config: Config) -> Tensor:
+def launch_norm_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, config: Config, *, modes: int = 0
+) -> Tensor:
     """Runs both kernels with the block sizes of `config`: all tensors contiguous, sums float32 (N,)."""
     n, k = weight.shape
     m = x.numel() // k
     out = x.new_empty(*x.shape[:-1], n)
     statistics = x.new_empty(2, m, dtype=torch.float32)
-    row_statistics_kernel[(m,)](x, m, k, eps, statistics, BLOCK_M=1, BLOCK_K=max(16, 1 << (k - 1).bit_length()))
+    row_statistics_kernel[(m,)](
+        x, m, k, eps, statistics, BLOCK_M=1, BLOCK_K=max(16, 1 << (k - 1).bit_length()), **pdl_launch(modes, x)
+    )
     tiles = -(-m // config.blocks["BLOCK_M"]) * -(-n // config.blocks["BLOCK_N"])
     norm_linear_kernel[(tiles,)](
         x, weight, bias, sums, statistics, m, n, k, out, EVEN_K=k % config.blocks["BLOCK_K"] == 0,
         PRECISION=precision_of(x.dtype), LIMIT=CENTRED_BEYOND[x.dtype], **config.arguments,
+        **pdl_launch(modes, x),
     )  # fmt: skip
     return out
 
 
 def norm_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float = NORM_EPS, *, sums: Tensor | None = None, kernel: bool = True
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = NORM_EPS, *, sums: Tensor | None = None,
+    kernel: str | bool | None = True, modes: int = Modes.NONE,
+) -> Tensor:  # fmt: skip
     """LayerNorm without affine, then a product: x (..., K), all of one dtype -> (..., N), contiguous.
 
     Args:
@@ -114,7 +131,8 @@ def norm_linear(
         weight, bias: (N, K) and (N,).
         eps: of LayerNorm.
         sums: the rows of `weight` summed, (N,) float32: `weight_sums(weight)`, where it was computed before.
-        kernel: False computes in plain PyTorch, whatever the device.
+        kernel: its name or True; False or None computes in plain PyTorch, whatever the device.
+        modes: of `dispatch.Modes`.
 
     Raises:
         ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
@@ -124,7 +142,7 @@ def norm_linear(
     forward_only("norm_linear", x, weight, bias)
     if not kernel:
         return norm_linear_reference(x, weight, bias, eps)
-    return _norm_linear(x, weight, bias, weight_sums(weight) if sums is None else sums, eps)
+    return _norm_linear(x, weight, bias, weight_sums(weight) if sums is None else sums, eps, int(modes))
 
 
 def weight_sums(weight: Tensor) -> Tensor:
@@ -134,18 +152,18 @@ def weight_sums(weight: Tensor) -> Tensor:
 
 @torch.library.custom_op(
     "fvexport::norm_linear", mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor sums, float eps) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor sums, float eps, int modes) -> Tensor",
 )  # fmt: skip
-def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float) -> Tensor:
+def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, modes: int) -> Tensor:
     if not runs("norm_linear", x, weight, bias, sums):
         return norm_linear_reference(x, weight, bias, eps).contiguous()
     n, k = weight.shape
     config = config_for("norm_linear", x, {"m": x.numel() // k, "n": n, "k": k})
     x, weight, bias, sums = (t.contiguous() for t in (x, weight, bias, sums))
     with on_device_of(x):
-        return launch_norm_linear(x, weight, bias, sums, eps, config)
+        return launch_norm_linear(x, weight, bias, sums, eps, config, modes=modes)
 
 
 @_norm_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, modes: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .dispatch import DTYPES, OPS
+from .dispatch import DEFAULTS, DTYPES
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -27,6 +27,9 @@ class Row:
         why: the reason, and what measured it where something did.
         max_channels: widest input, 0 for any.
         rows_per_processor: least positions (B * H * W) for each multiprocessor of the GPU.
+        arch: architectures it is for (`sm_90`), all if empty.
+        min_channels: narrowest input.
+        max_rows: most positions (B * H * W), 0 for any.
     """
 
     part: str
@@ -35,6 +38,17 @@ class Row:
     why: str
     max_channels: int = 0
     rows_per_processor: int = 0
+    arch: tuple[str, ...] = ()
+    min_channels: int = 0
+    max_rows: int = 0
+
+    def fits(self, dtype: torch.dtype, channels: int, rows: int, processors: int, arch: str) -> bool:
+        """Whether it is for inputs of that dtype and size on that GPU."""
+        if dtype not in self.dtypes or (self.arch and arch not in self.arch):
+            return False
+        wide_enough = channels >= self.min_channels and (not self.max_channels or channels <= self.max_channels)
+        few_enough = not self.max_rows or rows <= self.max_rows
+        return wide_enough and few_enough and rows >= self.rows_per_processor * processors
 
 
 ROWS: tuple[Row, ...] = (
@@ -70,8 +84,9 @@ FMA units, where cuBLAS has no rival), the first convolution, squeeze-excite."""
 
 
 def kernel_for(
-    part: str, dtype: torch.dtype, channels: int, rows: int, processors: int, allowed: Collection[str] = OPS
-) -> str | None:
+    part: str, dtype: torch.dtype, channels: int, rows: int, processors: int, allowed: Collection[str] = DEFAULTS,
+    *, arch: str = "",
+) -> str | None:  # fmt: skip
     """The kernel for a part of the model, or None for PyTorch.
 
     Args:
@@ -81,12 +96,10 @@ def kernel_for(
         rows: positions of all images together.
         processors: multiprocessors of the GPU, 0 where there is none.
         allowed: kernels that may be used.
+        arch: the GPU's architecture (`sm_90`); rows for particular architectures fit no other.
     """
     for row in ROWS:
-        if row.part != part or row.kernel not in allowed or dtype not in row.dtypes:
-            continue
-        narrow = not row.max_channels or channels <= row.max_channels
-        if narrow and (not row.rows_per_processor or rows >= row.rows_per_processor * processors):
+        if row.part == part and row.kernel in allowed and row.fits(dtype, channels, rows, processors, arch):
             return row.kernel
     return None
 

@@ -1,4 +1,4 @@
-"""What several kernels share: GELU, matrix products, and which tile a program computes.
+"""What several kernels share: their first statement, GELU, matrix products, and which tile a program computes.
 
 Products are x @ weight^T, both row-major with the summed axis last, as `nn.Linear` keeps its weight. Half precision is
 multiplied on tensor cores and summed in float32; float32 is multiplied as `PRECISION` says (`ieee`: exactly).
@@ -7,13 +7,58 @@ multiplied on tensor cores and summed in float32; float32 is multiplied as `PREC
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
-from .language import jit, tl
+from .language import INTERPRETED, jit, tl
+
+if tl is not None:
+    _BY_HARDWARE = tl.constexpr(not INTERPRETED)
+
+
+@jit
+def begin(PDL: tl.constexpr):
+    """The first statement of every kernel. With PDL the next kernel may start, and this one waits for the previous.
+
+    The wait ends when the previous kernel's results are in memory, so nothing global may be read or written before.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
 
 
 @jit
 def gelu(x):
     """The exact GELU of a float32 tile."""
     return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+
+
+@jit
+def fast_gelu(x):
+    """GELU of a float32 tile in logistic form, for results in a half type: about 10 instructions instead of 34.
+
+        x / (1 + 2^(x q)),    q = (a t + b) t + c,    t = min(x^2, 40)
+
+    a, b, c minimize the largest error against GELU in float64, which is 2.6e-5 over all x. For normally distributed x
+    the error's norm is an eighth of what rounding the result to FP16 adds. Without the clamp q turns positive beyond
+    |x| = 11.1.
+    """
+    t = tl.minimum(x * x, 40.0)
+    q = (1.01430183e-3 * t - 0.106775975) * t - 2.30112105
+    below = 1.0 + tl.exp2(x * q)
+    if _BY_HARDWARE:  # one instruction, exact to 1 ulp; a division takes nine
+        return x * tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=r,r", [below], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        return x / below
+
+
+@jit
+def gelu_as(x, GELU: tl.constexpr):
+    """GELU of a float32 tile in the form that `dispatch.gelu_form` chose: 0 none, 1 by erf, 2 logistic."""
+    if GELU == 1:
+        x = gelu(x)
+    elif GELU == 2:
+        x = fast_gelu(x)
+    return x
 
 
 @jit

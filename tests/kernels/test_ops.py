@@ -15,7 +15,7 @@ from fvexport.errors import ConfigError
 from fvexport.kernels import dispatch
 from fvexport.kernels.attention import attention, attention_reference
 from fvexport.kernels.depthwise import depthwise, depthwise_reference
-from fvexport.kernels.dispatch import OPS, SWITCH, runs, switched_on
+from fvexport.kernels.dispatch import DEFAULTS, MODES, OPS, SWITCH, Modes, gelu_form, modes_for, runs, switched_on
 from fvexport.kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from fvexport.kernels.linear_residual import linear_residual, linear_residual_reference
 from fvexport.kernels.mlp import mlp, mlp_reference
@@ -126,9 +126,10 @@ def test_fake_tensors_have_the_real_shape(name: str) -> None:
 def test_registration(name: str) -> None:
     """PyTorch's own check of the schema and of the fake implementation, with sizes as symbols too."""
     extra: dict[str, tuple[Any, ...]] = {
-        "attention": (2,),
-        "norm_linear": (torch.randn(8), 1e-5),
-        "depthwise": (2, True),
+        "attention": (2, 0),
+        "norm_linear": (torch.randn(8), 1e-5, 0),
+        "linear_residual": (0,),
+        "depthwise": (2, True, 0),
     }
     torch.library.opcheck(
         getattr(torch.ops.fvexport, name).default, (*inputs(name), *extra.get(name, ())),
@@ -138,10 +139,18 @@ def test_registration(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "on"),
-    [("", OPS), ("1", OPS), ("0", ()), ("attention", ("attention",)), (" mlp, depthwise ", ("mlp", "depthwise"))],
-)
+    [
+        ("", DEFAULTS), ("1", DEFAULTS), ("0", ()), ("all", (*OPS, *MODES)), ("attention", ("attention",)),
+        (" mlp, depthwise ", ("mlp", "depthwise")), ("-mlp", DEFAULTS - {"mlp"}), ("+mlp, -pdl", DEFAULTS - {"pdl"}),
+    ],
+)  # fmt: skip
 def test_switch(value: str, on: tuple[str, ...]) -> None:
     assert switched_on(value) == frozenset(on)
+
+
+def test_switch_with_and_without_signs() -> None:
+    with pytest.raises(ConfigError, match="give all of them a sign, or none"):
+        switched_on("mlp,-pdl")
 
 
 @pytest.mark.parametrize(("value", "words"), [("atention", "did you mean 'attention'?"), ("2", "known are 0, 1")])
@@ -168,10 +177,24 @@ def test_what_a_gpu_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_capability", lambda device: (7, 5))
     assert not runs("mlp", There())  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch, "_capability", lambda device: (12, 0))
-    monkeypatch.setenv(SWITCH, "attention")
-    assert not runs("mlp", There()) and runs("attention", There())  # type: ignore[arg-type]
+    for value, op in (("attention", "attention"), ("-mlp", "attention"), ("+attention,-mlp", "depthwise")):
+        monkeypatch.setenv(SWITCH, value)
+        assert not runs("mlp", There()) and runs(op, There())  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch.language, "INSTALLED", False)
     assert not runs("attention", There())  # type: ignore[arg-type]
+
+
+def test_modes_of_an_architecture() -> None:
+    """Programmatic dependent launch came with compute capability 9.0."""
+    assert modes_for("sm_89") == Modes.FAST_GELU and modes_for("sm_120") == modes_for("sm_90") == 3
+    assert modes_for("sm_90", ("pdl", "mlp")) == Modes.PDL and modes_for("sm_90", ()) == 0
+
+
+def test_form_of_gelu() -> None:
+    """float32 keeps erf whatever is asked for."""
+    assert gelu_form(False, torch.float16, Modes.FAST_GELU) == 0
+    assert gelu_form(True, torch.float16, Modes.PDL) == gelu_form(True, torch.float32, Modes.FAST_GELU) == 1
+    assert gelu_form(True, torch.bfloat16, Modes.FAST_GELU | Modes.PDL) == 2
 
 
 def test_everything_imports_without_triton() -> None:
