@@ -71,12 +71,17 @@ class Child:
         return time.time() - self.started
 
 
-def start(name: str, command: Sequence[str], limit_s: float, log: Path, env: dict[str, str] | None = None) -> Child:
-    """Starts a command; its output is appended to `log`."""
+def start(
+    name: str, command: Sequence[str], limit_s: float, *, log: Path, folder: Path, env: dict[str, str] | None = None
+) -> Child:
+    """Starts a command in a folder; its output is appended to `log`.
+
+    Not in the repository's: Python would find the folder `fvexport` there, which is a part of the package.
+    """
     with log.open("ab") as file:
         process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, **(env or {})},
+            cwd=folder, env={**os.environ, **(env or {})},
         )  # fmt: skip
     now = time.time()
     return Child(name, process, now + limit_s, now)

@@ -22,7 +22,8 @@ def tests(out: Path, dry: bool) -> list[str]:
     """The suite's GPU tests by pytest, with its output in `pytest.txt`."""
     paths = ["tests/kernels/test_accelerate.py"] if dry else list(GPU_TESTS)
     command = [
-        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu and not long", "--rootdir", str(ROOT),
+        sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu and not long", "-c",
+        str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT),
         *(f"--ignore={ROOT / path}" for path in LEFT_OUT), *(str(ROOT / path) for path in paths),
     ]  # fmt: skip
     # pytest's own exit code is the phase's; what it prints goes to a file of its own.
@@ -32,24 +33,27 @@ def tests(out: Path, dry: bool) -> list[str]:
 
 def kernels(out: Path, scope: Scope, limit_s: float, dry: bool) -> list[str]:
     """Every kernel against its rivals, as `benchmarks.kernels` times them."""
+    sides, batches = _several(scope.kernels)
     return [
-        sys.executable, "-m", "fvexport.benchmarks.kernels", *_sizes(scope.kernels), "--variant", scope.variant,
+        sys.executable, "-m", "fvexport.benchmarks.kernels", "--res", ",".join(sides), "--batch", ",".join(batches),
+        "--variant", scope.variant,
         "--out", str(out / KERNELS), "--budget", f"{limit_s:.0f}", *(["--dry-run"] if dry else []),
     ]  # fmt: skip
 
 
 def tune(scope: Scope, limit_s: float, dry: bool) -> list[str]:
     """The search for block sizes; in a dry run the plan alone."""
+    sides, batches = _several(scope.kernels)
     return [
-        sys.executable, "-m", "fvexport.cli.main", "tune", *_sizes(scope.kernels), "--variant", scope.variant,
+        sys.executable, "-m", "fvexport.cli.main", "tune", *(word for side in sides for word in ("--res", side)),
+        *(word for batch in batches for word in ("--batch", batch)), "--variant", scope.variant,
         "--budget", f"{limit_s:.0f}", *(["--dry-run"] if dry else []),
     ]  # fmt: skip
 
 
-def _sizes(sizes: Sequence[Size]) -> list[str]:
-    sides = dict.fromkeys(str(size.height) for size in sizes)
-    batches = dict.fromkeys(str(size.batch) for size in sizes)
-    return ["--res", ",".join(sides), "--batch", ",".join(batches)]
+def _several(sizes: Sequence[Size]) -> tuple[list[str], list[str]]:
+    """Sides and batches, each once."""
+    return list(dict.fromkeys(str(s.height) for s in sizes)), list(dict.fromkeys(str(s.batch) for s in sizes))
 
 
 def keep_tuned(scratch: Path, out: Path) -> None:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.image import sample_images
 from ...encoder.preprocess import Preprocessor
 from ...errors import first_line
 from ...kernels.accelerate import accelerate
-from ...kernels.cuda_graph import cuda_graph
+from ...kernels.cuda_graph import CudaGraph, cuda_graph
 from .scope import Size
 
 FACTOR = 2.0
@@ -108,5 +108,16 @@ def verdicts(model: FastViTHD, size: Size, dtypes: Sequence[torch.dtype], device
         ours = accelerate(eager)
         yield judge("kernels, eager", size, own, wanted, ours, x)
         if device == "cuda":
-            shape = tuple(x.shape)
-            yield judge("kernels, graph", size, own, wanted, lambda x: cuda_graph(ours, shape)(x), x)
+            yield judge("kernels, graph", size, own, wanted, _Captured(ours), x)
+
+
+class _Captured:
+    """A model that is captured at its first call, so that what the capture raises is a verdict's problem."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.graph: CudaGraph | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.graph = self.graph or cuda_graph(self.model, tuple(x.shape))
+        return self.graph(x)

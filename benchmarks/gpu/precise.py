@@ -1,4 +1,4 @@
-"""How PyTorch computes while it is the reference: float32 in float32, half products summed in float32."""
+"""How PyTorch computes where it is the reference: float32 in float32, half products summed in float32."""
 
 from __future__ import annotations
 

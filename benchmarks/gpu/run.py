@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -38,8 +37,9 @@ ALL = (*phases.NAMES[:-2], "autotune", *phases.NAMES[-2:])
 @click.option("--seconds", default=470.0, show_default=True, help="Time limit of the whole run.")
 @click.option("--only", help=f"Phases, comma-separated.  [default: all of {', '.join(ALL)}]")
 @click.option("--dry-run", is_flag=True, help="Run every line on the CPU, with a tiny model.")
-@click.option("--commit", type=click.Path(path_type=Path, exists=True), help="Convert this folder's results to files of "
-              "the repository instead of running.")  # fmt: skip
+@click.option(
+    "--commit", type=click.Path(path_type=Path, exists=True), help="Write this folder's results to the repository."
+)
 def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, commit: Path | None) -> None:
     """Check and measure everything of this project that needs an NVIDIA GPU."""
     if commit is not None:
@@ -131,6 +131,8 @@ class Run:
         self._compiled()
         self._phase("profile")
         self._phase("kernels", commands.kernels(self.out, self.scope, self._limit("kernels"), self.dry))
+        for row in report.kernel_facts(facts.read(self.out / commands.KERNELS)):
+            self._fact("kernel", **row)
         self._autotune()
         self._tune()
         self._phase("leftover")
@@ -162,7 +164,9 @@ class Run:
         if profiled and mode == "reduce-overhead":
             options["profile"] = "compile"
         job = self._job("compiled", max(self.left(), 1.0), size=list(size), mode=mode, **options)
-        return children.start(name, children.command_of(job), job.left(), self.log, self._env())
+        return children.start(
+            name, children.command_of(job), job.left(), log=self.log, folder=self.scratch, env=self._env()
+        )
 
     def _compiled(self) -> None:
         """Times the rivals that wait, one after the other; in a dry run they are started here."""
@@ -182,7 +186,14 @@ class Run:
         job = self._job(
             "compiled", self._limit("autotune"), size=list(self.scope.profiled), mode="max-autotune", autotune=True
         )
-        child = children.start("autotune", children.command_of(job), job.left(), self.log, self._env(autotune=True))
+        child = children.start(
+            "autotune",
+            children.command_of(job),
+            job.left(),
+            log=self.log,
+            folder=self.scratch,
+            env=self._env(autotune=True),
+        )
         self._ended(child, child.wait())
 
     def _tune(self) -> None:
@@ -215,7 +226,14 @@ class Run:
 
     def _start(self, name: str, command: list[str] | None, **options: Any) -> Child:
         job = self._job(name, self._limit(name), **options)
-        return children.start(name, command or children.command_of(job), job.left(), self.log, self._env(name))
+        return children.start(
+            name,
+            command or children.command_of(job),
+            job.left(),
+            log=self.log,
+            folder=self.scratch,
+            env=self._env(name),
+        )
 
     def _job(self, name: str, limit_s: float, **options: Any) -> Job:
         return Job(name, str(self.out), str(self.scratch), self.dry, self.start, time.time() + limit_s, options)
@@ -266,8 +284,3 @@ def shorten(path: Path, limit: int = MAX_LOG) -> None:
         return
     data = path.read_bytes()
     path.write_bytes(data[: limit // 2] + b"\n[... cut ...]\n" + data[-limit // 2 :])
-
-
-def remove(folder: Path) -> None:
-    """Removes a folder and what is in it, if it is there."""
-    shutil.rmtree(folder, ignore_errors=True)

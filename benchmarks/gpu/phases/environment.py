@@ -11,7 +11,8 @@ from ..job import Job
 
 QUERY = (
     "name", "driver_version", "memory.total", "memory.used", "clocks.sm", "clocks.mem", "clocks.max.sm",
-    "clocks_event_reasons.active", "temperature.gpu", "power.draw", "power.limit", "persistence_mode", "mig.mode.current",
+    "clocks_event_reasons.active", "temperature.gpu", "power.draw", "power.limit", "persistence_mode",
+    "mig.mode.current",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
-"""The fused model with seeded weights, made once and kept for the other phases. Under these weights every branch counts,
-and every activation of the released architecture stays within float16.
+"""The fused model with seeded weights, made once and kept for the other phases.
+
+Under these weights every branch counts, and every activation of the released architecture stays within float16.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ def run(job: Job) -> None:
     """Writes the model's file."""
     checkpoint = load_checkpoint(variant=job.scope.variant)
     torch.save(reparameterize(checkpoint.encoder), job.weights)
-    job.facts()("weights", variant=checkpoint.info.variant, sha256=checkpoint.info.sha256, source=checkpoint.info.source)
+    job.facts()(
+        "weights", variant=checkpoint.info.variant, sha256=checkpoint.info.sha256, source=checkpoint.info.source
+    )
 
 
 def load(job: Job) -> FastViTHD:
