@@ -189,11 +189,19 @@ def assemble(ptx: str, number: int) -> tuple[int, int, int]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnavailableError(f"ptxas refuses a kernel for {target[1]}: {first_line(Exception(done.stderr))}")
-    used = re.search(r"Used (\d+) registers", done.stderr)
-    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    if used is None or frame is None:
+    found = used(done.stderr)
+    if found is None:
         raise UnavailableError(f"ptxas said nothing of registers: {first_line(Exception(done.stderr))}")
-    return int(used[1]), int(frame[1]), int(frame[2]) + int(frame[3])
+    return found
+
+
+def used(log: str) -> tuple[int, int, int] | None:
+    """Registers, stack bytes and spilled bytes in what `ptxas -v` prints for one kernel; None where they are not."""
+    registers = re.search(r"Used (\d+) registers", log)
+    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if registers is None or frame is None:
+        return None
+    return int(registers[1]), int(frame[1]), int(frame[2]) + int(frame[3])
 
 
 def accesses(ptx: str, kind: str) -> dict[int, int]:
