@@ -15,9 +15,6 @@ from ...kernels.dispatch import BASELINE, DEFAULTS, MODES, OPS
 from ...kernels.timing import Replay, Timing, paired
 from .scope import Size
 
-OURS = "ours"
-EAGER = "eager channels-last"
-
 Run = Callable[[], object]
 
 

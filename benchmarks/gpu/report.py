@@ -8,14 +8,11 @@ from typing import Any
 
 from . import facts
 from .facts import Fact
-from .latency import EAGER, OURS
-from .predictions import predicted_ms
+from .scope import COMPILED, EAGER, OURS, TUNED
 
 WIDTH = 118
 SHOWN = 6
 """Problems of a kind that are printed; all of them are in the results."""
-COMPILED = "torch.compile "
-TUNED = "ours, tuned"
 
 MAX_MS, MIN_SPEEDUP, MIN_IMAGES = 2.0, 1.3, 4000.0
 """Targets on an H100 in float16: milliseconds at 1024 b1, times the best mode of torch.compile there, and images per
@@ -104,8 +101,13 @@ def times(found: Sequence[Fact]) -> dict[tuple[str, str], float]:
     return best
 
 
+def predictions(found: Sequence[Fact]) -> dict[tuple[str, str], float]:
+    """Predicted milliseconds by name and size."""
+    return {(f["name"], f["size"]): f["ms"] for f in facts.of(found, "predicted")}
+
+
 def _latencies(found: Sequence[Fact]) -> Iterator[str]:
-    measured = times(found)
+    measured, expected = times(found), predictions(found)
     if not measured:
         return
     sizes = list(dict.fromkeys(size for _, size in measured))
@@ -114,7 +116,7 @@ def _latencies(found: Sequence[Fact]) -> Iterator[str]:
         own = {size: ms for (other, size), ms in measured.items() if other == name}
         if not own:
             continue
-        guess = {size: ms for size in sizes if (ms := predicted_ms(name, size)) is not None}
+        guess = {size: expected[name, size] for size in sizes if (name, size) in expected}
         if guess:
             rows.append((f"{name}, predicted", guess))
         rows.append((name, own))
@@ -163,16 +165,15 @@ def _target(where: str, value: str, met: bool, wanted: str) -> str:
 
 def _toggles(found: Sequence[Fact]) -> Iterator[str]:
     """What each kernel and mode is worth: milliseconds more without it (or with it, if it is off by default)."""
-    rows = facts.of(found, "toggle")
+    rows, expected = facts.of(found, "toggle"), predictions(found)
     for size in dict.fromkeys(str(f["size"]) for f in rows):
         cells = []
         for row in (f for f in rows if f["size"] == size):
             change = row["ms"] - row["ms"] * row["times_baseline"]  # both timed in the same rounds
-            guess = predicted_ms(str(row["name"]), size)
-            own = predicted_ms(OURS, size)
-            extra = f" ({guess - own:+.3f})" if guess is not None and own is not None else ""
+            guess, own = expected.get((str(row["name"]), size)), expected.get((OURS, size))
+            extra = "" if guess is None or own is None else f" ({guess - own:+.3f})"
             cells.append(f"{row['name']} {change:+.3f}{extra}")
-        yield from _wrapped(f"switched, ms at {size}", cells)
+        yield from _wrapped(f"switched, ms at {size} (predicted)", cells)
     for fact in facts.of(found, "toggle-failed"):
         yield f"  FAILED     {fact['name']} at {fact['size']}: {fact['problem']}"
 

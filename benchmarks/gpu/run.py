@@ -121,7 +121,7 @@ class Run:
         compiling = "compiled" in self.chosen
         if compiling and not self.dry:
             self.waiting = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
-        with self._beside("tests", commands.tests(self.out, self.dry)):
+        with self._beside("predict"), self._beside("tests", commands.tests(self.out, self.dry)):
             self._phase("operators")
             self._phase("models")
 
@@ -239,7 +239,8 @@ class Run:
         return Job(name, str(self.out), str(self.scratch), self.dry, self.start, time.time() + limit_s, options)
 
     def _limit(self, name: str) -> float:
-        return limit_of(name, self.left(), self.chosen)
+        """Seconds; a dry run measures nothing, so that no phase of it has to be short."""
+        return self.left() if self.dry else limit_of(name, self.left(), self.chosen)
 
     def _enough(self, name: str) -> bool:
         """Whether a phase's time is worth its start; if not, that is a fact."""

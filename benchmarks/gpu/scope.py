@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+OURS, TUNED, EAGER, COMPILED = "ours", "ours, tuned", "eager channels-last", "torch.compile "
+"""Names of contenders in results; the last is followed by a mode."""
+
 
 class Size(NamedTuple):
     """Images of one call."""

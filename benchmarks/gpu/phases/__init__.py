@@ -10,8 +10,8 @@ import importlib
 from ..job import Job
 
 NAMES = (
-    "environment", "warm", "weights", "operators", "models", "tests", "latency", "compiled", "profile", "kernels",
-    "tune", "leftover",
+    "environment", "warm", "weights", "predict", "operators", "models", "tests", "latency", "compiled", "profile",
+    "kernels", "tune", "leftover",
 )  # fmt: skip
 """In the order in which they start."""
 

@@ -14,7 +14,7 @@ import torch
 from ....kernels.timing import device_times, timing
 from .. import latency, profiles
 from ..job import Job
-from ..scope import Size
+from ..scope import COMPILED, Size
 from . import weights
 
 TIMING_S = 2.0
@@ -43,6 +43,6 @@ def run(job: Job) -> None:
         if job.options.get("waits"):
             sys.stdin.readline()
         taken = device_times(call, samples=40, budget_s=TIMING_S)
-        facts("latency", **latency.fact(timing(f"torch.compile {mode}", taken, taken), size, dtype))
+        facts("latency", **latency.fact(timing(f"{COMPILED}{mode}", taken, taken), size, dtype))
         if job.options.get("profile"):
             profiles.write(job, f"profile-{job.options['profile']}.json", profiles.by_kernel(call, calls=3))

@@ -8,8 +8,8 @@ from ....errors import first_line
 from ....kernels.timing import Replay
 from .. import latency
 from ..job import Job
-from ..latency import EAGER, OURS, Run
-from ..scope import Size
+from ..latency import Run
+from ..scope import EAGER, OURS, TUNED, Size
 from . import weights
 
 MAIN_S, TOGGLE_S = 1.5, 0.6
@@ -30,7 +30,7 @@ def run(job: Job) -> None:
             facts("latency-skipped", size=size.name)
             continue
         x = latency.pixels(size, dtype, job.device)
-        name = "ours, tuned" if job.options.get("tuned") else OURS
+        name = TUNED if job.options.get("tuned") else OURS
         candidates: dict[str, Run] = {name: latency.ours(eager, x)}
         if name == OURS:
             candidates[EAGER] = latency.in_graph(eager, x)
