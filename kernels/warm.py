@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -27,10 +27,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..encoder.config import FastViTHDConfig
 from ..errors import UnavailableError, first_line
 from ..progress import Progress, silent
-from .launches import ALIGNED, Call, recording
-from .table import Config
+from .dispatch import DEFAULTS, modes_for
+from .launches import ALIGNED, Call, encoder_calls, recording
+from .table import Config, default_config, dtype_class
 
 LIMIT_S = 60.0
 """Seconds that one launch may compile for; large tiles without room for them take minutes."""
@@ -101,6 +103,28 @@ def warm(
             built[index] = found
             progress(f"compile {found.kernel}", len(built), len(tasks))
     return [(row,) if isinstance(row, Built) else tuple(built[index] for index in row) for row in rows]
+
+
+def encoder_launches(
+    config: FastViTHDConfig, sizes: Sequence[tuple[int, int, int]], dtypes: Sequence[torch.dtype], arch: str,
+    names: Collection[str] = DEFAULTS,
+) -> list[tuple[Call, Config]]:  # fmt: skip
+    """What `warm` takes for a whole encoder: all its calls with the committed block sizes.
+
+    Args:
+        config: the architecture.
+        sizes: (height, width, batch) of images.
+        dtypes: of weights and activations.
+        arch: of the GPU (`sm_90`).
+        names: kernels and modes in use; kernels are all compiled, modes only if they are among these.
+    """
+    modes = modes_for(arch, names)
+    return [
+        (call, default_config(call.op, arch, dtype_class(dtype), call.sizes))
+        for height, width, batch in sizes
+        for dtype in dtypes
+        for call in encoder_calls(config, height, width, batch, dtype, modes=modes)
+    ]
 
 
 # --- what is compiled, in a form that can be sent -----------------------------------------------------------

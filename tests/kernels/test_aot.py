@@ -28,6 +28,7 @@ from fvexport.kernels.aot import (
     compile_launch,
     line_of,
 )
+from fvexport.kernels.dispatch import modes_for
 from fvexport.kernels.launches import TRITON_TYPES, Call, Launch, encoder_calls, launches_of, recording
 from fvexport.kernels.table import committed
 
@@ -39,8 +40,10 @@ NAMES = ("attention", "depthwise", "linear", "mlp", "norm_linear", "row_statisti
 KERNELS = {f"{name}_kernel" for name in NAMES}
 
 
-def calls(dtype: torch.dtype, *sizes: tuple[int, int], config: FastViTHDConfig = VARIANTS["fastvithd"]) -> list[Call]:
-    return [call for size in sizes for call in encoder_calls(config, *size, 1, dtype)]
+def calls(
+    dtype: torch.dtype, *sizes: tuple[int, int], config: FastViTHDConfig = VARIANTS["fastvithd"], modes: int = 0
+) -> list[Call]:
+    return [call for size in sizes for call in encoder_calls(config, *size, 1, dtype, modes=modes)]
 
 
 def largest(arch: str, dtype: torch.dtype) -> dict[str, tuple[Call, Launch]]:
@@ -50,7 +53,7 @@ def largest(arch: str, dtype: torch.dtype) -> dict[str, tuple[Call, Launch]]:
     def size(launch: Launch) -> int:
         return prod(v for _, v in launch.constants if type(v) is int)
 
-    for call, launch in launches_of(calls(dtype, (1024, 1024)), arch, dtype):
+    for call, launch in launches_of(calls(dtype, (1024, 1024), modes=modes_for(arch)), arch, dtype):
         if launch.name not in found or size(launch) > size(found[launch.name][1]):
             found[launch.name] = call, launch
     return found
@@ -64,6 +67,9 @@ def check(kernel: Compiled) -> None:
     assert kernel.registers * 32 * kernel.num_warps <= 64 * 1024
     number = kernel.arch.removeprefix("sm_")
     assert re.search(rf"^\.target sm_{number}a?$", kernel.ptx, re.M)
+    # One wait for the kernel before, and one word to the kernel after, where the architecture has them.
+    waits = [len(re.findall(rf"\bgriddepcontrol\.{word}\b", kernel.ptx)) for word in ("wait", "launch_dependents")]
+    assert waits == [int(number) >= 90] * 2
 
 
 @pytest.mark.slow
