@@ -49,8 +49,8 @@ def in_graph(model: Callable[[Tensor], Any], x: Tensor) -> Replay:
     return Replay(lambda: model(x), copies=1)
 
 
-def measure(candidates: dict[str, Run], budget_s: float, rounds: int = 15) -> list[Timing]:
-    """Times calls side by side; the first is the baseline of the ratios."""
+def measure(candidates: dict[str, Run], budget_s: float, rounds: int) -> list[Timing]:
+    """Times calls side by side, in at most so many rounds; the first is the baseline of the ratios."""
     with torch.inference_mode():
         return paired(candidates, rounds=rounds, budget_s=budget_s)
 

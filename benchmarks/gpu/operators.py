@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ...encoder.config import MIXERS, FastViTHDConfig
 from ...errors import first_line
@@ -146,7 +145,7 @@ def check(case: Case, kernel: str, modes: Sequence[str] = ()) -> Check:
 
 
 def _run(case: Case, kernel: str, modes: Sequence[str]) -> Tensor:
-    with Poisoned():
+    with poisoned():
         found = case.run(*case.tensors, kernel=kernel, modes=int(modes_of(modes)))
     if found.is_cuda:
         torch.cuda.synchronize()
@@ -194,18 +193,33 @@ def _largest(x: Tensor) -> float:
     return float(x.abs().amax())
 
 
-class Poisoned(TorchFunctionMode):
-    """Fills all memory that is allocated without a value: NaN in floating tensors, the largest number in others."""
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Within the block memory that is allocated without a value has one: NaN in floating tensors, else the largest.
 
-    EMPTY = frozenset((torch.empty, torch.empty_like, torch.empty_strided, Tensor.new_empty, Tensor.new_empty_strided))
+    The functions themselves are replaced: modes of PyTorch do not reach into custom operators.
+    """
+    places: list[tuple[Any, str]] = [(torch, name) for name in ("empty", "empty_like", "empty_strided")]
+    places += [(Tensor, name) for name in ("new_empty", "new_empty_strided")]
+    own = {(owner, name): vars(owner).get(name) for owner, name in places}
+    for owner, name in places:
+        setattr(owner, name, _filling(getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for (owner, name), function in own.items():
+            if function is None:  # inherited
+                delattr(owner, name)
+            else:
+                setattr(owner, name, function)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in self.EMPTY and result.device.type != "meta":
-            value = float("nan") if result.is_floating_point() else _highest(result.dtype)
-            with torch._C.DisableTorchFunction():
-                result.fill_(value)
-        return result
+
+def _filling(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def filled(*args: Any, **kwargs: Any) -> Tensor:
+        made = function(*args, **kwargs)
+        return made.fill_(float("nan") if made.is_floating_point() else _highest(made.dtype))
+
+    return filled
 
 
 def _highest(dtype: torch.dtype) -> int | bool:

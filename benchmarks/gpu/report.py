@@ -55,7 +55,9 @@ def _phases(found: Sequence[Fact]) -> Iterator[str]:
     ended = facts.of(found, "phase")
     bad = [f"{f['name']}: {f['status']}" for f in ended if f["status"] != OK]
     if ended:
-        yield f"phases       {len(ended) - len(bad)} of {len(ended)} ok in {found[-1]['t']:.0f} s; " + "; ".join(bad)
+        seconds = max(f.get("t", 0.0) for f in found)
+        head = f"phases       {len(ended) - len(bad)} of {len(ended)} ok in {seconds:.0f} s"
+        yield from _wrapped(head, bad) if bad else [head]
 
 
 def _correctness(found: Sequence[Fact]) -> Iterator[str]:
@@ -156,7 +158,7 @@ def _targets(found: Sequence[Fact]) -> Iterator[str]:
         images = 8e3 / eight
         parts.append(_target("256 b8", f"{images:.0f} images/s", images >= MIN_IMAGES, f">= {MIN_IMAGES:.0f}"))
     if parts:
-        yield "targets      " + "; ".join(parts)
+        yield from _wrapped("targets", parts)
 
 
 def _target(where: str, value: str, met: bool, wanted: str) -> str:

@@ -43,10 +43,14 @@ ALL = (*phases.NAMES[:-2], "autotune", *phases.NAMES[-2:])
 def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, commit: Path | None) -> None:
     """Check and measure everything of this project that needs an NVIDIA GPU."""
     if commit is not None:
+        from ...errors import FvexportError
         from .commit import convert
 
-        for path in convert(commit):
-            click.echo(f"wrote {path}")
+        try:
+            for path in convert(commit):
+                click.echo(f"wrote {path}")
+        except FvexportError as error:
+            raise click.ClickException(str(error)) from None
         return
     if out is None:
         raise click.UsageError("give --out DIR")

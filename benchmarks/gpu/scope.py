@@ -44,6 +44,8 @@ class Scope:
         profiled: size of the profiles.
         kernels: sizes at which each kernel is timed against its rivals, and block sizes are tuned.
         half: names of the half types.
+        rounds: of each timing, at most.
+        calls: that a profile sums up.
     """
 
     variant: str
@@ -57,6 +59,8 @@ class Scope:
     profiled: Size
     kernels: tuple[Size, ...]
     half: tuple[str, ...]
+    rounds: int = 15
+    calls: int = 3
 
 
 FOUR = (square(1024, 1), square(256, 8), square(1024, 8), square(256, 1))
@@ -88,4 +92,6 @@ DRY = Scope(
     profiled=square(64, 1),
     kernels=(square(64, 1),),
     half=("float16",),
+    rounds=3,
+    calls=1,
 )

@@ -45,4 +45,6 @@ def run(job: Job) -> None:
         taken = device_times(call, samples=40, budget_s=TIMING_S)
         facts("latency", **latency.fact(timing(f"{COMPILED}{mode}", taken, taken), size, dtype))
         if job.options.get("profile"):
-            profiles.write(job, f"profile-{job.options['profile']}.json", profiles.by_kernel(call, calls=3))
+            profiles.write(
+                job, f"profile-{job.options['profile']}.json", profiles.by_kernel(call, calls=job.scope.calls)
+            )

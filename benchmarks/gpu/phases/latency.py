@@ -34,7 +34,7 @@ def run(job: Job) -> None:
         candidates: dict[str, Run] = {name: latency.ours(eager, x)}
         if name == OURS:
             candidates[EAGER] = latency.in_graph(eager, x)
-        for timing in latency.measure(candidates, MAIN_S):
+        for timing in latency.measure(candidates, MAIN_S, job.scope.rounds):
             facts("latency", **latency.fact(timing, size, dtype))
     if "sizes" in job.options:
         return
@@ -52,7 +52,7 @@ def _toggles(job: Job, size: Size, dtype: torch.dtype, eager: torch.nn.Module) -
             continue
         try:
             other: Replay = latency.ours(eager, x, kernels)  # type: ignore[arg-type]
-            _, timing = latency.measure({OURS: defaults, name: other}, TOGGLE_S)
+            _, timing = latency.measure({OURS: defaults, name: other}, TOGGLE_S, job.scope.rounds)
             facts("toggle", **latency.fact(timing, size, dtype))
         except Exception as error:
             facts("toggle-failed", size=size.name, name=name, problem=first_line(error))

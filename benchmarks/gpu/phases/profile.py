@@ -18,6 +18,6 @@ def run(job: Job) -> None:
     model = accelerate(eager)
     replay = latency.ours(eager, x)
     with torch.inference_mode():
-        kernels = profiles.by_kernel(replay, calls=3)
-        parts = profiles.by_part(model, x, calls=3)
+        kernels = profiles.by_kernel(replay, calls=job.scope.calls)
+        parts = profiles.by_part(model, x, calls=job.scope.calls)
     profiles.write(job, "profile-ours.json", {**kernels, **parts})
