@@ -24,11 +24,18 @@ class Item:
         self.added.append(mark)
 
 
+def hook_of(deselected: Any) -> SimpleNamespace:
+    return SimpleNamespace(pytest_deselected=deselected)
+
+
 def kept(expression: str) -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
     """Marks of the items that stay and of those that are left out; `-m`'s own choice is pytest's."""
     items, gone = [Item(), Item("gpu"), Item("long"), Item("gpu", "long")], list[Any]()
-    hook = SimpleNamespace(pytest_deselected=lambda items: gone.extend(items))
-    collected(SimpleNamespace(option=SimpleNamespace(markexpr=expression), hook=hook), items)
+
+    def deselected(items: list[Any]) -> None:
+        gone.extend(items)
+
+    collected(SimpleNamespace(option=SimpleNamespace(markexpr=expression), hook=hook_of(deselected)), items)
     return [item.marks for item in items], [item.marks for item in gone]
 
 
@@ -52,8 +59,8 @@ def test_gpu_tests_are_skipped_with_the_reason(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     plain, marked = Item(), Item("gpu")
-    hook = SimpleNamespace(pytest_deselected=lambda items: None)
-    collected(SimpleNamespace(option=SimpleNamespace(markexpr="gpu"), hook=hook), [plain, marked])
+    config = SimpleNamespace(option=SimpleNamespace(markexpr="gpu"), hook=hook_of(lambda items: None))
+    collected(config, [plain, marked])
     assert not plain.added
     reasons = [mark.kwargs["reason"] for mark in marked.added]
     assert [r.startswith("needs an NVIDIA GPU: ") and reason in r for r in reasons] == (
