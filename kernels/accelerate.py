@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import (
     Attention,
     AttentionBlock,
@@ -101,8 +103,10 @@ class AcceleratedFastViTHD(nn.Module):
         """(B, 3, H, W) -> (B, N, C). H and W are multiples of 64; raises ConfigError otherwise."""
         dtype = self.first.kernel_conv().weight.dtype
         x = checked_pixels(pixel_values, self.config, dtype, uint8_input=self.uint8_input)
-        x = self.first(x.contiguous(memory_format=torch.channels_last))
-        return self.body(x.permute(0, 2, 3, 1).contiguous()).flatten(1, 2)
+        # What PyTorch computes is not TF32 either. A compiler cannot follow settings; it keeps those it is called with.
+        with nullcontext() if torch.compiler.is_compiling() else exact_float32():
+            x = self.first(x.contiguous(memory_format=torch.channels_last))
+            return self.body(x.permute(0, 2, 3, 1).contiguous()).flatten(1, 2)
 
 
 def _part(part: nn.Module, kernels: frozenset[str]) -> nn.Module:
@@ -199,11 +203,10 @@ class _ConvFFN(_Kernels):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        kernel = self.chosen("ConvFFN", y)
-        if kernel == "mlp":
+        if self.chosen("ConvFFN", y) == "mlp":
             return mlp(y, self.w1, self.b1, self.w2, self.b2, x, modes=self.modes)
-        y = linear_gelu(y, self.w1, self.b1, kernel=kernel, modes=self.modes)
-        return linear_residual(y, self.w2, self.b2, x, kernel=kernel, modes=self.modes)
+        y = linear_gelu(y, self.w1, self.b1, kernel=self.chosen("fc1", y), modes=self.modes)
+        return linear_residual(y, self.w2, self.b2, x, kernel=self.chosen("fc2", y), modes=self.modes)
 
 
 class _AttentionBlock(_Kernels):
@@ -278,12 +281,10 @@ class _Fp8ConvFFN(_Kernels):
             out_scale = fc2.in_scale if isinstance(fc2, Fp8Product) else None
             y = fc1(fc1.quantized(y), End(gelu=True, out_scale=out_scale))
         else:
-            y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("ConvFFN", y) and "linear", modes=self.modes)
+            y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("fc1", y), modes=self.modes)
         if isinstance(fc2, Fp8Product):
             return fc2(y if y.dtype == FP8 else fc2.quantized(y), End(residual=x))
-        return linear_residual(
-            y, fc2.weight, fc2.bias, x, kernel=self.chosen("ConvFFN", x) and "linear", modes=self.modes
-        )
+        return linear_residual(y, fc2.weight, fc2.bias, x, kernel=self.chosen("fc2", y), modes=self.modes)
 
 
 class _Fp8Attention(_Kernels):

@@ -7,6 +7,7 @@ ahead of time is what runs: the same kernels, block sizes and specializations, w
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,15 +20,17 @@ from ..errors import UnavailableError
 from . import language
 from .attention import launch_attention
 from .depthwise import launch_depthwise
-from .dispatch import FP8
+from .dispatch import FP8, NEWEST, capability_of, exists
 from .fp8 import End
 from .linear_fp8 import launch_linear_fp8
-from .linear_residual import launch_linear
+from .linear_tma import ROW_ALIGNED
 from .mlp import MAX_CHANNELS, launch_mlp
 from .norm_fp8 import launch_norm_fp8
 from .norm_linear import NORM_EPS, launch_norm_linear
 from .policy import in_fp8
+from .products import KERNELS
 from .quantize_fp8 import launch_quantize_fp8
+from .split_k import FEW_ROWS
 from .table import Config, default_config, dtype_class
 
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -80,14 +83,23 @@ class Call:
     launch: Callable[[Config], object]
 
 
-def launches_of(calls: Sequence[Call], arch: str, dtype: torch.dtype) -> list[tuple[Call, Launch]]:
-    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations; equal code once."""
+def launches_of(
+    calls: Sequence[Call], arch: str, dtype: torch.dtype, *, each_size: bool = False
+) -> list[tuple[Call, Launch]]:
+    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations.
+
+    Equal code once; with `each_size` once for each of the sizes that it is launched for. Calls of kernels that the
+    architecture does not have are left out.
+    """
     found: dict[tuple[Any, ...], tuple[Call, Launch]] = {}
     for call in calls:
+        if not exists(call.op, capability_of(arch), dtype):
+            continue
         with recording() as made:
             call.launch(default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for launch in made:
-            found.setdefault(launch.key, (call, launch))
+            key = (*launch.key, *(call.sizes.items() if each_size else ()))
+            found.setdefault(key, (call, launch))
     return list(found.values())
 
 
@@ -118,6 +130,8 @@ def recording() -> Iterator[list[Launch]]:
 
 def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> Launch:
     """As Triton's own launcher does: None and 1 become constants, and multiples of 16 are known as such."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in kwargs}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, divisible = [], [], []
@@ -128,6 +142,8 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
         elif isinstance(value, Tensor):
             signature.append((name, "*fp8e4nv" if value.dtype == FP8 else f"*{TRITON_TYPES[value.dtype]}"))
             divisible.append(name)
+        elif isinstance(value, TensorDescriptor):
+            signature.append((name, f"tensordesc<{TRITON_TYPES[value.base.dtype]}{list(value.block_shape)}>"))
         elif isinstance(value, float):
             signature.append((name, "fp32"))
         else:
@@ -149,7 +165,8 @@ def encoder_calls(
 ) -> Iterator[Call]:  # fmt: skip
     """Every call of an operator that the encoder can be put together from, at one size.
 
-    A ConvFFN stands there twice where its fused kernel has room: as that one, and as its two products.
+    A part that several kernels can compute stands there once for each: a ConvFFN as `mlp`, if that has room, and as its
+    two products; a product by each of `products.KERNELS`.
     Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
     those of every call. With precision `fp8`, `dtype` is that of everything but the layers that the policy multiplies
     in FP8, and a tensor that its producer may write in FP8 stands there both ways.
@@ -200,6 +217,7 @@ class _Make:
 def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:
     x, qkv = make(batch, tokens, c), make(batch, tokens, 3 * c)
     weight, bias = make(3 * c, c), make(3 * c)
+    yield from _linear(batch * tokens, 3 * c, c, make)
     sums = make(3 * c, dtype=torch.float32)
     yield Call(
         "norm_linear",
@@ -216,11 +234,12 @@ def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iter
 def _linear(m: int, n: int, k: int, make: _Make, *, gelu: bool = False, residual: bool = False) -> Iterator[Call]:
     x, weight, bias = make(m, k), make(n, k), make(n)
     stream = make(m, n) if residual else None
-    yield Call(
-        "linear",
-        {"m": m, "n": n, "k": k},
-        lambda config: launch_linear(x, weight, bias, None, stream, config, gelu=gelu, modes=make.modes),
-    )
+    for name, launch in KERNELS.items():
+        ends = gelu or residual or name != "cublas"  # which by itself launches none of our kernels
+        fits = name != "linear_tma" or (n % ROW_ALIGNED == 0 and k % ROW_ALIGNED == 0)
+        if ends and fits and exists(name, NEWEST, make.dtype) and (name != "split_k" or m <= FEW_ROWS):
+            run = functools.partial(launch, x, weight, bias, None, stream, gelu=gelu, modes=make.modes)
+            yield Call(name, {"m": m, "n": n, "k": k}, run)
 
 
 def _attention_fp8(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:

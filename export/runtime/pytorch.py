@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.connector import Connector
+from ...encoder.cudnn import cudnn_trials
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.reparameterize import reparameterize
 from ...errors import UnavailableError, first_line
@@ -92,9 +93,11 @@ class PyTorchBackend:
             others = "" if count == quantized else ", the others with FP8 weights and inputs in that dtype"
             self.computes += f", {count} of {quantized} quantized layers in FP8{others}"
         self._forward: Callable[[Tensor], Tensor] = self._model.forward
+        self._prepare: Callable[[Tensor], Tensor] = self._channels_last
         if target == "triton" and self.device.type == "cuda":
             modules = [m for m in (self._model.encoder, self._model.connector) if m is not None]
-            self._forward = CudaGraphs(torch.nn.Sequential(*modules))
+            self._forward = CudaGraphs(torch.nn.Sequential(*modules), dtype=self._model.dtype)
+            self._prepare = _as_it_is
         if compiles:
             # With CUDA graphs where there is a GPU; on a CPU the modes are alike.
             self._forward = torch.compile(
@@ -108,16 +111,30 @@ class PyTorchBackend:
 
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
-        x = self._model.pixels(pixel_values).contiguous(memory_format=torch.channels_last)
-        with _threads(self.threads), self._model.mode():
+        with _threads(self.threads), self._mode():
             try:
-                y = self._forward(x)
+                y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise UnavailableError(
                     f"torch.compile fails here: {first_line(error)}; take --backend eager, or install a C++ compiler"
                 ) from error
         # A CUDA graph writes its next result to the same place.
         return y.clone() if self.name == "torch-compile" and self.device.type == "cuda" else y
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """As the model is to be called. A CUDA graph has all of it from its capture, and enters it there."""
+        if isinstance(self._forward, CudaGraphs):
+            yield
+            return
+        with self._model.mode(), cudnn_trials(self.device):
+            yield
+
+    def _channels_last(self, pixel_values: Tensor) -> Tensor:
+        """`pixel_values` on the device as the model takes them, dtype and layout changed in one copy."""
+        x = pixel_values.to(self.device)
+        dtype = self._model.dtype if x.is_floating_point() else x.dtype
+        return x.to(dtype=dtype, memory_format=torch.channels_last)
 
     def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The features, and the outputs of the blocks asked for, all in float32."""
@@ -163,6 +180,11 @@ def half_name(dtype: torch.dtype) -> str:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def _as_it_is(pixel_values: Tensor) -> Tensor:
+    """The copy into a CUDA graph's input changes device, dtype and layout."""
+    return pixel_values
 
 
 @contextmanager

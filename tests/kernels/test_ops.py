@@ -21,6 +21,7 @@ from fvexport.kernels.dispatch import (
     OPS,
     SWITCH,
     Modes,
+    exists,
     gelu_form,
     has_fp8,
     modes_for,
@@ -31,6 +32,7 @@ from fvexport.kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from fvexport.kernels.linear_residual import linear_residual, linear_residual_reference
 from fvexport.kernels.mlp import mlp, mlp_reference
 from fvexport.kernels.norm_linear import norm_linear, norm_linear_reference
+from fvexport.kernels.products import KERNELS
 
 Op = Callable[..., Tensor]
 
@@ -133,13 +135,14 @@ def test_fake_tensors_have_the_real_shape(name: str) -> None:
     assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
-@pytest.mark.parametrize("name", ["attention", "norm_linear", "linear_residual", "depthwise"])
+@pytest.mark.parametrize("name", ["attention", "norm_linear", "linear_gelu", "linear_residual", "depthwise"])
 def test_registration(name: str) -> None:
     """PyTorch's own check of the schema and of the fake implementation, with sizes as symbols too."""
     extra: dict[str, tuple[Any, ...]] = {
         "attention": (2, None, 0),
-        "norm_linear": (torch.randn(8), 1e-5, 0),
-        "linear_residual": (0,),
+        "norm_linear": (torch.randn(8), 1e-5, "cublas", 0),
+        "linear_gelu": ("split_k", 0),
+        "linear_residual": ("linear_tma", 0),
         "depthwise": (2, True, 0),
     }
     torch.library.opcheck(
@@ -198,6 +201,22 @@ def test_what_a_gpu_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not runs("mlp", There()) and runs(op, There())  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch.language, "INSTALLED", False)
     assert not runs("attention", There())  # type: ignore[arg-type]
+
+
+def test_what_a_kernel_needs() -> None:
+    assert exists("linear_tma", (9, 0), torch.float16) and exists("linear_tma", (12, 0), torch.bfloat16)
+    assert not exists("linear_tma", (8, 9), torch.float16) and not exists("linear_tma", (9, 0), torch.float32)
+    assert exists("split_k", (8, 0), torch.float16) and not exists("split_k", (8, 0), torch.float32)
+    assert exists("cublas", (8, 0), torch.float32) and not exists("cublas", (7, 5), torch.float16)
+    assert not exists("linear", (8, 0), torch.float64)
+
+
+def test_kernel_of_a_product() -> None:
+    args = inputs("linear_gelu")
+    with pytest.raises(ConfigError, match="no kernel 'mlp' computes products; known are linear, linear_tma, split_k"):
+        linear_gelu(*args, kernel="mlp")
+    for kernel in KERNELS:
+        torch.testing.assert_close(linear_gelu(*args, kernel=kernel), linear_gelu_reference(*args), rtol=0, atol=0)
 
 
 def test_modes_of_an_architecture() -> None:
