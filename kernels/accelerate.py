@@ -29,7 +29,7 @@ from ..encoder.fastvithd import (
     RepMixerBlock,
     SqueezeExcite,
     Stage,
-    checked_pixels,
+    check_pixels,
 )
 from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError
@@ -41,6 +41,7 @@ from .linear_residual import linear_residual
 from .mlp import mlp
 from .norm_linear import norm_linear, weight_sums
 from .policy import kernel_for
+from .stem import flat_taps, stem
 from .table import arch_of
 
 
@@ -78,7 +79,7 @@ class AcceleratedFastViTHD(nn.Module):
     def __init__(self, fused: FastViTHD, kernels: frozenset[str]) -> None:
         super().__init__()
         self.config, self.uint8_input = fused.config, fused.uint8_input
-        self.first = cast("MobileOneBlock", fused.stem[0]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.first = _Stem(cast("MobileOneBlock", fused.stem[0]), kernels)
         body = [_part(part, kernels) for part in list(fused.stem)[1:]]
         for stage in fused.stages:
             assert isinstance(stage, Stage)
@@ -89,10 +90,8 @@ class AcceleratedFastViTHD(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, C). H and W are multiples of 64; raises ConfigError otherwise."""
-        dtype = self.first.kernel_conv().weight.dtype
-        x = checked_pixels(pixel_values, self.config, dtype, uint8_input=self.uint8_input)
-        x = self.first(x.contiguous(memory_format=torch.channels_last))
-        return self.body(x.permute(0, 2, 3, 1).contiguous()).flatten(1, 2)
+        check_pixels(pixel_values, self.config, self.first.dtype, uint8_input=self.uint8_input)
+        return self.body(self.first(pixel_values)).flatten(1, 2)
 
 
 def _part(part: nn.Module, kernels: frozenset[str]) -> nn.Module:
@@ -143,6 +142,47 @@ class _Kernels(nn.Module):
         """The kernel for a part of the model on an input (..., C); None for PyTorch."""
         rows = x.numel() // x.shape[-1]
         return kernel_for(part, x.dtype, x.shape[-1], rows, _processors(x.device), self.kernels, arch=arch_of(x.device))
+
+
+class _Stem(_Kernels):
+    """The first convolution and GELU: pixels (B, 3, H, W), in its dtype or uint8 -> (B, H/2, W/2, C)."""
+
+    def __init__(self, block: MobileOneBlock, kernels: frozenset[str]) -> None:
+        super().__init__(kernels)
+        self.block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.taps: Tensor | None  # the weight as the kernel takes it, None for a quantized one
+        self._flatten_taps()
+        self.register_load_state_dict_post_hook(_flatten_again)  # type: ignore[no-untyped-call]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self.block.kernel_conv().weight.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.taps is not None and (kernel := self._kernel(x)):
+            return stem(x, self.taps, cast("Tensor", self.block.kernel_conv().bias), kernel=kernel, modes=self.modes)
+        y = self.block(x.to(self.dtype).contiguous(memory_format=torch.channels_last))
+        return y.permute(0, 2, 3, 1).contiguous()
+
+    def _kernel(self, x: Tensor) -> str | None:
+        device = x.device
+        rows = x.numel() // (x.shape[1] * 4)
+        return kernel_for("stem", self.dtype, x.shape[1], rows, _processors(device), self.kernels, arch=arch_of(device))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Stem:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._flatten_taps()
+        return self
+
+    def _flatten_taps(self) -> None:
+        conv = self.block.kernel_conv()
+        plain = type(conv) is nn.Conv2d and conv.bias is not None
+        self.taps = flat_taps(conv.weight.detach()) if plain else None
+
+
+def _flatten_again(module: _Stem, _keys: object) -> None:
+    module._flatten_taps()
 
 
 class _Depthwise(_Kernels):

@@ -22,9 +22,13 @@ from .depthwise import launch_depthwise
 from .linear_residual import launch_linear
 from .mlp import MAX_CHANNELS, launch_mlp
 from .norm_linear import NORM_EPS, launch_norm_linear
+from .stem import COLORS, PADDED, launch_stem
 from .table import Config, default_config, dtype_class
 
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""Types that a model computes in."""
+TENSOR_TYPES = TRITON_TYPES | {torch.uint8: "u8"}
+"""Types of tensors that kernels read."""
 ALIGNED = 16
 """Bytes that every tensor of PyTorch begins at a multiple of; sizes that are multiples of it are compiled as such."""
 
@@ -124,7 +128,7 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             constants.append((name, value))
         elif isinstance(value, Tensor):
-            signature.append((name, f"*{TRITON_TYPES[value.dtype]}"))
+            signature.append((name, f"*{TENSOR_TYPES[value.dtype]}"))
             divisible.append(name)
         elif isinstance(value, float):
             signature.append((name, "fp32"))
@@ -153,6 +157,8 @@ def encoder_calls(
     """
     make = _Make(torch.empty if device == "meta" else torch.randn, dtype, device, modes)
     stem = config.dims[0]
+    if dtype != torch.float32:
+        yield from _stem(batch, height, width, stem, make)
     yield from _depthwise(batch, height // 2, width // 2, stem, 3, make, stride=2, gelu=True)
     yield from _linear(batch * height * width // 16, stem, stem, make, gelu=True)
     for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
@@ -183,6 +189,18 @@ class _Make:
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.make(*shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def _stem(batch: int, height: int, width: int, c: int, make: _Make) -> Iterator[Call]:
+    """Of pixels in the model's dtype, and of levels."""
+    pixels, weight, bias = make(batch, COLORS, height, width), make(c, PADDED), make(c)
+    for x in (pixels, (pixels.abs() * 64).clamp(max=255).to(torch.uint8)):
+
+        def launch(config: Config, x: Tensor = x) -> Tensor:
+            return launch_stem(x, weight, bias, config, modes=make.modes)
+
+        m = batch * -(-height // 2) * -(-width // 2)
+        yield Call("stem", {"m": m, "c": c, "levels": int(x.dtype == torch.uint8)}, launch)
 
 
 def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:

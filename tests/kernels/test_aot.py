@@ -36,7 +36,7 @@ pytestmark = pytest.mark.skipif(
     not language.INSTALLED or language.INTERPRETED, reason="needs Triton's compiler, not its interpreter"
 )
 
-NAMES = ("attention", "depthwise", "linear", "mlp", "norm_linear", "row_statistics")
+NAMES = ("attention", "depthwise", "linear", "mlp", "norm_linear", "row_statistics", "stem")
 KERNELS = {f"{name}_kernel" for name in NAMES}
 
 
@@ -93,7 +93,7 @@ def test_every_kernel_in_every_type(arch: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_everything_that_the_encoder_launches(arch: str, dtype: torch.dtype) -> None:
     found = list(compile_encoder([arch], [dtype]))
-    assert {kernel.kernel for kernel in found} == KERNELS
+    assert {kernel.kernel for kernel in found} == KERNELS - ({"stem_kernel"} if dtype == torch.float32 else set())
     for kernel in found:
         check(kernel)
     for kernel in compile_encoder([arch], [dtype], config=VARIANTS["tiny"]):  # channels too few for wide reads
@@ -111,8 +111,10 @@ def test_every_committed_configuration_is_launched_somewhere(dtype: torch.dtype)
         for call, launch in launches_of(calls(dtype, *sizes, config=config), arch, dtype)
     }
     kind = "float32" if dtype == torch.float32 else "half"
-    for op in ("attention", "norm_linear", "linear", "mlp", "depthwise"):
+    for op in ("attention", "norm_linear", "linear", "mlp", "depthwise", "stem"):
         for row in committed(op):
+            if op == "stem" and dtype == torch.float32:
+                continue  # PyTorch computes it
             if row.dtype in (None, kind) and (row.dtype or not any(r.dtype == kind for r in committed(op))):
                 wanted = {*row.config.blocks.items()}
                 assert any(
