@@ -138,8 +138,7 @@ def _stem(x: Tensor, weight: Tensor, bias: Tensor, modes: int) -> Tensor:
     # One image's offsets are 32-bit in the kernel, and so are those of the row and the column beyond its edges.
     reach = sum((size + 1) * step for size, step in zip(x.shape[1:], x.stride()[1:], strict=True))
     small = reach < 2**31 and out_height * out_width * c < 2**31 and b < 2**16
-    half = weight.dtype in (torch.float16, torch.bfloat16)
-    if not half or not runs("stem", weight, x, bias) or not x.numel() or not small:
+    if not runs("stem", weight, x, bias) or not x.numel() or not small:
         return stem_reference(x, weight, bias).contiguous()
     sizes = {"m": b * out_height * out_width, "c": c, "levels": int(x.dtype == torch.uint8)}
     config = config_for("stem", weight, sizes)
