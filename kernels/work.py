@@ -81,6 +81,10 @@ def _depthwise(constants: Constants, sizes: Sizes) -> Work:
     return Work(values, constants["KERNEL"], constants["KERNEL"] * values, tensor_cores=False)
 
 
+def _stem(constants: Constants, sizes: Sizes) -> Work:
+    return Work(constants["BLOCK_M"] * sizes["c"] // constants["SPLIT_N"])
+
+
 _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "linear_kernel": _linear,
     "norm_linear_kernel": _norm_linear,
@@ -88,4 +92,5 @@ _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "mlp_kernel": _mlp,
     "attention_kernel": _attention,
     "depthwise_kernel": _depthwise,
+    "stem_kernel": _stem,
 }
