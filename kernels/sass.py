@@ -176,8 +176,14 @@ def parse(text: str) -> tuple[Instruction, ...]:
 def loops_of(code: Sequence[Instruction]) -> tuple[Loop, ...]:
     """Loops by their branches back; an outer loop comes before its inner ones."""
     last: dict[int, int] = {}
+    end = next((i for i, instruction in enumerate(code) if instruction.base == "EXIT" and not instruction.guarded), 0)
     for index, instruction in enumerate(code):
-        if instruction.target is not None and instruction.target <= index:
+        # Blocks behind the end wait for copies and return to where they were left: no loop of the kernel's.
+        if (
+            instruction.target is not None
+            and instruction.target <= index
+            and (instruction.target < end) == (index < end)
+        ):
             last[instruction.target] = index
     return tuple(
         Loop(first, end, classes_of(code[first : end + 1]))
@@ -243,6 +249,8 @@ def _path(code: Sequence[Instruction], loops: Sequence[Loop], work: Work) -> lis
             index += 1
         elif not at.conditional:
             index = at.target
+        elif code[at.target].base == "SYNCS" and ".TRYWAIT" in code[at.target].opcode:
+            index += 1  # the copy has arrived; else a block behind the kernel's end waits for it
         else:
             runs = _runs_next(code, loops, index, work)
             if runs is None:
@@ -264,7 +272,7 @@ def _runs_next(code: Sequence[Instruction], loops: Sequence[Loop], index: int, w
             return None if work.branch is None or here == there else (here < there) == (work.branch == "short")
         if first or second:
             return bool(first) == (work.steps > 0)
-        return None
+        return len(between) >= end.target - target  # two ways to divide, for one: the longer is an upper bound
     if first:
         return work.steps > 0 if _looped(loops, index, target) else work.tail
     # A few instructions by which one warp starts copies.

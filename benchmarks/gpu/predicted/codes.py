@@ -66,7 +66,7 @@ def key_of(launch: Launch) -> str:
         for name, value in launch.constants
         if name.isupper() and isinstance(value, int) and name not in WITHOUT_EFFECT
     ]
-    optional = [f"+{name.removesuffix('_ptr')}" for name in ("residual_ptr", "scale_ptr") if name in names]
+    optional = [f"+{name}" for name in ("residual", "scale") if {name, f"{name}_ptr"} & set(names)]
     return " ".join([launch.name, *constants, *optional, f"warps={launch.num_warps}", f"stages={launch.num_stages}"])
 
 
@@ -101,9 +101,11 @@ def counted(launch: Launch, sizes: Mapping[str, int]) -> Code:
     """
     from ....kernels.aot import compile_launch
     from ....kernels.work import work_of
+    from .operators import sizes_of
 
+    sizes = sizes_of(launch, sizes)
     work = work_of(launch.name, dict(launch.constants), sizes)
-    compiled = compile_launch(launch, ARCH, sizes=dict(sizes), dtype="fp16", sass=True)
+    compiled = compile_launch(launch, ARCH, sizes=sizes, dtype="fp16", sass=True)
     found = compiled.sass
     if work is None or found is None or found.per_value is None:
         raise UnavailableError(f"the SASS of {key_of(launch)} does not match what kernels/work.py says of its loop")
@@ -151,11 +153,15 @@ def main() -> None:
         """Count the SASS of every launch of the encoder and write codes.json."""
         known = {} if everything or not FILE.exists() else stored()
         codes = {}
-        for key, (launch, sizes) in wanted().items():
-            codes[key] = known.get(key) or counted(launch, sizes)
-            if key not in known:
-                click.echo(f"{key}: {codes[key]}")
-        FILE.write_text(to_json(codes, versions_of("triton")), encoding="utf-8")
+        try:
+            for key, (launch, sizes) in wanted().items():
+                codes[key] = known.get(key) or counted(launch, sizes)
+                if key not in known:
+                    click.echo(f"{key}: {codes[key]}")
+        except UnavailableError as error:
+            raise click.ClickException(str(error)) from None
+        finally:  # what was counted until then need not be compiled again
+            FILE.write_text(to_json(codes, versions_of("triton")), encoding="utf-8")
 
     command()
 

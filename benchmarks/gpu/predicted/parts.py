@@ -145,7 +145,8 @@ def _depthwise(
     }  # fmt: skip
     size = batch * height * width * c
     values = size + size * stride**2 // multiplier + (kernel**2 + 1) * c
-    return Step(part, "depthwise", "depthwise", sizes, kernel**2 * size, values, count, gelu=gelu, grouped=True)
+    row = "depthwise" if multiplier == 1 else "depthwise x2"
+    return Step(part, "depthwise", row, sizes, kernel**2 * size, values, count, gelu=gelu, grouped=True)
 
 
 def part_names(config: FastViTHDConfig) -> tuple[str, ...]:
