@@ -21,13 +21,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ..encoder.config import VARIANTS, FastViTHDConfig
 from ..errors import FvexportError, UnavailableError, first_line
-from .dispatch import DEFAULTS, SWITCH, modes_for, switched_on
+from .dispatch import DEFAULTS, SWITCH, has_fp8, modes_for, switched_on
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 from .sass import Count, count, disassemble
 from .work import work_of
@@ -152,10 +152,15 @@ def compile_encoder(
             raise UnavailableError(f"unknown architecture {arch!r}; known are {', '.join(ARCHS)}")
     for dtype in dtypes:
         for arch in archs:
+            fp8 = dtype != torch.float32 and has_fp8(arch)
+            precisions: tuple[Literal["fp8"] | None, ...] = (None, "fp8") if fp8 else (None,)
             calls = [
                 call
+                for precision in precisions
                 for size in resolutions
-                for call in encoder_calls(config, *size, batch, dtype, modes=modes_for(arch, modes))
+                for call in encoder_calls(
+                    config, *size, batch, dtype, modes=modes_for(arch, modes), precision=precision
+                )
             ]
             for call, launch in launches_of(calls, arch, dtype, each_size=sass):
                 if kernels(launch.name):
@@ -218,17 +223,26 @@ def assemble(ptx: str, number: int) -> tuple[int, int, int]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnavailableError(f"ptxas refuses a kernel for {target[1]}: {first_line(Exception(done.stderr))}")
-    used = re.search(r"Used (\d+) registers", done.stderr)
-    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    if used is None or frame is None:
+    found = used(done.stderr)
+    if found is None:
         raise UnavailableError(f"ptxas said nothing of registers: {first_line(Exception(done.stderr))}")
-    return int(used[1]), int(frame[1]), int(frame[2]) + int(frame[3])
+    return found
+
+
+def used(log: str) -> tuple[int, int, int] | None:
+    """Registers, stack bytes and spilled bytes in what `ptxas -v` prints for one kernel; None where they are not."""
+    registers = re.search(r"Used (\d+) registers", log)
+    frame = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    if registers is None or frame is None:
+        return None
+    return int(registers[1]), int(frame[1]), int(frame[2]) + int(frame[3])
 
 
 def accesses(ptx: str, kind: str) -> dict[int, int]:
     """Instructions of a PTX text that read (`ld`) or write (`st`) global memory, by bytes per thread, widest first.
 
-    Copies to shared memory that pass registers by (cp.async) are reads.
+    Copies to shared memory that pass registers by (cp.async) are reads. Those of whole tiles by descriptors
+    (cp.async.bulk.tensor) read and write 16 bytes or more at a time, and count as 16.
     """
     found: Counter[int] = Counter()
     for vector, bits in re.findall(rf"\b{kind}\.global(?:\.[\w:]+)*?(?:\.v(\d))?\.[bsuf](\d+)\b", ptx):
@@ -237,6 +251,9 @@ def accesses(ptx: str, kind: str) -> dict[int, int]:
         found.update(
             int(size, 16) for size in re.findall(r"\bcp\.async\.c[ag]\.shared\.global[^;]*?, 0x([0-9a-f]+)", ptx)
         )
+    to = r"shared::\w+\.global" if kind == "ld" else r"global\.shared::\w+"
+    if tiles := len(re.findall(rf"\bcp\.async\.bulk\.tensor\.\dd\.{to}\b", ptx)):
+        found[16] += tiles
     return dict(sorted(found.items(), reverse=True))
 
 
