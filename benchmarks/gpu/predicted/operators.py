@@ -19,7 +19,7 @@ from typing import Any
 from ....errors import ConfigError
 from ....kernels.attention import HEAD_DIM
 from ....kernels.launches import Launch
-from ....kernels.work import work_of
+from ....kernels.work import sizes_of, work_of
 from .codes import WARP, Code, code_of
 from .cost import (
     LAUNCH,
@@ -148,6 +148,11 @@ class Placed:
         return any("fp8" in kind for name, kind in self.launch.signature if name.startswith("weight"))
 
     @property
+    def result_size(self) -> int:
+        """Bytes of a value of the result."""
+        return 1 if any("fp8" in kind for name, kind in self.launch.signature if name.startswith("out")) else HALF
+
+    @property
     def pdl(self) -> int:
         """1 where the kernel is written to start before the one ahead of it ends."""
         return int("PDL" in self.launch.kernel.arg_names)
@@ -155,18 +160,13 @@ class Placed:
 
 def place(launch: Launch, sizes: Mapping[str, int], device: Device) -> Placed:
     """A recorded launch with its code and the passes of its loop."""
-    sizes = sizes_of(launch, sizes)
+    sizes = sizes_of(launch.name, sizes, launch.grid)
     work = work_of(launch.name, dict(launch.constants), sizes)
     if work is None:
         raise ConfigError(f"the model knows no work of a program of {launch.name}; add it to kernels/work.py")
     code = code_of(launch)
     passes = max(0.0, (work.steps - code.peeled) / code.unrolled) if code.loop else 0.0
     return Placed(launch, sizes, code, work.steps, passes, math.prod(launch.grid), launch.num_warps, device)
-
-
-def sizes_of(launch: Launch, sizes: Mapping[str, int]) -> dict[str, int]:
-    """The sizes of a call, with `parts`, into how many its launch cuts the summed axis, where it does."""
-    return {**sizes, "parts": launch.grid[1]} if launch.name.startswith("split_k") else dict(sizes)
 
 
 def cost_of(launch: Launch, sizes: Mapping[str, int], device: Device) -> Cost:
@@ -183,7 +183,7 @@ def product(placed: Placed) -> Cost:
     tile_m, tile_n, tile_k = (blocks[f"BLOCK_{axis}"] for axis in "MNK")
     width = 1 if placed.fp8 else HALF
     parts = placed.sizes.get("parts", 1)
-    results = FLOAT * parts if "parts" in placed.sizes else HALF * (2 if placed.has_residual else 1)
+    results = FLOAT * parts if "parts" in placed.sizes else placed.result_size + HALF * int(placed.has_residual)
     traffic = Traffic(
         activations=width * m * k + results * m * n,
         weights=width * n * k,
@@ -257,6 +257,10 @@ def _streamed(placed: Placed) -> float:
         return HALF * (sizes["m"] * sizes["c"] + sizes["m"] * PIXELS)
     if placed.name.startswith("sum_parts"):
         return sizes["m"] * sizes["n"] * (FLOAT * placed.constants["PARTS"] + HALF * (1 + residual))
+    if placed.name.startswith("norm_fp8"):
+        return (HALF + 1) * sizes["m"] * sizes["k"]
+    if placed.name.startswith("quantize_fp8"):
+        return (HALF + 1) * sizes["m"]
     if placed.name.startswith("finish"):
         return HALF * sizes["m"] * sizes["n"] * (2 + residual)
     return HALF * sizes["m"] * sizes["k"]

@@ -82,7 +82,7 @@ def steps_of(config: FastViTHDConfig, height: int, width: int, batch: int) -> It
     c = config.dims[0]
     half = batch * height * width // 4
     yield Step(
-        "stem.0", "stem", "stem", {"batch": batch, "height": height, "width": width, "c": c, "m": half},
+        "stem.0", "stem", "stem", {"batch": batch, "height": height, "width": width, "c": c, "m": half, "levels": 0},
         27 * half * c, batch * 3 * height * width + half * c + 28 * c, gelu=True,
     )  # fmt: skip
     yield _depthwise("stem.1", batch, height // 4, width // 4, c, 3, stride=2, gelu=True)

@@ -13,7 +13,7 @@ from ....encoder.config import VARIANTS, FastViTHDConfig
 from ....errors import ConfigError
 from ....kernels.dispatch import BASELINE, DEFAULTS, modes_for
 from ....kernels.launches import Launch, encoder_calls, recording
-from ....kernels.policy import kernel_for
+from ....kernels.policy import in_fp8, kernel_for
 from ....kernels.table import Config, default_config
 from . import library, release
 from .codes import ARCH
@@ -85,7 +85,9 @@ class Scenario:
         """Predicted time of one step."""
         modes = int(modes_for(ARCH, self.kernels))
         calls = recorded(image, modes, self.released, self.precision)
-        cost = step_cost(step, self.chooser(step, device), calls, device)
+        choose = self.chooser(step, device)
+        cost = fp8_cost(step, calls, device) if self.precision else None
+        cost = cost or step_cost(step, choose, calls, device)
         return cost.with_pdl() if self.pdl else cost
 
 
@@ -110,7 +112,7 @@ def recorded_calls(
 ) -> Iterator[tuple[str, dict[str, int], tuple[Launch, ...]]]:
     """Operator, sizes and launches of each of those calls."""
     size = (image.height, image.width, image.batch)
-    for call in encoder_calls(image.config, *size, torch.float16, modes=modes):
+    for call in encoder_calls(image.config, *size, torch.float16, modes=modes, precision=precision):
         if released and call.op not in BASELINE:
             continue
         with recording() as made:
@@ -141,16 +143,35 @@ def step_cost(step: Step, choose: Choose, calls: Calls, device: Device) -> Cost:
     kernel = choose(step.row, step.channels)
     if kernel is None:
         return pytorch(step, calls, device)
-    if step.kind == "stem":
-        return launched(kernel, {"m": m, "c": sizes["c"], "levels": 0}, calls, device, gelu=True)
-    if step.kind == "attention":
-        return launched(kernel, {name: sizes[name] for name in ("tokens", "batch", "heads")}, calls, device)
     if step.kind == "qkv" and kernel != "norm_linear":
         norm = library.elementwise(device, m * sizes["k"])
         return norm.then(multiplied(kernel, sizes, calls, device))
     if step.kind == "product":
         return multiplied(kernel, sizes, calls, device, gelu=step.gelu, residual=step.residual)
-    return launched(kernel, sizes, calls, device, gelu=step.gelu, residual=step.residual)
+    return launched(kernel, call_sizes(step), calls, device, gelu=step.gelu, residual=step.residual)
+
+
+def call_sizes(step: Step) -> dict[str, int]:
+    """The sizes of a step's call, without what only the model needs."""
+    names = {"attention": ("tokens", "batch", "heads"), "stem": ("m", "c", "levels")}.get(step.kind, tuple(step.sizes))
+    return {name: step.sizes[name] for name in names}
+
+
+def fp8_cost(step: Step, calls: Calls, device: Device) -> Cost | None:
+    """A step whose products are FP8, with the passes that write FP8 for them; None for one that FP8 leaves as it is."""
+    sizes, m = step.sizes, step.rows
+    if step.kind == "ffn" and in_fp8("fc1", sizes["c"]):
+        c, hidden = sizes["c"], sizes["hidden"]
+        return launched("quantize_fp8", {"m": m * c}, calls, device).then(
+            launched("linear_fp8", {"m": m, "n": hidden, "k": c}, calls, device, gelu=True),
+            launched("linear_fp8", {"m": m, "n": c, "k": hidden}, calls, device, residual=True),
+        )
+    if step.row not in ("qkv", "proj") or not in_fp8(step.row, sizes["k"]):
+        return None
+    product = launched("linear_fp8", sizes, calls, device, residual=step.residual)
+    return (
+        product if step.row == "proj" else launched("norm_fp8", {"m": m, "k": sizes["k"]}, calls, device).then(product)
+    )
 
 
 def multiplied(
