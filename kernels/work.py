@@ -100,6 +100,10 @@ def _depthwise(constants: Constants, sizes: Sizes) -> Work:
     return Work(values, constants["KERNEL"], constants["KERNEL"] * values, tensor_cores=False)
 
 
+def _stem(constants: Constants, sizes: Sizes) -> Work:
+    return Work(constants["BLOCK_M"] * sizes["c"] // constants["SPLIT_N"])
+
+
 _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "linear_kernel": _linear,
     "norm_linear_kernel": _norm_linear,
@@ -114,4 +118,5 @@ _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "linear_fp8_kernel": _linear,
     "norm_fp8_kernel": _norm_fp8,
     "quantize_fp8_kernel": _pass,
+    "stem_kernel": _stem,
 }
