@@ -272,7 +272,7 @@ def _runs_next(code: Sequence[Instruction], loops: Sequence[Loop], index: int, w
             return None if work.branch is None or here == there else (here < there) == (work.branch == "short")
         if first or second:
             return bool(first) == (work.steps > 0)
-        return None
+        return len(between) >= end.target - target  # two ways to divide, for one: the longer is an upper bound
     if first:
         return work.steps > 0 if _looped(loops, index, target) else work.tail
     # A few instructions by which one warp starts copies.
