@@ -20,6 +20,9 @@ What lives here
     policy          which kernel computes which part of the model, and why
     accelerate      the fused model on the kernels
     cuda_graph      a model's launches recorded once and replayed
+    timing          device time of calls: events that the host runs ahead of, CUDA graphs of many copies
+    ceilings        what a GPU reaches in a plain copy and a plain product
+    warm            Triton's cache filled by processes that open no GPU
     tune            block sizes searched on a GPU, for `fvexport tune`
     launches        which kernels the encoder launches, found without a GPU
     aot             kernels compiled for six architectures without one, and what the compilers say of them

@@ -32,18 +32,27 @@ BASELINE = ("attention", "norm_linear", "linear", "mlp", "depthwise")
 PRODUCTS = ("linear_tma", "split_k", "cublas")
 """Other ways than `linear` to compute a product."""
 
-OPS = (*BASELINE, *PRODUCTS)
+FP8_OPS = ("linear_fp8", "norm_fp8", "quantize_fp8", "scaled_mm")
+"""What `accelerate(precision="fp8")` uses beside the others."""
+
+LIBRARY_OPS = ("scaled_mm",)
+"""Names that stand for a library's kernel: these have no block sizes."""
+
+OPS = (*BASELINE, *PRODUCTS, *FP8_OPS)
 """All kernels by name, as the switch and the tables know them."""
 
 MODES = ("fast_gelu", "pdl")
 """How kernels compute and are launched, selected by name like kernels."""
 
-DEFAULTS = frozenset((*OPS, *MODES))
+DEFAULTS = frozenset((*OPS, *MODES)) - {"scaled_mm"}
 """What is used unless something else is asked for."""
 
 SWITCH = "FVEXPORT_KERNELS"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FP8 = torch.float8_e4m3fn
 MIN_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
+"""First compute capability whose tensor cores multiply E4M3."""
 PDL_CAPABILITY = (9, 0)
 NEWEST = (99, 0)
 """A compute capability that every kernel runs on."""
@@ -82,10 +91,16 @@ def capability_of(arch: str) -> tuple[int, int]:
     return number // 10, number % 10
 
 
-def exists(op: str, capability: tuple[int, int], dtype: torch.dtype) -> bool:
-    """Whether the kernel `op` exists for GPUs of a compute capability and tensors of a dtype."""
-    fits = dtype in DTYPES and not (op in HALF_ONLY and dtype == torch.float32)
-    return fits and capability >= CAPABILITIES.get(op, MIN_CAPABILITY)
+def has_fp8(arch: str) -> bool:
+    """Whether an architecture (`sm_90`) multiplies FP8 numbers."""
+    return capability_of(arch) >= FP8_CAPABILITY
+
+
+def exists(op: str, capability: tuple[int, int], dtype: torch.dtype, *, fp8: bool = False) -> bool:
+    """Whether the kernel `op` exists for GPUs of a compute capability and tensors of a dtype; `fp8` as in `runs`."""
+    fp8 = fp8 or op in FP8_OPS
+    fits = (dtype in DTYPES or (fp8 and dtype == FP8)) and not (op in HALF_ONLY and dtype == torch.float32)
+    return fits and capability >= max(CAPABILITIES.get(op, MIN_CAPABILITY), FP8_CAPABILITY if fp8 else MIN_CAPABILITY)
 
 
 def gelu_form(gelu: bool, dtype: torch.dtype, modes: int) -> int:
@@ -106,11 +121,18 @@ def pdl_launch(modes: int, x: Tensor) -> dict[str, bool]:
     return {"PDL": on, "launch_pdl": on} if on else {"PDL": False}
 
 
-def runs(op: str, *tensors: Tensor) -> bool:
+def runs(op: str, *tensors: Tensor, fp8: bool = False) -> bool:
     """Whether the kernel `op` computes these tensors; PyTorch does otherwise.
 
     Kernels that are off by default run when they are asked for by name, unless `FVEXPORT_KERNELS` leaves them out.
-    Raises ConfigError if `FVEXPORT_KERNELS` names no kernel.
+
+    Args:
+        op: of `OPS`.
+        tensors: all on one device; the dtype of the first counts.
+        fp8: the kernel reads or writes FP8 numbers; `FP8_OPS` always do.
+
+    Raises:
+        ConfigError: `FVEXPORT_KERNELS` names no kernel.
     """
     if op not in _selection(os.environ.get(SWITCH, ""))[1] or not language.INSTALLED:
         return False
@@ -118,8 +140,10 @@ def runs(op: str, *tensors: Tensor) -> bool:
     if any(t.device != x.device for t in tensors) or not x.numel():
         return False
     if language.INTERPRETED:
-        return x.device.type == "cpu" and exists(op, NEWEST, x.dtype)
-    return x.device.type == "cuda" and torch.version.hip is None and exists(op, _capability(x.device), x.dtype)
+        return x.device.type == "cpu" and exists(op, NEWEST, x.dtype, fp8=fp8)
+    if x.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return exists(op, _capability(x.device), x.dtype, fp8=fp8)
 
 
 def switched_on(value: str) -> frozenset[str]:

@@ -16,6 +16,8 @@ from .dispatch import DEFAULTS, DTYPES
 
 HALF = (torch.float16, torch.bfloat16)
 HOPPER = ("sm_90",)
+FP8_CHANNELS = 384
+"""Narrowest ConvFFN whose products are FP8."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,21 @@ ROWS: tuple[Row, ...] = (
         arch=HOPPER,
     ),
     Row("proj", "linear", HALF, "the addition rides on the product: one pass less over the stream"),
+    Row("qkv fp8", "scaled_mm", HALF, "cuBLAS with nothing to add; off by default until it is measured"),
+    Row("proj fp8", "scaled_mm", HALF, "cuBLAS, and the addition in a pass of its own; off by default"),
+    Row("fc2 fp8", "scaled_mm", HALF, "the same", min_channels=FP8_CHANNELS),
+    Row("qkv fp8", "linear_fp8", HALF, "half the bytes and twice the multiply-adds a clock of half precision"),
+    Row("proj fp8", "linear_fp8", HALF, "the same; the addition rides on the product"),
+    Row(
+        "fc1 fp8", "linear_fp8", HALF,
+        "the same; GELU and rounding ride on the product, and the hidden tensor takes half the bytes. Narrower "
+        "ConvFFNs stay in half precision: `mlp` never writes their hidden tensor, 8 C bytes a position in FP8, and "
+        "GELU, which FP8 leaves as it is, takes longer than their products",
+        min_channels=FP8_CHANNELS,
+    ),
+    Row("fc2 fp8", "linear_fp8", HALF, "the same; the addition rides on the product", min_channels=FP8_CHANNELS),
+    Row("norm fp8", "norm_fp8", HALF, "LayerNorm reads its input once and writes a byte a value for qkv"),
+    Row("quantize fp8", "quantize_fp8", HALF, "where what comes before cannot write FP8 itself"),
 )  # fmt: skip
 """In order; the first that fits counts. Not here, so PyTorch's: float32 products and attention (exact float32 runs on
 FMA units, where cuBLAS has no rival), the first convolution, squeeze-excite."""
@@ -170,6 +187,20 @@ def kernel_for(
         if row.part == part and row.kernel in allowed and row.fits(dtype, channels, rows, processors, arch):
             return row.kernel
     return None
+
+
+def in_fp8(part: str, channels: int) -> bool:
+    """Whether `accelerate(precision="fp8")` multiplies a layer in FP8: a row of the table fits it on some GPU.
+
+    So whether a layer is quantized depends on the model alone; `kernel_for` says what computes it here.
+
+    Args:
+        part: `qkv`, `proj`, `fc1` or `fc2`.
+        channels: of the block.
+    """
+    return any(
+        row.part == f"{part} fp8" and row.min_channels <= channels <= (row.max_channels or channels) for row in ROWS
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from fvexport.kernels.dispatch import (
     Modes,
     exists,
     gelu_form,
+    has_fp8,
     modes_for,
     runs,
     switched_on,
@@ -138,7 +139,7 @@ def test_fake_tensors_have_the_real_shape(name: str) -> None:
 def test_registration(name: str) -> None:
     """PyTorch's own check of the schema and of the fake implementation, with sizes as symbols too."""
     extra: dict[str, tuple[Any, ...]] = {
-        "attention": (2, 0),
+        "attention": (2, None, 0),
         "norm_linear": (torch.randn(8), 1e-5, "cublas", 0),
         "linear_gelu": ("split_k", 0),
         "linear_residual": ("linear_tma", 0),
@@ -187,6 +188,11 @@ def test_what_a_gpu_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in (There(torch.float64), There(numel=0), There(device="cpu"), There(device="meta")):
         assert not runs("mlp", other)  # type: ignore[arg-type]
     assert not runs("mlp", There(), There(device="cuda:1"))  # type: ignore[arg-type]
+    fp8 = There(torch.float8_e4m3fn)
+    assert not runs("linear_fp8", fp8) and not runs("attention", There(), fp8=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(dispatch, "_capability", lambda device: (8, 9))
+    assert runs("linear_fp8", fp8) and runs("attention", There(), fp8=True)  # type: ignore[arg-type]
+    assert not runs("linear", fp8)  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch, "_capability", lambda device: (7, 5))
     assert not runs("mlp", There())  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch, "_capability", lambda device: (12, 0))
@@ -217,6 +223,13 @@ def test_modes_of_an_architecture() -> None:
     """Programmatic dependent launch came with compute capability 9.0."""
     assert modes_for("sm_89") == Modes.FAST_GELU and modes_for("sm_120") == modes_for("sm_90") == 3
     assert modes_for("sm_90", ("pdl", "mlp")) == Modes.PDL and modes_for("sm_90", ()) == 0
+    assert [has_fp8(arch) for arch in ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_form_of_gelu() -> None:
