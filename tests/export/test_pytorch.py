@@ -88,7 +88,7 @@ def test_other_weights_than_the_artifacts(exported: Export) -> None:
 
 
 def test_quantized_files_are_refused(made: Callable[[str], Any]) -> None:
-    with pytest.raises(UnavailableError, match=r"eager runs fp32, fp16, bf16; .* is int8"):
+    with pytest.raises(UnavailableError, match=r"eager runs fp32, fp16, bf16, fp8; .* is int8"):
         PyTorchBackend(made("onnxruntime-cpu").artifact)
 
 
