@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(
 
 NAMES = ("attention", "depthwise", "finish", "linear", "mlp", "norm_linear", "row_statistics")
 KERNELS = {f"{name}_kernel" for name in NAMES}
-HALF_KERNELS = {"split_k_kernel", "sum_parts_kernel"}
+HALF_KERNELS = {"split_k_kernel", "stem_kernel", "sum_parts_kernel"}
 HOPPER_KERNELS = {"linear_tma_kernel"}
 FP8_KERNELS = {"linear_fp8_kernel", "norm_fp8_kernel", "quantize_fp8_kernel"}
 
