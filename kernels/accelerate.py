@@ -306,7 +306,7 @@ class _Attention(_Kernels):
         self.sums = weight_sums(self.qkv.weight)
 
 
-def _sum_again(module: _Attention, _keys: object) -> None:
+def _sum_again(module: _Attention | _Fp8Attention, _keys: object) -> None:
     module._sum_weights()
 
 
@@ -327,12 +327,10 @@ class _Fp8ConvFFN(_Kernels):
             out_scale = fc2.in_scale if isinstance(fc2, Fp8Product) else None
             y = fc1(fc1.quantized(y), End(gelu=True, out_scale=out_scale))
         else:
-            y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("ConvFFN", y) and "linear", modes=self.modes)
+            y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("fc1", y), modes=self.modes)
         if isinstance(fc2, Fp8Product):
             return fc2(y if y.dtype == FP8 else fc2.quantized(y), End(residual=x))
-        return linear_residual(
-            y, fc2.weight, fc2.bias, x, kernel=self.chosen("ConvFFN", x) and "linear", modes=self.modes
-        )
+        return linear_residual(y, fc2.weight, fc2.bias, x, kernel=self.chosen("fc2", y), modes=self.modes)
 
 
 class _Fp8Attention(_Kernels):
@@ -347,6 +345,9 @@ class _Fp8Attention(_Kernels):
             Fp8Product("proj", part.proj, kernels) if is_fp8_layer(part.proj) else part.proj
         )
         self.heads = self.qkv.weight.shape[1] // part.head_dim
+        self.sums: Tensor | None = None  # of a float qkv's weight, as in `_Attention`
+        self._sum_weights()
+        self.register_load_state_dict_post_hook(_sum_again)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         norm, proj = self.norm, self.proj
@@ -356,13 +357,23 @@ class _Fp8Attention(_Kernels):
             qkv = self.qkv(q, End())
         else:
             kernel = self.chosen("qkv", x)
-            qkv = norm_linear(x, self.qkv.weight, self.qkv.bias, norm.eps, kernel=kernel, modes=self.modes)
+            qkv = norm_linear(
+                x, self.qkv.weight, self.qkv.bias, norm.eps, sums=self.sums, kernel=kernel, modes=self.modes
+            )
         kernel = self.chosen("attention", x)
         if isinstance(proj, Fp8Product):
             y = attention(qkv, self.heads, out_scale=proj.in_scale, kernel=kernel, modes=self.modes)
             return proj(y, End(residual=x))
         y = attention(qkv, self.heads, kernel=kernel, modes=self.modes)
         return linear_residual(y, proj.weight, proj.bias, x, kernel=self.chosen("proj", y), modes=self.modes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Fp8Attention:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._sum_weights()
+        return self
+
+    def _sum_weights(self) -> None:
+        self.sums = None if isinstance(self.qkv, Fp8Product) else weight_sums(self.qkv.weight)
 
 
 class _Matrix(nn.Module):
