@@ -28,9 +28,15 @@ def used(call: Call, config: FastViTHDConfig, dtype: torch.dtype, arch: str, nam
         return call.op in names
     channels, rows = _shape(call.sizes, config)
     processors = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else PROCESSORS
-    return any(
-        kernel_for(part, dtype, channels, rows, processors, names, arch=arch) == call.op for part in _parts(call.sizes)
-    )
+
+    def chosen(part: str, width: int) -> str | None:
+        return kernel_for(part, dtype, width, rows, processors, names, arch=arch)
+
+    def fused(part: str) -> bool:
+        """Whether one kernel computes the product together with its neighbour."""
+        return part in ("fc1", "fc2") and chosen("ConvFFN", min(call.sizes["n"], channels)) is not None
+
+    return any(chosen(part, channels) == call.op and not fused(part) for part in _parts(call.sizes))
 
 
 def predicted_us(call: Call, config: FastViTHDConfig, dtype: torch.dtype) -> float:
@@ -51,7 +57,7 @@ def predicted_us(call: Call, config: FastViTHDConfig, dtype: torch.dtype) -> flo
         m, n, k = (sizes.get(name, channels) for name in ("m", "n", "k"))
         arithmetic = 2 * m * n * k / FLOPS
         traffic = item * (m * n + m * k + n * k) / MEMORY
-    return _count(call, config, channels) * (LAUNCH_US + 1e6 * max(arithmetic, traffic))
+    return _count(call, config) * (LAUNCH_US + 1e6 * max(arithmetic, traffic))
 
 
 def _shape(sizes: Mapping[str, int], config: FastViTHDConfig) -> tuple[int, int]:
@@ -61,8 +67,8 @@ def _shape(sizes: Mapping[str, int], config: FastViTHDConfig) -> tuple[int, int]
         return sizes["c"] // sizes.get("multiplier", 1), positions * sizes.get("stride", 1) ** 2
     if "tokens" in sizes:
         return sizes["heads"] * config.head_dim, sizes["batch"] * sizes["tokens"]
-    widths = [sizes[name] for name in ("c", "n", "k") if name in sizes]
-    return min(widths, default=config.dims[0]), sizes.get("m", 0)
+    width = next((sizes[name] for name in ("k", "c") if name in sizes), config.dims[0])
+    return width, sizes.get("m", 0)
 
 
 def _parts(sizes: Mapping[str, int]) -> tuple[str, ...]:
@@ -76,15 +82,19 @@ def _parts(sizes: Mapping[str, int]) -> tuple[str, ...]:
     if {"n", "k"} <= sizes.keys():
         if sizes["n"] == sizes["k"]:
             return ("pointwise", "proj")
-        return ("qkv", "ConvFFN") if sizes["n"] == 3 * sizes["k"] else ("ConvFFN",)
+        if sizes["n"] < sizes["k"]:
+            return ("fc2",)
+        return ("qkv", "fc1") if sizes["n"] == 3 * sizes["k"] else ("fc1",)
     return tuple(dict.fromkeys(row.part for row in ROWS))
 
 
-def _count(call: Call, config: FastViTHDConfig, channels: int) -> int:
+def _count(call: Call, config: FastViTHDConfig) -> int:
     """How often one call of the encoder makes such a call; 1 for what stands between stages."""
-    if call.sizes.get("stride", 1) > 1 or call.sizes.get("multiplier", 1) > 1 or channels not in config.dims:
+    sizes, (channels, _) = call.sizes, _shape(call.sizes, config)
+    channels = min(channels, sizes.get("n", channels))
+    if sizes.get("stride", 1) > 1 or sizes.get("multiplier", 1) > 1 or channels not in config.dims:
         return 1
     stage = config.dims.index(channels)
-    if call.sizes.get("n") == call.sizes.get("k", 0) and MIXERS[stage] != "attention":
+    if sizes.get("n") == sizes.get("k", 0) and MIXERS[stage] != "attention":
         return 1  # a pointwise convolution; in the attention stages it has the size of proj
     return config.depths[stage]

@@ -1,0 +1,24 @@
+"""`python -m fvexport.benchmarks.gpu.phases JOB`: runs one phase; JOB is what `Job.to_json` makes."""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+
+from ..job import Job
+from . import run
+
+
+def main() -> None:
+    """Runs the job of the first argument; a crash of a library leaves its stack in the log."""
+    faulthandler.enable()
+    job = Job.from_json(sys.argv[1])
+    if job.phase != "warm":  # its workers are told apart from a process that has a GPU
+        from ..precise import exact_float32
+
+        exact_float32()
+    run(job)
+
+
+if __name__ == "__main__":
+    main()

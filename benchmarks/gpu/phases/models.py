@@ -1,0 +1,25 @@
+"""The whole model against float64, see `benchmarks.gpu.encoder`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+
+from ..encoder import verdicts
+from ..job import Job
+from . import weights
+
+LAST_S = 8.0
+"""Seconds before the deadline at which no further size begins."""
+
+
+def run(job: Job) -> None:
+    """Writes `model`, one line for each model and size."""
+    facts, model = job.facts(), weights.load(job)
+    for size in job.scope.models:
+        if job.left() < LAST_S:
+            facts("models-skipped", size=size.name)
+            continue
+        for verdict in verdicts(model, size, [getattr(torch, name) for name in job.scope.half], job.device):
+            facts("model", **asdict(verdict))
