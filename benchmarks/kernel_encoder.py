@@ -141,7 +141,7 @@ class Encoder:
 @contextlib.contextmanager
 def _no_tf32(dtype: str) -> Iterator[None]:
     """float32 is compared as float32."""
-    with torch.backends.cudnn.flags(benchmark=True, allow_tf32=dtype != "fp32"):
+    with torch.backends.cudnn.flags(True, benchmark=True, allow_tf32=dtype != "fp32"):
         yield
 
 
