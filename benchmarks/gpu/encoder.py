@@ -78,15 +78,15 @@ def judge(name: str, size: Size, own: float, wanted: Tensor, run: Model, x: Tens
         return Verdict(*head, own=own, problem=f"fails: {first_line(error)}")
     if first.shape != wanted.shape:
         return Verdict(*head, own=own, problem=f"makes {tuple(first.shape)}, not {tuple(wanted.shape)}")
-    error, moved = relative(first, wanted), relative(second, first)
+    distance, moved = relative(first, wanted), relative(second, first)
     problems = []
     if not bool(torch.isfinite(first).all()):
         problems.append("some features are not finite")
-    elif not error <= FACTOR * own:
-        problems.append(f"error {error:.2e}, more than {FACTOR:g} x PyTorch's {own:.2e}")
+    elif not distance <= FACTOR * own:
+        problems.append(f"error {distance:.2e}, more than {FACTOR:g} x PyTorch's {own:.2e}")
     if not moved <= own:
         problems.append(f"two runs differ by {moved:.2e}: a race")
-    return Verdict(*head, error, own, moved, "; ".join(problems))
+    return Verdict(*head, distance, own, moved, "; ".join(problems))
 
 
 def verdicts(model: FastViTHD, size: Size, dtypes: Sequence[torch.dtype], device: str) -> Iterator[Verdict]:

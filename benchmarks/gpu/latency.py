@@ -29,7 +29,7 @@ def variants() -> dict[str, frozenset[str]]:
 def prepared(model: FastViTHD, dtype: torch.dtype, device: str) -> FastViTHD:
     """A copy of the fused model, channels-last, as the baseline of PyTorch runs it."""
     copied = copy.deepcopy(model).to(device, dtype)
-    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def pixels(size: Size, dtype: torch.dtype, device: str) -> Tensor:

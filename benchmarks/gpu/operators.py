@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -141,7 +141,7 @@ def check(case: Case, kernel: str, modes: Sequence[str] = ()) -> Check:
             again = _run(case, kernel, modes)
             return _judged(base, found, again, own, wanted, tuple(dict.fromkeys(names)))
     except Exception as error:  # a compiler's or a driver's: all of them are findings
-        return Check(case.op, case.what, kernel, tuple(modes), dtype, problem=f"fails: {first_line(error)}")
+        return replace(base, problem=f"fails: {first_line(error)}")
 
 
 def _run(case: Case, kernel: str, modes: Sequence[str]) -> Tensor:
@@ -156,7 +156,7 @@ def _judged(base: Check, found: Tensor, again: Tensor, own: Tensor, wanted: Tens
     problems = []
     if found.shape != wanted.shape or str(found.dtype) != f"torch.{base.dtype}":
         problems.append(f"is {tuple(found.shape)} in {found.dtype}, not {tuple(wanted.shape)}")
-        return Check(*_head(base), launched=names, problem=problems[0])
+        return replace(base, launched=names, problem=problems[0])
     if not found.is_contiguous():
         problems.append("is not contiguous")
     bad = int((~torch.isfinite(found)).sum())
@@ -166,18 +166,17 @@ def _judged(base: Check, found: Tensor, again: Tensor, own: Tensor, wanted: Tens
     floor = torch.finfo(found.dtype).eps / 8  # where PyTorch happens to be exact
     for name, norm, factor in (("", _norm, NORM_FACTOR), ("largest", _largest, LARGEST_FACTOR)):
         size = max(norm(wanted), 1e-300)
-        error, ours = norm(found.double() - wanted) / size, norm(own - wanted) / size
-        figures |= {name or "error": error, f"own_{name}" if name else "own": ours}
-        if not bad and not error <= factor * ours + floor:
-            problems.append(f"{name or 'L2'} error {error:.2e}, more than {factor:g} x PyTorch's {ours:.2e}")
+        distance, ours = norm(found.double() - wanted) / size, norm(own - wanted) / size
+        figures |= {name or "error": distance, f"own_{name}" if name else "own": ours}
+        if not bad and not distance <= factor * ours + floor:
+            problems.append(f"{name or 'L2'} error {distance:.2e}, more than {factor:g} x PyTorch's {ours:.2e}")
     moved = _norm(again.double() - found.double()) / max(_norm(wanted), 1e-300)
     if not bad and not moved <= figures["own"] + floor:
         problems.append(f"two runs differ by {moved:.2e}: a race")
-    return Check(*_head(base), **figures, moved=moved, launched=names, problem="; ".join(problems))
-
-
-def _head(base: Check) -> tuple[str, str, str, tuple[str, ...], str]:
-    return base.op, base.what, base.kernel, base.modes, base.dtype
+    return replace(
+        base, error=figures["error"], own=figures["own"], largest=figures["largest"],
+        own_largest=figures["own_largest"], moved=moved, launched=names, problem="; ".join(problems),
+    )  # fmt: skip
 
 
 def wide(x: Tensor) -> Tensor:

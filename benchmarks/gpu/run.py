@@ -27,6 +27,8 @@ from .scope import DRY, REAL, Scope
 LOG = "run.log"
 MAX_LOG = 900_000
 """Bytes of the log that are kept: its beginning and its end."""
+COMPILING_S = 40.0
+"""Seconds at least that torch.compile may go on for after the correctness phases, before the first timing."""
 REPORT_S = 3.0
 """Seconds kept back for the report."""
 ALL = (*phases.NAMES[:-2], "autotune", *phases.NAMES[-2:])
@@ -145,7 +147,7 @@ class Run:
 
     def _ready(self) -> None:
         """Waits until the rivals that compile in the background are done or late: they would disturb the timing."""
-        until = time.time() + (self._limit("compiled") if self.waiting else 0)
+        until = time.time() + (max(COMPILING_S, self._limit("compiled")) if self.waiting else 0)
         while self.waiting and time.time() < until:
             done = {f["size"] for f in facts.of(facts.read(self.out / facts.FILE), "compiled", name="reduce-overhead")}
             busy = [c for c in self.waiting if c.process.poll() is None and c.name.partition(" ")[2] not in done]

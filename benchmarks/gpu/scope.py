@@ -43,7 +43,8 @@ class Scope:
         leftover: sizes that are timed if time is left.
         profiled: size of the profiles.
         kernels: sizes at which each kernel is timed against its rivals, and block sizes are tuned.
-        half: names of the half types.
+        half: names of the half types, in which operators are checked.
+        main: name of the type that is timed.
         rounds: of each timing, at most.
         calls: that a profile sums up.
     """
@@ -59,6 +60,7 @@ class Scope:
     profiled: Size
     kernels: tuple[Size, ...]
     half: tuple[str, ...]
+    main: str = "float16"
     rounds: int = 15
     calls: int = 3
 
@@ -92,6 +94,7 @@ DRY = Scope(
     profiled=square(64, 1),
     kernels=(square(64, 1),),
     half=("float16",),
+    main="float32",  # PyTorch's float16 convolutions on a CPU are slow
     rounds=3,
     calls=1,
 )

@@ -21,8 +21,9 @@ def run(job: Job) -> None:
 
     Options: `sizes` (height, width, batch) and `dtype` instead of the scope's; `tuned` to name the results so.
     """
+    torch.backends.cudnn.benchmark = True  # each convolution by the fastest algorithm there is
     facts, model = job.facts(), weights.load(job)
-    dtype = getattr(torch, job.options.get("dtype", job.scope.half[0]))
+    dtype = getattr(torch, job.options.get("dtype", job.scope.main))
     sizes = [Size(*size) for size in job.options["sizes"]] if "sizes" in job.options else job.scope.latency
     eager = latency.prepared(model, dtype, job.device)
     for size in sizes:

@@ -11,6 +11,7 @@ import torch
 
 from ....encoder.config import get_variant
 from ....kernels.dispatch import MODES
+from .. import interpreter
 from ..job import Job
 from ..operators import Case, Check, Random, awkward_cases, checks, encoder_cases, uncovered
 from ..scope import Size
@@ -22,6 +23,7 @@ RESERVE_S = 3.0
 def run(job: Job) -> None:
     """Writes `operators` (one line for each group of checks), and `operator-problem` for each that fails."""
     facts = job.facts()
+    interpreter.fix_scalars()
     for name in uncovered():
         facts("operator-problem", op=name, what="no case checks it", kernel="", problem="unchecked")
     for size, dtype, modes in plan(job):

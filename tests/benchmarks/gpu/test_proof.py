@@ -81,7 +81,9 @@ def test_links_the_package(tmp_path: Path) -> None:
         }  # fmt: skip
     code = "import fvexport.kernels as k, fvexport.errors; print(k.NAME)"
     env = {**os.environ, "PYTHONPATH": str(tree)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tree / "fvexport")
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=tree / "fvexport"
+    )
     assert done.stdout == "kernels\n"
 
 

@@ -27,10 +27,10 @@ HALF = (torch.float16, torch.bfloat16)
 def _exact() -> Iterator[None]:
     """PyTorch is the reference here: no TF32 in it, and none left behind."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    before = matmul.allow_tf32, cudnn.allow_tf32
     exact_float32()
     yield
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+    matmul.allow_tf32, cudnn.allow_tf32 = before
     torch.cuda.empty_cache()
 
 
