@@ -95,8 +95,8 @@ def measure_in_child(job: Job, limit_s: float) -> dict[str, Any]:
     code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import main; main()"
     # A session of its own: Inductor compiles in processes that have to end with the child.
     child = subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(asdict(job))], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment, start_new_session=True,
+        [sys.executable, "-c", code, json.dumps(asdict(job))], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment, start_new_session=True,
     )  # fmt: skip
     try:
         out, err = child.communicate(timeout=limit_s)
@@ -119,7 +119,7 @@ def save(folder: Path, model: Any, pixels: Tensor, features: Tensor, mode: str, 
     paths = [folder / f"{name}.pt" for name in ("model", "pixels", "features")]
     for path, value in zip(paths, (model, pixels, features), strict=True):
         torch.save(value, path)
-    return Job(*map(str, paths), mode, **options)
+    return Job(str(paths[0]), str(paths[1]), str(paths[2]), mode, **options)
 
 
 @click.command(help="Measure one JSON-encoded job, and print the result as JSON.")

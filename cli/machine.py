@@ -17,6 +17,7 @@ from ..errors import first_line
 from ..export.options import PRECISIONS
 from ..export.targets import ORT_PACKAGE, TARGETS, Target, import_openvino, why_absent
 from ..export.tensorrt.api import load_api
+from ..export.tensorrt.binding import current_gpu
 from ..progress import Progress, silent
 from ..versions import version_of
 
@@ -182,7 +183,12 @@ def _commands(found: dict[str, Package], targets: list[TargetState]) -> dict[str
 
 def _builds() -> str:
     try:
-        return f"builds engines with {load_api().title}"
+        api = load_api()
+        gpu = current_gpu()
+        why_not = None if gpu is None else api.why_not_on(gpu.compute_capability)
+        if why_not is not None and api.flavour == "tensorrt":
+            return f"not here: {why_not}; --dry-run writes the ONNX file"
+        return f"builds engines with {api.title}" + (f", for other GPUs with --no-parity: {why_not}" if why_not else "")
     except (Exception, SystemExit) as error:  # it imports TensorRT
         return f"not here: {first_line(error, 400)}; --dry-run writes the ONNX file"
 

@@ -10,6 +10,11 @@ What lives here
     norm_linear     LayerNorm and the product after it
     linear_residual a product with bias, and scale and residual after it
     linear_gelu     a product with bias, and GELU after it
+    products        which of the next four computes them
+    linear          a product and what follows it in one pass, on every architecture
+    linear_tma      the same by the copy engine of Hopper and Blackwell
+    split_k         the same for few rows: the summed axis in parts
+    cublas          cuBLAS, and what follows the product in a pass of its own
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
     depthwise       depthwise convolutions, channels-last
     policy          which kernel computes which part of the model, and why

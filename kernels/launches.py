@@ -7,9 +7,10 @@ ahead of time is what runs: the same kernels, block sizes and specializations, w
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,12 +20,22 @@ from ..errors import UnavailableError
 from . import language
 from .attention import launch_attention
 from .depthwise import launch_depthwise
-from .linear_residual import launch_linear
+from .dispatch import FP8, NEWEST, capability_of, exists
+from .fp8 import End
+from .linear_fp8 import launch_linear_fp8
+from .linear_tma import ROW_ALIGNED
 from .mlp import MAX_CHANNELS, launch_mlp
+from .norm_fp8 import launch_norm_fp8
 from .norm_linear import NORM_EPS, launch_norm_linear
+from .policy import in_fp8
+from .products import KERNELS
+from .quantize_fp8 import launch_quantize_fp8
+from .split_k import FEW_ROWS
 from .table import Config, default_config, dtype_class
 
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+ANY_SCALE = 0.1
+"""Launches on FP8 numbers take their scales at run time: one stands for all."""
 ALIGNED = 16
 """Bytes that every tensor of PyTorch begins at a multiple of; sizes that are multiples of it are compiled as such."""
 
@@ -72,14 +83,23 @@ class Call:
     launch: Callable[[Config], object]
 
 
-def launches_of(calls: Sequence[Call], arch: str, dtype: torch.dtype) -> list[tuple[Call, Launch]]:
-    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations; equal code once."""
+def launches_of(
+    calls: Sequence[Call], arch: str, dtype: torch.dtype, *, each_size: bool = False
+) -> list[tuple[Call, Launch]]:
+    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations.
+
+    Equal code once; with `each_size` once for each of the sizes that it is launched for. Calls of kernels that the
+    architecture does not have are left out.
+    """
     found: dict[tuple[Any, ...], tuple[Call, Launch]] = {}
     for call in calls:
+        if not exists(call.op, capability_of(arch), dtype):
+            continue
         with recording() as made:
             call.launch(default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for launch in made:
-            found.setdefault(launch.key, (call, launch))
+            key = (*launch.key, *(call.sizes.items() if each_size else ()))
+            found.setdefault(key, (call, launch))
     return list(found.values())
 
 
@@ -110,6 +130,8 @@ def recording() -> Iterator[list[Launch]]:
 
 def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> Launch:
     """As Triton's own launcher does: None and 1 become constants, and multiples of 16 are known as such."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in kwargs}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, divisible = [], [], []
@@ -118,8 +140,10 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             constants.append((name, value))
         elif isinstance(value, Tensor):
-            signature.append((name, f"*{TRITON_TYPES[value.dtype]}"))
+            signature.append((name, "*fp8e4nv" if value.dtype == FP8 else f"*{TRITON_TYPES[value.dtype]}"))
             divisible.append(name)
+        elif isinstance(value, TensorDescriptor):
+            signature.append((name, f"tensordesc<{TRITON_TYPES[value.base.dtype]}{list(value.block_shape)}>"))
         elif isinstance(value, float):
             signature.append((name, "fp32"))
         else:
@@ -137,14 +161,17 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
 
 def encoder_calls(
     config: FastViTHDConfig, height: int, width: int, batch: int, dtype: torch.dtype, *, device: str = "meta",
-    modes: int = 0,
+    modes: int = 0, precision: Literal["fp8"] | None = None,
 ) -> Iterator[Call]:  # fmt: skip
     """Every call of an operator that the encoder can be put together from, at one size.
 
-    A ConvFFN stands there twice where its fused kernel has room: as that one, and as its two products.
+    A part that several kernels can compute stands there once for each: a ConvFFN as `mlp`, if that has room, and as its
+    two products; a product by each of `products.KERNELS`.
     Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
-    those of every call.
+    those of every call. With precision `fp8`, `dtype` is that of everything but the layers that the policy multiplies
+    in FP8, and a tensor that its producer may write in FP8 stands there both ways.
     """
+    fp8 = precision == "fp8"
     make = _Make(torch.empty if device == "meta" else torch.randn, dtype, device, modes)
     stem = config.dims[0]
     yield from _depthwise(batch, height // 2, width // 2, stem, 3, make, stride=2, gelu=True)
@@ -156,11 +183,19 @@ def encoder_calls(
             yield from _depthwise(batch, 2 * h, 2 * w, before, 7, make, stride=2, gelu=True, outputs=c // before)
             yield from _linear(m, c, c, make, gelu=True)
         if MIXERS[stage] == "attention":
-            yield from _attention(batch, h * w, config.num_heads(stage), make, c)
-            yield from _linear(m, c, c, make, residual=True)
+            if fp8:
+                yield from _attention_fp8(batch, h * w, config.num_heads(stage), make, c)
+            else:
+                yield from _attention(batch, h * w, config.num_heads(stage), make, c)
+                yield from _linear(m, c, c, make, residual=True)
         else:
             yield from _depthwise(batch, h, w, c, 3, make)
         yield from _depthwise(batch, h, w, c, 7, make)
+        if fp8 and in_fp8("fc1", c):
+            yield from _quantize_fp8(m, c, make)
+            yield from _linear_fp8(m, hidden, c, make, End(gelu=True, out_scale=ANY_SCALE))
+            yield from _linear_fp8(m, c, hidden, make, End(residual=make(m, c)))
+            continue
         if c <= MAX_CHANNELS:
             yield from _mlp(m, c, hidden, make)
         yield from _linear(m, hidden, c, make, gelu=True)
@@ -182,6 +217,7 @@ class _Make:
 def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:
     x, qkv = make(batch, tokens, c), make(batch, tokens, 3 * c)
     weight, bias = make(3 * c, c), make(3 * c)
+    yield from _linear(batch * tokens, 3 * c, c, make)
     sums = make(3 * c, dtype=torch.float32)
     yield Call(
         "norm_linear",
@@ -198,10 +234,47 @@ def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iter
 def _linear(m: int, n: int, k: int, make: _Make, *, gelu: bool = False, residual: bool = False) -> Iterator[Call]:
     x, weight, bias = make(m, k), make(n, k), make(n)
     stream = make(m, n) if residual else None
+    for name, launch in KERNELS.items():
+        ends = gelu or residual or name != "cublas"  # which by itself launches none of our kernels
+        fits = name != "linear_tma" or (n % ROW_ALIGNED == 0 and k % ROW_ALIGNED == 0)
+        if ends and fits and exists(name, NEWEST, make.dtype) and (name != "split_k" or m <= FEW_ROWS):
+            run = functools.partial(launch, x, weight, bias, None, stream, gelu=gelu, modes=make.modes)
+            yield Call(name, {"m": m, "n": n, "k": k}, run)
+
+
+def _attention_fp8(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:
+    x, qkv, gain, shift = make(batch, tokens, c), make(batch, tokens, 3 * c), make(c), make(c)
+    m = batch * tokens
     yield Call(
-        "linear",
+        "norm_fp8",
+        {"m": m, "k": c},
+        lambda config: launch_norm_fp8(x, gain, shift, ANY_SCALE, NORM_EPS, config, modes=make.modes),
+    )
+    yield from _linear_fp8(m, 3 * c, c, make, End())
+    yield Call(
+        "attention",
+        {"tokens": tokens, "batch": batch, "heads": heads},
+        lambda config: launch_attention(qkv, heads, config, out_scale=ANY_SCALE, modes=make.modes),
+    )
+    yield from _linear_fp8(m, c, c, make, End(residual=make(m, c)))
+
+
+def _linear_fp8(m: int, n: int, k: int, make: _Make, end: End) -> Iterator[Call]:
+    x, weight = make(m, k).to(FP8), make(n, k).to(FP8)
+    scale, bias = make(n, dtype=torch.float32), make(n)
+    yield Call(
+        "linear_fp8",
         {"m": m, "n": n, "k": k},
-        lambda config: launch_linear(x, weight, bias, None, stream, config, gelu=gelu, modes=make.modes),
+        lambda config: launch_linear_fp8(x, weight, scale, bias, end, config, modes=make.modes),
+    )
+
+
+def _quantize_fp8(m: int, c: int, make: _Make) -> Iterator[Call]:
+    x = make(m, c)
+    yield Call(
+        "quantize_fp8",
+        {"m": m * c},
+        lambda config: launch_quantize_fp8(x, ANY_SCALE, False, config, modes=make.modes),
     )
 
 

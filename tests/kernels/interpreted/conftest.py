@@ -27,9 +27,10 @@ Judge = Callable[..., None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _bfloat16() -> Iterator[None]:
-    """Bfloat16 as a GPU has it. NumPy has none, so Triton 3.7's interpreter keeps its bits as integers: it cuts off
-    where a GPU rounds to nearest, and `tl.dot` multiplies the integers.
+def _small_types() -> Iterator[None]:
+    """Bfloat16 and FP8 as a GPU has them. NumPy has neither, so Triton's interpreter (3.6, 3.7) keeps their bits as
+    integers: it cuts off bfloat16 where a GPU rounds to nearest, multiplies its integers in `tl.dot`, and rounds FP8
+    half up, without a carry into the exponent and with other subnormal numbers.
     """
     if not language.INSTALLED:
         yield
@@ -42,7 +43,15 @@ def _bfloat16() -> Iterator[None]:
     def widened(bits: np.ndarray) -> np.ndarray:
         return torch.from_numpy(np.ascontiguousarray(bits)).view(torch.bfloat16).float().numpy()
 
+    def from_fp8(bits: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(bits)).view(torch.float8_e4m3fn)
+
     def converting(value: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
+        if source == tl.float8e4nv:
+            kind = {tl.float16: np.uint16, tl.float32: np.uint32}[target]
+            return from_fp8(value).to({tl.float16: torch.float16, tl.float32: torch.float32}[target]).numpy().view(kind)
+        if (source, target) == (tl.float32, tl.float8e4nv):
+            return torch.from_numpy(np.ascontiguousarray(value)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         if (source, target) == (tl.bfloat16, tl.float32):
             return widened(value).view(np.uint32)
         if (source, target) == (tl.float32, tl.bfloat16):

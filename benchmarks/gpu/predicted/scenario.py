@@ -1,0 +1,243 @@
+"""Who computes each step of the encoder, and what that costs: the release before, this version, changes, and rivals."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from ....encoder.config import VARIANTS, FastViTHDConfig
+from ....errors import ConfigError
+from ....kernels.dispatch import BASELINE, DEFAULTS, modes_for
+from ....kernels.launches import Launch, encoder_calls, recording
+from ....kernels.policy import kernel_for
+from ....kernels.table import Config, default_config
+from . import library, release
+from .codes import ARCH
+from .cost import Cost
+from .device import Device
+from .operators import cost_of
+from .parts import Step, steps_of
+
+Precision = Literal["fp8"] | None
+Key = tuple[str, frozenset[tuple[str, int]], bool, bool]
+"""Operator, sizes, whether GELU and whether a residual ride on it."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """What the encoder is called with.
+
+    Attributes:
+        height, width: in pixels.
+        batch: images per call.
+        config: the architecture.
+    """
+
+    height: int
+    width: int
+    batch: int
+    config: FastViTHDConfig = VARIANTS["fastvithd"]
+
+    def steps(self) -> tuple[Step, ...]:
+        """The encoder's steps at this size."""
+        return tuple(steps_of(self.config, self.height, self.width, self.batch))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Our kernels under one policy.
+
+    Attributes:
+        name: for tables.
+        kernels: kernels and modes that may be used, by name.
+        released: with the block sizes and choices of the release before.
+        precision: `fp8` for products in FP8.
+    """
+
+    name: str
+    kernels: frozenset[str]
+    released: bool = False
+    precision: Precision = None
+
+    @property
+    def pdl(self) -> bool:
+        return "pdl" in self.kernels
+
+    def kernel(self, step: Step, device: Device) -> str | None:
+        """The kernel that computes a step; None for PyTorch."""
+        if self.released:
+            return release.kernel(step, device.processors)
+        if not step.row:
+            return None
+        return kernel_for(step.row, torch.float16, step.channels, step.rows, device.processors, self.kernels, arch=ARCH)
+
+    def cost(self, step: Step, image: Image, device: Device) -> Cost:
+        """Predicted time of one step."""
+        modes = int(modes_for(ARCH, self.kernels))
+        calls = recorded(image, modes, self.released, self.precision)
+        cost = step_cost(step, self.kernel(step, device), calls, device)
+        return cost.with_pdl() if self.pdl else cost
+
+
+BEFORE = Scenario("before", frozenset(BASELINE), released=True)
+AFTER = Scenario("after", DEFAULTS)
+
+
+# --- our kernels ------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=64)
+def recorded(image: Image, modes: int, released: bool, precision: Precision = None) -> Mapping[Key, tuple[Launch, ...]]:
+    """The launches of every call that the encoder can be put together from, recorded without a GPU."""
+    return {
+        (op, frozenset(sizes.items()), *_ends(launches)): launches
+        for op, sizes, launches in recorded_calls(image, modes, released, precision)
+    }
+
+
+def recorded_calls(
+    image: Image, modes: int, released: bool, precision: Precision = None
+) -> Iterator[tuple[str, dict[str, int], tuple[Launch, ...]]]:
+    """Operator, sizes and launches of each of those calls."""
+    size = (image.height, image.width, image.batch)
+    for call in encoder_calls(image.config, *size, torch.float16, modes=modes):
+        if released and call.op not in BASELINE:
+            continue
+        with recording() as made:
+            call.launch(_config(call.op, call.sizes, released))
+        yield call.op, call.sizes, tuple(made)
+
+
+def _config(op: str, sizes: Mapping[str, int], released: bool) -> Config:
+    return release.config(op, sizes) if released else default_config(op, ARCH, "half", sizes)
+
+
+def _ends(launches: Sequence[Launch]) -> tuple[bool, bool]:
+    gelu = any(dict(launch.constants).get("GELU") for launch in launches)
+    return gelu, any(name.startswith("residual") for launch in launches for name, _ in launch.signature)
+
+
+def step_cost(step: Step, kernel: str | None, calls: Mapping[Key, tuple[Launch, ...]], device: Device) -> Cost:
+    """A step by one of our kernels, or by PyTorch where `kernel` is None."""
+    if kernel is None:
+        return pytorch(step, calls, device)
+    sizes = dict(step.sizes)
+    if step.kind == "attention":
+        sizes = {name: sizes[name] for name in ("tokens", "batch", "heads")}
+    if step.kind == "ffn" and kernel != "mlp":
+        m, c, hidden = (sizes[name] for name in ("m", "c", "hidden"))
+        first = launched(kernel, {"m": m, "n": hidden, "k": c}, calls, device, gelu=True)
+        return first.then(launched(kernel, {"m": m, "n": c, "k": hidden}, calls, device, residual=True))
+    if step.kind == "ffn":
+        return launched(kernel, sizes, calls, device, gelu=True, residual=True)
+    return launched(kernel, sizes, calls, device, gelu=step.gelu, residual=step.residual)
+
+
+def launched(
+    op: str, sizes: Mapping[str, int], calls: Mapping[Key, tuple[Launch, ...]], device: Device, *, gelu: bool = False,
+    residual: bool = False,
+) -> Cost:  # fmt: skip
+    """All launches of one call of an operator.
+
+    Raises ConfigError where `encoder_calls` has no such call.
+    """
+    launches = calls.get((op, frozenset(sizes.items()), gelu, residual))
+    if launches is None:
+        ends = " with GELU" * gelu + " with a residual" * residual
+        raise ConfigError(f"kernels.launches.encoder_calls has no {op} of {dict(sizes)}{ends}")
+    costs = [cost_of(launch, sizes, device) for launch in launches]
+    if op == "cublas":
+        return library.product(device, *(sizes[name] for name in "mnk")).then(*costs)
+    return costs[0].then(*costs[1:])
+
+
+# --- rivals -----------------------------------------------------------------------------------------------
+
+Calls = Mapping[Key, tuple[Launch, ...]]
+
+
+def baseline(step: Step, calls: Calls, device: Device) -> Cost:
+    """A step by the kernel of the release before: what rivals without countable code are compared with."""
+    return step_cost(step, release.KERNELS[step.row], calls, device)
+
+
+def pytorch(step: Step, calls: Calls, device: Device) -> Cost:
+    """A step by PyTorch's best functions: F.linear with bias, cuDNN, SDPA, LayerNorm, and a pass for the rest."""
+    values = step.results
+    gelu = [library.elementwise(device, values, erf=True)] if step.gelu else []
+    bias = library.elementwise(device, values)
+    added = [library.elementwise(device, values, reads=2)] if step.residual else []
+    if step.kind == "stem":
+        return library.convolution(device, step.sizes).then(bias, *gelu)
+    if step.kind == "gate":
+        return library.passes(7)
+    if step.kind == "depthwise":
+        return library.depthwise(baseline(step, calls, device)).then(bias, *gelu)
+    if step.kind == "attention":
+        return library.attention(baseline(step, calls, device))
+    if step.kind == "ffn":
+        m, c, hidden = (step.sizes[name] for name in ("m", "c", "hidden"))
+        first = library.product(device, m, hidden, c)
+        gelu = [library.elementwise(device, m * hidden, erf=True)]
+        return first.then(*gelu, library.product(device, m, c, hidden), *added)
+    product = library.product(device, *(step.sizes[name] for name in "mnk"))
+    if step.kind == "qkv":
+        return library.elementwise(device, step.sizes["m"] * step.sizes["k"]).then(product)
+    return product.then(*gelu, *added)
+
+
+def eager(step: Step, calls: Calls, device: Device) -> Cost:
+    """The fused model in channels-last, in a CUDA graph: 1x1 convolutions add their bias in a pass of their own."""
+    found = pytorch(step, calls, device)
+    if step.kind == "ffn":
+        m, c, hidden = (step.sizes[name] for name in ("m", "c", "hidden"))
+        return found.then(library.elementwise(device, m * hidden), library.elementwise(device, m * c))
+    if step.row == "pointwise":
+        return found.then(library.elementwise(device, step.results))
+    return found
+
+
+def inductor(step: Step, calls: Calls, device: Device) -> Cost:
+    """torch.compile with max-autotune in a CUDA graph: cuBLAS or a Triton product with fused ends, fused passes."""
+    values = step.results
+    if step.kind == "stem":
+        return library.convolution(device, step.sizes).then(library.elementwise(device, values, erf=True))
+    if step.kind == "gate":
+        return library.passes(4)
+    if step.kind == "depthwise":
+        return library.depthwise(baseline(step, calls, device)).then(library.elementwise(device, values, erf=step.gelu))
+    if step.kind == "ffn":
+        m, c, hidden = (step.sizes[name] for name in ("m", "c", "hidden"))
+        first = _autotuned(device, {"m": m, "n": hidden, "k": c}, calls, gelu=True)
+        return first.then(_autotuned(device, {"m": m, "n": c, "k": hidden}, calls, residual=True))
+    if step.kind == "product":
+        return _autotuned(device, step.sizes, calls, gelu=step.gelu, residual=step.residual)
+    return pytorch(step, calls, device)
+
+
+TEMPLATE = 0.9
+"""Time of Inductor's tuned product template over our baseline kernel's, which is the same kernel with other tiles."""
+
+
+def _autotuned(
+    device: Device, sizes: Mapping[str, int], calls: Calls, *, gelu: bool = False, residual: bool = False
+) -> Cost:
+    m, n, k = (sizes[name] for name in "mnk")
+    ours = launched("linear", sizes, calls, device, gelu=gelu, residual=residual)
+    template = Cost("template", TEMPLATE * ours.seconds, {})
+    end = library.elementwise(device, m * n, reads=2 if residual else 1, erf=gelu)
+    return min(template, library.product(device, m, n, k).then(end), key=lambda cost: cost.seconds)
+
+
+Rival = Callable[[Step, Calls, Device], Cost]
+RIVALS: dict[str, Rival] = {"Inductor max-autotune": inductor, "eager channels-last": eager, "cuBLAS/cuDNN": pytorch}
+"""Who else computes the encoder, all in CUDA graphs."""
+
+
+def rival_cost(rival: str, step: Step, image: Image, device: Device) -> Cost:
+    """Predicted time of one step by a rival of RIVALS."""
+    return RIVALS[rival](step, recorded(image, 0, True), device)
