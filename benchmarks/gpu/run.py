@@ -29,9 +29,11 @@ MAX_LOG = 900_000
 """Bytes of the log that are kept: its beginning and its end."""
 COMPILING_S = 40.0
 """Seconds at least that torch.compile may go on for after the correctness phases, before the first timing."""
+TURN_S = 20.0
+"""Seconds at least that a compiled rival may be timed and profiled for."""
 REPORT_S = 3.0
 """Seconds kept back for the report."""
-ALL = (*phases.NAMES[:-2], "autotune", *phases.NAMES[-2:])
+ALL = (*phases.NAMES[:-3], "autotune", *phases.NAMES[-3:])
 
 
 @click.command("proof.py")
@@ -81,6 +83,8 @@ class Run:
         start: as `time.time()`.
         seconds: of the whole run.
         chosen: phases to run.
+        running: children that have not ended.
+        rivals: those among them that compile, or wait for their turn to be timed.
     """
 
     out: Path
@@ -89,7 +93,8 @@ class Run:
     start: float
     seconds: float
     chosen: frozenset[str]
-    waiting: list[Child] = field(default_factory=list)
+    running: list[Child] = field(default_factory=list)
+    rivals: list[Child] = field(default_factory=list)
 
     @property
     def scope(self) -> Scope:
@@ -109,12 +114,13 @@ class Run:
         """All chosen phases; children that are left are ended, however this ends."""
         try:
             self._prepare()
-            self._correctness()
-            self._timing()
+            with self._beside("quantize") as quantizing:
+                self._correctness()
+                self._timing(quantizing)
         except KeyboardInterrupt:
             self._fact("interrupted")
         finally:
-            for child in self.waiting:
+            for child in self.running:
                 child.end()
 
     def _prepare(self) -> None:
@@ -126,42 +132,45 @@ class Run:
     def _correctness(self) -> None:
         compiling = "compiled" in self.chosen
         if compiling and not self.dry:
-            self.waiting = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
+            self.rivals = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
         with self._beside("predict"), self._beside("tests", commands.tests(self.out, self.dry)):
             self._phase("operators")
             self._phase("models")
 
-    def _timing(self) -> None:
+    def _timing(self, quantizing: Child | None) -> None:
         self._ready()
         self._phase("latency")
         self._compiled()
         self._phase("profile")
+        if quantizing is not None:
+            self._ended(quantizing, quantizing.wait())
+        self._phase("fp8")
         self._phase("kernels", commands.kernels(self.out, self.scope, self._limit("kernels"), self.dry))
         for row in report.kernel_facts(facts.read(self.out / commands.KERNELS)):
             self._fact("kernel", **row)
         self._autotune()
         self._tune()
+        self._phase("runtimes")
         self._phase("leftover")
 
     # --- phases that are more than one process ----------------------------------------------------------
 
     def _ready(self) -> None:
         """Waits until the rivals that compile in the background are done or late: they would disturb the timing."""
-        until = time.time() + (max(COMPILING_S, self._limit("compiled")) if self.waiting else 0)
-        while self.waiting and time.time() < until:
-            done = {f["size"] for f in facts.of(facts.read(self.out / facts.FILE), "compiled", name="reduce-overhead")}
-            busy = [c for c in self.waiting if c.process.poll() is None and c.name.partition(" ")[2] not in done]
-            if not busy:
+        until = time.time() + max(COMPILING_S, self._limit("compiled"))
+        while busy := [c for c in self.rivals if c.process.poll() is None and not self._compiled_one(c)]:
+            if time.time() > until:
+                for child in busy:
+                    child.end()
+                    self.rivals.remove(child)
+                    self._ended(child, "over the limit, still compiling")
                 return
             time.sleep(0.2)
-        for child in [c for c in self.waiting if c.name.partition(" ")[2] not in self._compiled_sizes()]:
-            child.end()
-            self.waiting.remove(child)
-            self._fact("phase", name=child.name, status="over the limit while compiling", seconds=child.seconds)
 
-    def _compiled_sizes(self) -> set[str]:
-        found = facts.of(facts.read(self.out / facts.FILE), "compiled", name="reduce-overhead")
-        return {str(f["size"]) for f in found}
+    def _compiled_one(self, child: Child) -> bool:
+        """Whether a rival has said that it is compiled."""
+        mode, _, size = child.name.partition(" ")
+        return bool(facts.of(facts.read(self.out / facts.FILE), "compiled", name=mode, size=size))
 
     def _compile(self, size: Sequence[int], mode: str, **options: Any) -> Child:
         named = dict(zip(("height", "width", "batch"), size, strict=True))
@@ -170,20 +179,15 @@ class Run:
         if profiled and mode == "reduce-overhead":
             options["profile"] = "compile"
         job = self._job("compiled", max(self.left(), 1.0), size=list(size), mode=mode, **options)
-        return children.start(
-            name, children.command_of(job), job.left(), log=self.log, folder=self.scratch, env=self._env()
-        )
+        return self._launch(name, job)
 
     def _compiled(self) -> None:
         """Times the rivals that wait, one after the other; in a dry run they are started here."""
-        if "compiled" not in self.chosen:
-            return
-        if self.dry:
-            self.waiting = [self._compile(size, "reduce-overhead") for size in self.scope.compiled]
-        for child in list(self.waiting):
+        if self.dry and "compiled" in self.chosen:
+            self.rivals = [self._compile(size, "reduce-overhead") for size in self.scope.compiled]
+        for child in self.rivals:
             child.go()
-            self._ended(child, child.wait(time.time() + max(20.0, self._limit("compiled") / 2)))
-            self.waiting.remove(child)
+            self._ended(child, child.wait(time.time() + max(TURN_S, self._limit("compiled"))))
 
     def _autotune(self) -> None:
         """torch.compile's strongest mode at the size with a target, in what time there is."""
@@ -192,14 +196,7 @@ class Run:
         job = self._job(
             "compiled", self._limit("autotune"), size=list(self.scope.profiled), mode="max-autotune", autotune=True
         )
-        child = children.start(
-            "autotune",
-            children.command_of(job),
-            job.left(),
-            log=self.log,
-            folder=self.scratch,
-            env=self._env(autotune=True),
-        )
+        child = self._launch("autotune", job, autotune=True)
         self._ended(child, child.wait())
 
     def _tune(self) -> None:
@@ -223,23 +220,25 @@ class Run:
             self._ended(child, child.wait())
 
     @contextlib.contextmanager
-    def _beside(self, name: str, command: list[str] | None = None) -> Iterator[None]:
-        """Runs a phase beside what the block does, and waits for it at the end."""
+    def _beside(self, name: str, command: list[str] | None = None) -> Iterator[Child | None]:
+        """Runs a phase beside what the block does, and waits for it at the end, unless the block did."""
         child = self._start(name, command) if name in self.chosen and self._enough(name) else None
-        yield
-        if child is not None:
+        yield child
+        if child is not None and child in self.running:
             self._ended(child, child.wait())
 
     def _start(self, name: str, command: list[str] | None, **options: Any) -> Child:
         job = self._job(name, self._limit(name), **options)
-        return children.start(
-            name,
-            command or children.command_of(job),
-            job.left(),
-            log=self.log,
-            folder=self.scratch,
-            env=self._env(name),
-        )
+        return self._launch(name, job, command)
+
+    def _launch(self, name: str, job: Job, command: list[str] | None = None, *, autotune: bool = False) -> Child:
+        """Starts a job's process, which is ended when the run is, at the latest."""
+        child = children.start(
+            name, command or children.command_of(job), job.left(), log=self.log, folder=self.scratch,
+            env=self._env(name, autotune=autotune),
+        )  # fmt: skip
+        self.running.append(child)
+        return child
 
     def _job(self, name: str, limit_s: float, **options: Any) -> Job:
         return Job(name, str(self.out), str(self.scratch), self.dry, self.start, time.time() + limit_s, options)
@@ -256,6 +255,7 @@ class Run:
         return enough
 
     def _ended(self, child: Child, status: str) -> None:
+        self.running.remove(child)
         fact = self._fact("phase", name=child.name, status=status, seconds=round(child.seconds, 1))
         click.echo(f"{fact['t']:7.1f} s  {child.name:24s} {status} after {fact['seconds']} s")
 

@@ -45,6 +45,7 @@ class Scope:
         kernels: sizes at which each kernel is timed against its rivals, and block sizes are tuned.
         half: names of the half types, in which operators are checked.
         main: name of the type that is timed.
+        calibrated: side of the photographs that FP8's scales are found on.
         rounds: of each timing, at most.
         calls: that a profile sums up.
     """
@@ -61,6 +62,7 @@ class Scope:
     kernels: tuple[Size, ...]
     half: tuple[str, ...]
     main: str = "float16"
+    calibrated: int = 512
     rounds: int = 15
     calls: int = 3
 
@@ -95,6 +97,7 @@ DRY = Scope(
     kernels=(square(64, 1),),
     half=("float16",),
     main="float32",  # PyTorch's float16 convolutions on a CPU are slow
+    calibrated=64,
     rounds=3,
     calls=1,
 )

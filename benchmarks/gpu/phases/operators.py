@@ -11,9 +11,10 @@ import torch
 
 from ....encoder.config import get_variant
 from ....kernels.dispatch import MODES
-from .. import interpreter
+from ..interpreter import corrected
 from ..job import Job
-from ..operators import Case, Check, Random, awkward_cases, checks, encoder_cases, uncovered
+from ..operator_cases import Case, Random, awkward_cases, encoder_cases, uncovered
+from ..operators import Check, checks
 from ..scope import Size
 
 RESERVE_S = 3.0
@@ -22,8 +23,12 @@ RESERVE_S = 3.0
 
 def run(job: Job) -> None:
     """Writes `operators` (one line for each group of checks), and `operator-problem` for each that fails."""
+    with corrected():
+        _run(job)
+
+
+def _run(job: Job) -> None:
     facts = job.facts()
-    interpreter.fix_scalars()
     for name in uncovered():
         facts("operator-problem", op=name, what="no case checks it", kernel="", problem="unchecked")
     for size, dtype, modes in plan(job):

@@ -14,7 +14,7 @@ from ....kernels.launches import Call, encoder_calls
 from ....kernels.table import Config, arch_of, default_config, dtype_class
 from ....kernels.warm import warm
 from ..job import Job
-from ..operators import Case, Random, awkward_cases, kernels_of
+from ..operator_cases import Case, Random, awkward_cases, kernels_of
 
 DRY_ARCH = "sm_90"
 """What a dry run compiles for: no GPU is needed."""

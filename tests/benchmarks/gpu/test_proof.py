@@ -15,8 +15,9 @@ import pytest
 from fvexport.benchmarks.gpu import children, commands, facts, phases, run
 from fvexport.benchmarks.gpu.facts import Facts
 from fvexport.benchmarks.gpu.job import Job
-from fvexport.benchmarks.gpu.plan import SHARES, least_of, limit_of
+from fvexport.benchmarks.gpu.plan import BESIDE, SHARES, least_of, limit_of
 from fvexport.benchmarks.gpu.proof import link_package
+from fvexport.kernels.dispatch import OPS
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = str(ROOT / "benchmarks" / "gpu" / "proof.py")
@@ -41,11 +42,14 @@ def test_dry_run(tmp_path: Path) -> None:
     ended = {f["name"]: f["status"] for f in facts.of(found, "phase")}
     assert set(ended.values()) == {"ok"}, log[-5000:]
     assert {name.partition(" ")[0] for name in ended} == {*run.ALL, "reduce-overhead"} - {"compiled"}
+    assert {f["name"] for f in facts.of(found, "model")} == {"kernels, eager", "FP8 kernels, eager"}
     names = {path.name for path in out.iterdir()}
     assert names == {facts.FILE, run.LOG, commands.TESTS, commands.KERNELS, "profile-ours.json", "profile-compile.json"}
     assert all(path.stat().st_size < 1 << 20 for path in out.iterdir())
     operators = facts.of(found, "operators")
-    assert operators and all(f["launched"] for f in operators)  # the kernels themselves ran, interpreted
+    libraries = ("cublas", "scaled_mm")
+    assert all(f["launched"] for f in operators if f["kernel"] not in libraries)  # the kernels ran, interpreted
+    assert {f["kernel"] for f in operators} == set(OPS)
     assert {f["name"] for f in facts.of(found, "latency")} >= {"ours", "ours, tuned", "eager channels-last"}
     assert {f["name"] for f in facts.of(found, "toggle")} >= {"baseline", "-pdl", "-fast_gelu"}
     parts = json.loads((out / "profile-ours.json").read_text())["parts"]
@@ -135,7 +139,7 @@ def test_every_phase_has_a_share() -> None:
     for share in SHARES:
         used[share.phase] = limit_of(share.phase, left, every)
         assert used[share.phase] >= least_of(share.phase)
-        if share.phase not in ("environment", "warm", "predict", "tests"):  # these run beside others
+        if share.phase not in BESIDE:  # these run beside others
             left -= used[share.phase]
     assert left == pytest.approx(0)
     assert limit_of("operators", 100, frozenset(["operators"])) == 100  # alone it may take all
@@ -165,7 +169,8 @@ def test_a_failing_phase_ends_nothing(tmp_path: Path) -> None:
     """A phase that crashes, one that hangs, and one after them."""
     whole = run.Run(tmp_path, tmp_path, False, time.time(), 60, frozenset(["profile", "kernels", "leftover"]))
     whole._phase("profile", [sys.executable, "-c", "import os; os.abort()"])
-    whole._ended(late := child("import time; time.sleep(60)", 1, tmp_path), late.wait())
+    whole.running.append(late := child("import time; time.sleep(60)", 1, tmp_path))
+    whole._ended(late, late.wait())
     whole._phase("leftover", [sys.executable, "-c", ""])
     ended = facts.of(facts.read(tmp_path / facts.FILE), "phase")
     assert [f["status"] for f in ended] == [f"signal {signal.SIGABRT.value}", "over the limit", "ok"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fvexport.benchmarks.gpu.encoder import verdicts
-from fvexport.benchmarks.gpu.operators import Check, Random, awkward_cases, checks, encoder_cases
+from fvexport.benchmarks.gpu.operator_cases import Random, awkward_cases, encoder_cases
+from fvexport.benchmarks.gpu.operators import Check, checks
 from fvexport.benchmarks.gpu.precise import exact_float32
 from fvexport.benchmarks.gpu.scope import REAL, Size, square
 from fvexport.encoder.config import VARIANTS
