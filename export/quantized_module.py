@@ -19,6 +19,9 @@ from ..encoder.fastvithd import AttentionBlock, FastViTHD
 from ..errors import ArtifactError
 from .artifact import Artifact
 
+ONNX_EPS = 1e-5
+"""What LayerNormalization takes where a file names no epsilon."""
+
 
 def quantized_module(artifact: Artifact) -> FastViTHD:
     """The fused, quantized encoder of an FP8 artifact, in float32, which holds each number of the file exactly.
@@ -52,6 +55,7 @@ def _read(file: _File, name: str, layer: nn.Conv2d | nn.Linear | nn.LayerNorm) -
     """The layer with the file's numbers, or a quantized one in its place."""
     if isinstance(layer, nn.LayerNorm):
         node = file.node(f"{name}/LayerNormalization")
+        layer.eps = next((a.f for a in node.attribute if a.name == "epsilon"), ONNX_EPS)
         return _filled(file, name, layer, file.tensor(node.input[1]), file.tensor(node.input[2]))
     if isinstance(layer, nn.Conv2d):
         node = file.node(f"{name}/Conv")

@@ -17,6 +17,12 @@ What lives here
     cublas          cuBLAS, and what follows the product in a pass of its own
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
     depthwise       depthwise convolutions, channels-last
+    fp8             FP8 numbers: rounding, what follows a product, what a quantized layer holds
+    linear_fp8      a product of FP8 numbers and what follows it
+    scaled_mm       cuBLAS's product of FP8 numbers, and what follows in passes of its own
+    norm_fp8        LayerNorm, rounded to FP8
+    quantize_fp8    rounding to FP8, and GELU before it
+    fp8_layers      a quantized model's layers on these kernels
     policy          which kernel computes which part of the model, and why
     accelerate      the fused model on the kernels
     cuda_graph      a model's launches recorded once and replayed

@@ -30,13 +30,13 @@ from ..encoder.fastvithd import (
     RepMixerBlock,
     SqueezeExcite,
     Stage,
-    checked_pixels,
+    check_pixels,
 )
 from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError
 from .attention import attention
 from .depthwise import depthwise, taps_first
-from .dispatch import FP8, SWITCH, check_names, modes_of, switched_on
+from .dispatch import FP8, SWITCH, check_names, modes_of, runs, switched_on
 from .fp8 import End, is_fp8_layer
 from .fp8_layers import Fp8Product, check_quantized, dequantize_others
 from .linear_gelu import linear_gelu
@@ -45,6 +45,7 @@ from .mlp import mlp
 from .norm_fp8 import norm_fp8
 from .norm_linear import norm_linear, weight_sums
 from .policy import kernel_for
+from .stem import flat_taps, stem
 from .table import arch_of, processors_of
 
 
@@ -90,7 +91,7 @@ class AcceleratedFastViTHD(nn.Module):
     def __init__(self, fused: FastViTHD, kernels: frozenset[str]) -> None:
         super().__init__()
         self.config, self.uint8_input = fused.config, fused.uint8_input
-        self.first = cast("MobileOneBlock", fused.stem[0]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.first = _Stem(cast("MobileOneBlock", fused.stem[0]), kernels)
         body = [_part(part, kernels) for part in list(fused.stem)[1:]]
         for stage in fused.stages:
             assert isinstance(stage, Stage)
@@ -99,14 +100,17 @@ class AcceleratedFastViTHD(nn.Module):
         self.body = nn.Sequential(*body, _part(fused.final_conv, kernels))
         self.eval()
 
+    def input_layout(self, device: torch.device) -> torch.memory_format:
+        """The layout that `pixel_values` are read in fastest; others are read, or converted, too."""
+        planes = self.first.kernel(device, rows=1 << 20) is not None and runs("stem", self.first.taps)
+        return torch.contiguous_format if planes else torch.channels_last
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, C). H and W are multiples of 64; raises ConfigError otherwise."""
-        dtype = self.first.kernel_conv().weight.dtype
-        x = checked_pixels(pixel_values, self.config, dtype, uint8_input=self.uint8_input)
+        check_pixels(pixel_values, self.config, self.first.conv.weight.dtype, uint8_input=self.uint8_input)
         # What PyTorch computes is not TF32 either. A compiler cannot follow settings; it keeps those it is called with.
         with nullcontext() if torch.compiler.is_compiling() else exact_float32():
-            x = self.first(x.contiguous(memory_format=torch.channels_last))
-            return self.body(x.permute(0, 2, 3, 1).contiguous()).flatten(1, 2)
+            return self.body(self.first(pixel_values)).flatten(1, 2)
 
 
 def _part(part: nn.Module, kernels: frozenset[str]) -> nn.Module:
@@ -162,6 +166,48 @@ class _Kernels(nn.Module):
         return kernel_for(
             part, x.dtype, x.shape[-1], rows, processors_of(x.device), self.kernels, arch=arch_of(x.device)
         )
+
+
+class _Stem(_Kernels):
+    """The first convolution and GELU: pixels (B, 3, H, W), in its dtype or uint8 -> (B, H/2, W/2, C)."""
+
+    def __init__(self, block: MobileOneBlock, kernels: frozenset[str]) -> None:
+        super().__init__(kernels)
+        self.block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.taps: Tensor  # the convolution's weight as the kernel takes it
+        self._flatten_taps()
+        self.register_load_state_dict_post_hook(_flatten_again)  # type: ignore[no-untyped-call]
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return self.block.kernel_conv()
+
+    def kernel(self, device: torch.device, rows: int) -> str | None:
+        """The kernel for `rows` positions of the result; None for PyTorch."""
+        plain = type(self.conv) is nn.Conv2d and self.conv.bias is not None  # not quantized
+        processors, arch = processors_of(device), arch_of(device)
+        dtype = self.conv.weight.dtype
+        return kernel_for("stem", dtype, 3, rows, processors, self.kernels, arch=arch) if plain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        if bias is not None and (kernel := self.kernel(x.device, x.numel() // 12)):
+            return stem(x, self.taps, bias, kernel=kernel, modes=self.modes)
+        y = self.block(x.to(weight.dtype).contiguous(memory_format=torch.channels_last))
+        return y.permute(0, 2, 3, 1).contiguous()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Stem:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._flatten_taps()
+        return self
+
+    def _flatten_taps(self) -> None:
+        self.taps = flat_taps(self.conv.weight.detach())
+
+
+def _flatten_again(module: _Stem, _keys: object) -> None:
+    module._flatten_taps()
 
 
 class _Depthwise(_Kernels):
@@ -260,7 +306,7 @@ class _Attention(_Kernels):
         self.sums = weight_sums(self.qkv.weight)
 
 
-def _sum_again(module: _Attention, _keys: object) -> None:
+def _sum_again(module: _Attention | _Fp8Attention, _keys: object) -> None:
     module._sum_weights()
 
 
@@ -281,12 +327,10 @@ class _Fp8ConvFFN(_Kernels):
             out_scale = fc2.in_scale if isinstance(fc2, Fp8Product) else None
             y = fc1(fc1.quantized(y), End(gelu=True, out_scale=out_scale))
         else:
-            y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("ConvFFN", y) and "linear", modes=self.modes)
+            y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("fc1", y), modes=self.modes)
         if isinstance(fc2, Fp8Product):
             return fc2(y if y.dtype == FP8 else fc2.quantized(y), End(residual=x))
-        return linear_residual(
-            y, fc2.weight, fc2.bias, x, kernel=self.chosen("ConvFFN", x) and "linear", modes=self.modes
-        )
+        return linear_residual(y, fc2.weight, fc2.bias, x, kernel=self.chosen("fc2", y), modes=self.modes)
 
 
 class _Fp8Attention(_Kernels):
@@ -301,6 +345,9 @@ class _Fp8Attention(_Kernels):
             Fp8Product("proj", part.proj, kernels) if is_fp8_layer(part.proj) else part.proj
         )
         self.heads = self.qkv.weight.shape[1] // part.head_dim
+        self.sums: Tensor | None = None  # of a float qkv's weight, as in `_Attention`
+        self._sum_weights()
+        self.register_load_state_dict_post_hook(_sum_again)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         norm, proj = self.norm, self.proj
@@ -310,13 +357,23 @@ class _Fp8Attention(_Kernels):
             qkv = self.qkv(q, End())
         else:
             kernel = self.chosen("qkv", x)
-            qkv = norm_linear(x, self.qkv.weight, self.qkv.bias, norm.eps, kernel=kernel, modes=self.modes)
+            qkv = norm_linear(
+                x, self.qkv.weight, self.qkv.bias, norm.eps, sums=self.sums, kernel=kernel, modes=self.modes
+            )
         kernel = self.chosen("attention", x)
         if isinstance(proj, Fp8Product):
             y = attention(qkv, self.heads, out_scale=proj.in_scale, kernel=kernel, modes=self.modes)
             return proj(y, End(residual=x))
         y = attention(qkv, self.heads, kernel=kernel, modes=self.modes)
         return linear_residual(y, proj.weight, proj.bias, x, kernel=self.chosen("proj", y), modes=self.modes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Fp8Attention:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._sum_weights()
+        return self
+
+    def _sum_weights(self) -> None:
+        self.sums = None if isinstance(self.qkv, Fp8Product) else weight_sums(self.qkv.weight)
 
 
 class _Matrix(nn.Module):

@@ -30,7 +30,7 @@ from ..errors import FvexportError, UnavailableError, first_line
 from .dispatch import DEFAULTS, SWITCH, has_fp8, modes_for, switched_on
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 from .sass import Count, count, disassemble
-from .work import work_of
+from .work import sizes_of, work_of
 
 MAX_SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
 """KiB of shared memory that one block may ask for (CUDA C++ Programming Guide, compute capabilities)."""
@@ -198,7 +198,8 @@ def compile_launch(
     scratch = metadata.global_scratch_size + getattr(metadata, "profile_scratch_size", 0)  # Triton 3.4 has no second
     counted = None
     if sass:
-        work = work_of(launch.name, dict(launch.constants), sizes) if sizes else None
+        complete = sizes_of(launch.name, sizes or {}, launch.grid)
+        work = work_of(launch.name, dict(launch.constants), complete) if sizes else None
         counted = count(disassemble(compiled.asm["cubin"]), work, launch.num_warps)
     return Compiled(
         arch, launch.name, dtype, sizes or {}, dict(launch.constants), launch.num_warps, launch.num_stages, registers,

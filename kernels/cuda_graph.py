@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,15 @@ from ..errors import ConfigError, UnavailableError
 
 WARMUP = 3
 """Calls before the capture: kernels are compiled and libraries choose algorithms in them."""
+
+
+@runtime_checkable
+class ReadsPixels(Protocol):
+    """A model that says in which layout it reads its input (B, 3, H, W) fastest."""
+
+    def input_layout(self, device: torch.device) -> torch.memory_format:
+        """`torch.contiguous_format` or `torch.channels_last`, on a device."""
+        ...
 
 
 class GraphMemory:
@@ -62,8 +71,9 @@ class CudaGraph:
         self.shape, self.dtype = shape, dtype
         self._model = model  # the graph reads its weights where they are
         self._memory = memory = memory or GraphMemory(device)
-        # The stem takes channels-last: then the copy into the graph is the conversion too.
-        layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+        # As the model's first layer reads it: then the copy into the graph is the conversion too.
+        layouts = (part.input_layout(device) for part in model.modules() if isinstance(part, ReadsPixels))
+        layout = next(layouts, torch.channels_last) if len(shape) == 4 else torch.contiguous_format
         # On a stream of this GPU's own: torch.cuda.graph's default one is on the GPU that was current at its first use.
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         with (

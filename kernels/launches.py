@@ -31,9 +31,13 @@ from .policy import in_fp8
 from .products import KERNELS
 from .quantize_fp8 import launch_quantize_fp8
 from .split_k import FEW_ROWS
+from .stem import COLORS, PADDED, launch_stem
 from .table import Config, default_config, dtype_class
 
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""Types that a model computes in."""
+TENSOR_TYPES = TRITON_TYPES | {torch.uint8: "u8", FP8: "fp8e4nv"}
+"""Types of tensors that kernels read and write."""
 ANY_SCALE = 0.1
 """Launches on FP8 numbers take their scales at run time: one stands for all."""
 ALIGNED = 16
@@ -140,7 +144,7 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             constants.append((name, value))
         elif isinstance(value, Tensor):
-            signature.append((name, "*fp8e4nv" if value.dtype == FP8 else f"*{TRITON_TYPES[value.dtype]}"))
+            signature.append((name, f"*{TENSOR_TYPES[value.dtype]}"))
             divisible.append(name)
         elif isinstance(value, TensorDescriptor):
             signature.append((name, f"tensordesc<{TRITON_TYPES[value.base.dtype]}{list(value.block_shape)}>"))
@@ -174,6 +178,8 @@ def encoder_calls(
     fp8 = precision == "fp8"
     make = _Make(torch.empty if device == "meta" else torch.randn, dtype, device, modes)
     stem = config.dims[0]
+    if exists("stem", NEWEST, dtype):
+        yield from _stem(batch, height, width, stem, make)
     yield from _depthwise(batch, height // 2, width // 2, stem, 3, make, stride=2, gelu=True)
     yield from _linear(batch * height * width // 16, stem, stem, make, gelu=True)
     for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
@@ -212,6 +218,15 @@ class _Make:
 
     def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return self.make(*shape, dtype=dtype or self.dtype, device=self.device)
+
+
+def _stem(batch: int, height: int, width: int, c: int, make: _Make) -> Iterator[Call]:
+    """Of pixels in the model's dtype, and of levels."""
+    pixels, weight, bias = make(batch, COLORS, height, width), make(c, PADDED), make(c)
+    m = batch * -(-height // 2) * -(-width // 2)
+    for x in (pixels, (pixels.abs() * 64).clamp(max=255).to(torch.uint8)):
+        run = functools.partial(launch_stem, x, weight, bias, modes=make.modes)
+        yield Call("stem", {"m": m, "c": c, "levels": int(x.dtype == torch.uint8)}, run)
 
 
 def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:

@@ -103,6 +103,12 @@ def norm_linear_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 
     return F.linear(F.layer_norm(x, x.shape[-1:], eps=eps), weight, bias)
 
 
+def rows_per_program(m: int, block_k: int) -> int:
+    """Rows of a program of statistics, a power of two: 32 values per thread, but not fewer than about 128 programs."""
+    most = max(1, min(4096 // block_k, m // 128))
+    return 1 << (most.bit_length() - 1)
+
+
 def launch_norm_linear(
     x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, config: Config, *, modes: int = 0
 ) -> Tensor:
@@ -111,8 +117,10 @@ def launch_norm_linear(
     m = x.numel() // k
     out = x.new_empty(*x.shape[:-1], n)
     statistics = x.new_empty(2, m, dtype=torch.float32)
-    row_statistics_kernel[(m,)](
-        x, m, k, eps, statistics, BLOCK_M=1, BLOCK_K=max(16, 1 << (k - 1).bit_length()), **pdl_launch(modes, x)
+    block_k = max(16, 1 << (k - 1).bit_length())
+    rows = rows_per_program(m, block_k)
+    row_statistics_kernel[(-(-m // rows),)](
+        x, m, k, eps, statistics, BLOCK_M=rows, BLOCK_K=block_k, **pdl_launch(modes, x)
     )
     tiles = -(-m // config.blocks["BLOCK_M"]) * -(-n // config.blocks["BLOCK_N"])
     norm_linear_kernel[(tiles,)](

@@ -57,6 +57,10 @@ class Row:
 
 ROWS: tuple[Row, ...] = (
     Row(
+        "stem", "stem", HALF,
+        "the model's largest tensor is written once; cuDNN's convolution, bias and GELU pass over it five times",
+    ),
+    Row(
         "depthwise", "depthwise", DTYPES,
         "bound by bytes; reads and writes each value once, with bias and GELU in the same pass, for every grouped "
         "convolution of the model",
@@ -165,7 +169,7 @@ ROWS: tuple[Row, ...] = (
     Row("quantize fp8", "quantize_fp8", HALF, "where what comes before cannot write FP8 itself"),
 )  # fmt: skip
 """In order; the first that fits counts. Not here, so PyTorch's: float32 products and attention (exact float32 runs on
-FMA units, where cuBLAS has no rival), the first convolution, squeeze-excite."""
+FMA units, where cuBLAS has no rival), the first convolution in float32, squeeze-excite."""
 
 
 def kernel_for(

@@ -176,13 +176,20 @@ def parse(text: str) -> tuple[Instruction, ...]:
 def loops_of(code: Sequence[Instruction]) -> tuple[Loop, ...]:
     """Loops by their branches back; an outer loop comes before its inner ones."""
     last: dict[int, int] = {}
+    end = _end(code)
     for index, instruction in enumerate(code):
-        if instruction.target is not None and instruction.target <= index:
-            last[instruction.target] = index
+        target = instruction.target
+        if target is not None and target <= index and not target <= end < index:  # from behind the end: a way back
+            last[target] = index
     return tuple(
         Loop(first, end, classes_of(code[first : end + 1]))
         for first, end in sorted(last.items(), key=lambda item: (item[0], -item[1]))
     )
+
+
+def _end(code: Sequence[Instruction]) -> int:
+    """Index of the exit that ends the kernel; ptxas puts behind it what rarely runs, such as waiting once more."""
+    return next((i for i, at in enumerate(code) if at.base == "EXIT" and not at.guarded), len(code))
 
 
 def classes_of(code: Iterable[Instruction]) -> dict[str, int]:
@@ -233,13 +240,14 @@ def _anchors(code: Iterable[Instruction], work: Work) -> int:
 
 def _path(code: Sequence[Instruction], loops: Sequence[Loop], work: Work) -> list[int] | None:
     """Indices of the instructions that a program passes, each once; None where a branch is not understood."""
-    found, index = [], 0
+    found, index, end = [], 0, _end(code)
     while index < len(code):
         found.append(index)
         at = code[index]
         if at.base == "EXIT" and not at.guarded:
             return found
-        if at.target is None or at.target <= index or at.opcode.startswith("BRA.DIV"):  # DIV: warps do not diverge
+        rare = at.opcode.startswith("BRA.DIV") or (at.target is not None and at.target > end and at.conditional)
+        if at.target is None or at.target <= index or rare:  # DIV: warps that have diverged
             index += 1
         elif not at.conditional:
             index = at.target
@@ -264,7 +272,7 @@ def _runs_next(code: Sequence[Instruction], loops: Sequence[Loop], index: int, w
             return None if work.branch is None or here == there else (here < there) == (work.branch == "short")
         if first or second:
             return bool(first) == (work.steps > 0)
-        return None
+        return len(between) >= end.target - target  # two ways to divide, for one: the longer is an upper bound
     if first:
         return work.steps > 0 if _looped(loops, index, target) else work.tail
     # A few instructions by which one warp starts copies.

@@ -36,13 +36,18 @@ Constants = Mapping[str, Any]
 Sizes = Mapping[str, int]
 
 
+def sizes_of(kernel: str, sizes: Sizes, grid: tuple[int, ...]) -> dict[str, int]:
+    """The sizes of a call and, for a product whose summed axis is cut, the `parts` that its launch cuts it into."""
+    return {**sizes, "parts": grid[1]} if kernel == "split_k_kernel" else dict(sizes)
+
+
 def work_of(kernel: str, constants: Constants, sizes: Sizes) -> Work | None:
     """The work of one program, None for a kernel that is not known.
 
     Args:
         kernel: name of the `triton.jit` function.
         constants: what is compiled in, by name.
-        sizes: of the call.
+        sizes: of the call, as `sizes_of` completes them.
     """
     known = _KERNELS.get(kernel)
     return known(constants, sizes) if known else None
@@ -51,7 +56,13 @@ def work_of(kernel: str, constants: Constants, sizes: Sizes) -> Work | None:
 def _linear(constants: Constants, sizes: Sizes) -> Work:
     values = constants["BLOCK_M"] * constants["BLOCK_N"]
     steps = -(-sizes["k"] // constants["BLOCK_K"])
-    return Work(values, steps, values * constants["BLOCK_K"], constants["PRECISION"] != "ieee")
+    return Work(values, steps, values * constants["BLOCK_K"], constants.get("PRECISION") != "ieee")
+
+
+def _split_k(constants: Constants, sizes: Sizes) -> Work:
+    """Of one of the `parts` that k is cut into."""
+    block = constants["BLOCK_K"]
+    return _linear(constants, {"k": -(-sizes["k"] // (sizes["parts"] * block)) * block})
 
 
 def _norm_linear(constants: Constants, sizes: Sizes) -> Work:
@@ -62,6 +73,14 @@ def _norm_linear(constants: Constants, sizes: Sizes) -> Work:
 
 def _row_statistics(constants: Constants, sizes: Sizes) -> Work:
     return Work(constants["BLOCK_M"] * sizes["k"])  # per value read: it writes two per row
+
+
+def _norm_fp8(constants: Constants, sizes: Sizes) -> Work:
+    return Work(constants["BLOCK_M"] * sizes["k"])
+
+
+def _pass(constants: Constants, sizes: Sizes) -> Work:
+    return Work(constants["BLOCK"])
 
 
 def _mlp(constants: Constants, sizes: Sizes) -> Work:
@@ -81,6 +100,10 @@ def _depthwise(constants: Constants, sizes: Sizes) -> Work:
     return Work(values, constants["KERNEL"], constants["KERNEL"] * values, tensor_cores=False)
 
 
+def _stem(constants: Constants, sizes: Sizes) -> Work:
+    return Work(constants["BLOCK_M"] * sizes["c"] // constants["SPLIT_N"])
+
+
 _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "linear_kernel": _linear,
     "norm_linear_kernel": _norm_linear,
@@ -88,4 +111,12 @@ _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "mlp_kernel": _mlp,
     "attention_kernel": _attention,
     "depthwise_kernel": _depthwise,
+    "linear_tma_kernel": _linear,
+    "split_k_kernel": _split_k,
+    "sum_parts_kernel": _pass,
+    "finish_kernel": _pass,
+    "linear_fp8_kernel": _linear,
+    "norm_fp8_kernel": _norm_fp8,
+    "quantize_fp8_kernel": _pass,
+    "stem_kernel": _stem,
 }

@@ -28,7 +28,7 @@ from fvexport.kernels.aot import (
     compile_launch,
     line_of,
 )
-from fvexport.kernels.dispatch import NEWEST, OPS, capability_of, exists, modes_for
+from fvexport.kernels.dispatch import NEWEST, OPS, capability_of, exists, has_fp8, modes_for
 from fvexport.kernels.launches import TRITON_TYPES, Call, Launch, encoder_calls, launches_of, recording
 from fvexport.kernels.linear_tma import descriptor
 from fvexport.kernels.table import committed, default_config, dtype_class
@@ -39,8 +39,9 @@ pytestmark = pytest.mark.skipif(
 
 NAMES = ("attention", "depthwise", "finish", "linear", "mlp", "norm_linear", "row_statistics")
 KERNELS = {f"{name}_kernel" for name in NAMES}
-HALF_KERNELS = {"split_k_kernel", "sum_parts_kernel"}
+HALF_KERNELS = {"split_k_kernel", "stem_kernel", "sum_parts_kernel"}
 HOPPER_KERNELS = {"linear_tma_kernel"}
+FP8_KERNELS = {"linear_fp8_kernel", "norm_fp8_kernel", "quantize_fp8_kernel"}
 
 
 def kernels_of(arch: str, dtype: torch.dtype) -> set[str]:
@@ -103,7 +104,8 @@ def test_every_kernel_in_every_type(arch: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_everything_that_the_encoder_launches(arch: str, dtype: torch.dtype) -> None:
     found = list(compile_encoder([arch], [dtype]))
-    assert {kernel.kernel for kernel in found} == kernels_of(arch, dtype)
+    fp8 = FP8_KERNELS if has_fp8(arch) and dtype != torch.float32 else set()
+    assert {kernel.kernel for kernel in found} == kernels_of(arch, dtype) | fp8
     for kernel in found:
         check(kernel)
     for kernel in compile_encoder([arch], [dtype], config=VARIANTS["tiny"]):  # channels too few for wide reads

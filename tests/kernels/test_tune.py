@@ -107,6 +107,7 @@ def test_no_search_without_a_gpu() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.long
 def test_search_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune, "BOUNDS", {name: (low, low) for name, (low, _) in BOUNDS.items()})
     report = tune.tune(get_variant("tiny"), [(64, 64)], [1])

@@ -28,6 +28,9 @@ WARP = 32
 WITHOUT_EFFECT = ("GROUP_M", "PDL")
 """Constants that change no instruction that counts."""
 
+UNUSUAL = ("fp8e4nv", "u8")
+"""Types of tensors that are told apart; all others follow from the model's."""
+
 
 @dataclass(frozen=True)
 class Code:
@@ -59,15 +62,18 @@ class Code:
 
 
 def key_of(launch: Launch) -> str:
-    """What a launch's code is kept under: the kernel, its constants, optional arguments, warps and stages."""
+    """What a launch's code is kept under: kernel, constants, optional arguments, unusual types, warps and stages."""
     names = [name for name, _ in launch.signature]
     constants = [
         f"{name}={int(value)}"
         for name, value in launch.constants
         if name.isupper() and isinstance(value, int) and name not in WITHOUT_EFFECT
     ]
-    optional = [f"+{name.removesuffix('_ptr')}" for name in ("residual_ptr", "scale_ptr") if name in names]
-    return " ".join([launch.name, *constants, *optional, f"warps={launch.num_warps}", f"stages={launch.num_stages}"])
+    optional = [f"+{name}" for name in ("residual", "scale") if {name, f"{name}_ptr"} & set(names)]
+    types = [f"{name}:{kind}" for name, kind in launch.signature if kind[1:] in UNUSUAL]
+    return " ".join(
+        [launch.name, *constants, *optional, *types, f"warps={launch.num_warps}", f"stages={launch.num_stages}"]
+    )
 
 
 @functools.lru_cache
@@ -100,9 +106,9 @@ def counted(launch: Launch, sizes: Mapping[str, int]) -> Code:
     Raises UnavailableError if the code is not understood: then `kernels.work` does not describe the kernel.
     """
     from ....kernels.aot import compile_launch
-    from ....kernels.work import work_of
+    from ....kernels.work import sizes_of, work_of
 
-    work = work_of(launch.name, dict(launch.constants), sizes)
+    work = work_of(launch.name, dict(launch.constants), sizes_of(launch.name, sizes, launch.grid))
     compiled = compile_launch(launch, ARCH, sizes=dict(sizes), dtype="fp16", sass=True)
     found = compiled.sass
     if work is None or found is None or found.per_value is None:
@@ -127,13 +133,14 @@ def wanted() -> dict[str, tuple[Launch, dict[str, int]]]:
     Of this version's and the last release's block sizes, at all resolutions that kernels are compiled for.
     """
     from ....kernels.aot import RESOLUTIONS
-    from .scenario import Image, recorded_calls
+    from .scenario import Image, Precision, recorded_calls
 
+    asked: list[tuple[int, bool, Precision]] = [(0, True, None), (0, False, None), (1, False, None), (1, False, "fp8")]
     found: dict[str, tuple[Launch, dict[str, int]]] = {}
     for size in reversed(RESOLUTIONS):
         for batch in (8, 1):
-            for modes, released in ((0, True), (0, False), (1, False)):
-                for _, sizes, launches in recorded_calls(Image(*size, batch), modes, released):
+            for modes, released, precision in asked:
+                for _, sizes, launches in recorded_calls(Image(*size, batch), modes, released, precision):
                     for launch in launches:
                         found.setdefault(key_of(launch), (launch, sizes))
     return found
@@ -151,11 +158,15 @@ def main() -> None:
         """Count the SASS of every launch of the encoder and write codes.json."""
         known = {} if everything or not FILE.exists() else stored()
         codes = {}
-        for key, (launch, sizes) in wanted().items():
-            codes[key] = known.get(key) or counted(launch, sizes)
-            if key not in known:
-                click.echo(f"{key}: {codes[key]}")
-        FILE.write_text(to_json(codes, versions_of("triton")), encoding="utf-8")
+        try:
+            for key, (launch, sizes) in wanted().items():
+                codes[key] = known.get(key) or counted(launch, sizes)
+                if key not in known:
+                    click.echo(f"{key}: {codes[key]}")
+        except UnavailableError as error:
+            raise click.ClickException(str(error)) from None
+        finally:  # what was counted until then need not be compiled again
+            FILE.write_text(to_json(codes, versions_of("triton")), encoding="utf-8")
 
     command()
 

@@ -22,7 +22,7 @@ LAUNCH = 2.3e-6
 PDL_SAVES = 0.9e-6
 """Of LAUNCH, what programmatic dependent launch hides: the next kernel is set up while the one before ends."""
 ISSUED = (0.42, 0.42, 0.55, 0.65)
-"""Instructions that a scheduler issues per clock with 0, 1, 2 and 3 or more resident warps."""
+"""Instructions that a scheduler issues per clock with 0, 1, 2 and 3 or more resident warps; interpolated."""
 CACHE_SHARE = 0.75
 """Share of L2's rate that a stream of hot activations reaches."""
 LOAD = 0.45e-6
@@ -142,8 +142,11 @@ def stream_rate(device: Device, size: float) -> float:
 
 def issue_rate(device: Device, resident_warps: float) -> float:
     """Warp instructions per second of one multiprocessor that holds that many warps."""
-    each = min(len(ISSUED) - 1, int(resident_warps / SCHEDULERS))
-    return ISSUED[each] * SCHEDULERS * device.clock
+    each = min(max(resident_warps / SCHEDULERS, 0.0), len(ISSUED) - 1.0)
+    below = int(each)
+    above = min(below + 1, len(ISSUED) - 1)
+    issued = ISSUED[below] + (each - below) * (ISSUED[above] - ISSUED[below])
+    return issued * SCHEDULERS * device.clock
 
 
 def blocks_resident(code: Code, warps: int) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from ....errors import ConfigError
 from ....kernels.attention import HEAD_DIM
 from ....kernels.launches import Launch
-from ....kernels.work import work_of
+from ....kernels.work import sizes_of, work_of
 from .codes import WARP, Code, code_of
 from .cost import (
     LAUNCH,
@@ -36,6 +36,10 @@ from .device import SCHEDULERS, Device
 
 HALF = 2
 """Bytes of a value."""
+FLOAT = 4
+"""Bytes of a float32 sum."""
+PIXELS = 12
+"""Values of the image for each position of the first convolution: 3 colors of 2 x 2 pixels."""
 TENSOR_SHARE = 0.70
 """Share of the tensor cores' clocks that a pipelined Triton product keeps busy when nothing else limits it."""
 STEP = 0.25e-6
@@ -131,7 +135,7 @@ class Placed:
 
     @property
     def has_residual(self) -> bool:
-        return any(name == "residual_ptr" for name, _ in self.launch.signature)
+        return any(name.startswith("residual") for name, _ in self.launch.signature)
 
     @property
     def tma(self) -> bool:
@@ -144,6 +148,11 @@ class Placed:
         return any("fp8" in kind for name, kind in self.launch.signature if name.startswith("weight"))
 
     @property
+    def result_size(self) -> int:
+        """Bytes of a value of the result."""
+        return 1 if any("fp8" in kind for name, kind in self.launch.signature if name.startswith("out")) else HALF
+
+    @property
     def pdl(self) -> int:
         """1 where the kernel is written to start before the one ahead of it ends."""
         return int("PDL" in self.launch.kernel.arg_names)
@@ -151,6 +160,7 @@ class Placed:
 
 def place(launch: Launch, sizes: Mapping[str, int], device: Device) -> Placed:
     """A recorded launch with its code and the passes of its loop."""
+    sizes = sizes_of(launch.name, sizes, launch.grid)
     work = work_of(launch.name, dict(launch.constants), sizes)
     if work is None:
         raise ConfigError(f"the model knows no work of a program of {launch.name}; add it to kernels/work.py")
@@ -162,9 +172,8 @@ def place(launch: Launch, sizes: Mapping[str, int], device: Device) -> Placed:
 def cost_of(launch: Launch, sizes: Mapping[str, int], device: Device) -> Cost:
     """Predicted time of one launch of one of our kernels."""
     placed = place(launch, sizes, device)
-    kinds = {"linear": product, "norm_linear": product, "depthwise": stencil, "mlp": chain, "attention": chain}
-    names = [name for name in kinds if launch.name.startswith(name)]
-    return kinds[max(names, key=len)](placed) if names else stream(placed)
+    kind = next((kind for name, kind in KINDS.items() if launch.name.startswith(name)), stream)
+    return kind(placed)
 
 
 def product(placed: Placed) -> Cost:
@@ -173,9 +182,10 @@ def product(placed: Placed) -> Cost:
     blocks, device, code = placed.constants, placed.device, placed.code
     tile_m, tile_n, tile_k = (blocks[f"BLOCK_{axis}"] for axis in "MNK")
     width = 1 if placed.fp8 else HALF
-    splits = placed.programs / (math.ceil(m / tile_m) * math.ceil(n / tile_n))
+    parts = placed.sizes.get("parts", 1)
+    results = FLOAT * parts if "parts" in placed.sizes else placed.result_size + HALF * int(placed.has_residual)
     traffic = Traffic(
-        activations=width * m * k + HALF * m * n * (2 if placed.has_residual else 1),
+        activations=width * m * k + results * m * n,
         weights=width * n * k,
         in_flight=max(1, placed.launch.num_stages - 1) * tile_n * tile_k * width,
     )
@@ -183,7 +193,7 @@ def product(placed: Placed) -> Cost:
     limits = {
         "issue": placed.issue(placed.passes * code.loop),
         "tensor": placed.tensor / TENSOR_SHARE,
-        "cache": placed.cache((tile_m + tile_n) * k * width / splits),
+        "cache": placed.cache((tile_m + tile_n) * k * width / parts),
         "memory": traffic.seconds(device, min(placed.programs, device.processors * BUFFERED)),
         "latency": placed.steps * (TMA_STEP if placed.tma else STEP) if alone else 0.0,
     }
@@ -230,12 +240,38 @@ def chain(placed: Placed) -> Cost:
 
 
 def stream(placed: Placed) -> Cost:
-    """Row statistics: reads each value of x (m, k) once."""
-    sizes = placed.sizes
+    """A pass over its tensors: row statistics, the first convolution, the ends of cut products."""
     waves = math.ceil(placed.rounds / placed.resident)
     limits = {
         "issue": placed.issue(placed.instructions),
-        "memory": Traffic(HALF * sizes["m"] * sizes["k"]).seconds(placed.device, placed.programs),
+        "memory": Traffic(_streamed(placed)).seconds(placed.device, placed.programs),
         "latency": waves * LOAD,
     }
     return placed.cost(limits)
+
+
+def _streamed(placed: Placed) -> float:
+    """Bytes that such a pass reads and writes."""
+    sizes, residual = placed.sizes, int(placed.has_residual)
+    if placed.name.startswith("stem"):
+        return HALF * (sizes["m"] * sizes["c"] + sizes["m"] * PIXELS)
+    if placed.name.startswith("sum_parts"):
+        return sizes["m"] * sizes["n"] * (FLOAT * placed.constants["PARTS"] + HALF * (1 + residual))
+    if placed.name.startswith("norm_fp8"):
+        return (HALF + 1) * sizes["m"] * sizes["k"]
+    if placed.name.startswith("quantize_fp8"):
+        return (HALF + 1) * sizes["m"]
+    if placed.name.startswith("finish"):
+        return HALF * sizes["m"] * sizes["n"] * (2 + residual)
+    return HALF * sizes["m"] * sizes["k"]
+
+
+KINDS = {
+    "linear": product,
+    "norm_linear": product,
+    "split_k": product,
+    "depthwise": stencil,
+    "mlp": chain,
+    "attention": chain,
+}
+"""What limits a kernel, by how its name begins; others are passes over their tensors."""

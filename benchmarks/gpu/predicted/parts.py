@@ -82,7 +82,7 @@ def steps_of(config: FastViTHDConfig, height: int, width: int, batch: int) -> It
     c = config.dims[0]
     half = batch * height * width // 4
     yield Step(
-        "stem.0", "stem", "stem", {"batch": batch, "height": height, "width": width, "c": c, "m": half},
+        "stem.0", "stem", "stem", {"batch": batch, "height": height, "width": width, "c": c, "m": half, "levels": 0},
         27 * half * c, batch * 3 * height * width + half * c + 28 * c, gelu=True,
     )  # fmt: skip
     yield _depthwise("stem.1", batch, height // 4, width // 4, c, 3, stride=2, gelu=True)
@@ -145,7 +145,8 @@ def _depthwise(
     }  # fmt: skip
     size = batch * height * width * c
     values = size + size * stride**2 // multiplier + (kernel**2 + 1) * c
-    return Step(part, "depthwise", "depthwise", sizes, kernel**2 * size, values, count, gelu=gelu, grouped=True)
+    row = "depthwise" if multiplier == 1 else "depthwise x2"
+    return Step(part, "depthwise", row, sizes, kernel**2 * size, values, count, gelu=gelu, grouped=True)
 
 
 def part_names(config: FastViTHDConfig) -> tuple[str, ...]:

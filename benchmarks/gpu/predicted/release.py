@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ....kernels.table import Config, Row
-from .parts import Step
 
 FILE = Path(__file__).parent / "release.json"
 KERNELS = {
     "depthwise": "depthwise",
+    "depthwise x2": "depthwise",
     "pointwise": "linear",
+    "fc1": "linear",
+    "fc2": "linear",
     "qkv": "norm_linear",
     "attention": "attention",
     "proj": "linear",
@@ -32,12 +34,12 @@ def config(op: str, sizes: Mapping[str, int]) -> Config:
     return next(row for row in _rows()[op] if row.fits("sm_90", "half", sizes)).config
 
 
-def kernel(step: Step, processors: int) -> str | None:
-    """The kernel that it used for a step; None for PyTorch."""
-    if step.row != "ConvFFN":
-        return KERNELS.get(step.row)
-    enough = step.channels <= MLP_SMALL or step.rows >= MLP_ROWS * processors
-    return "mlp" if step.channels <= MLP_CHANNELS and enough else "linear"
+def kernel(part: str, channels: int, rows: int, processors: int) -> str | None:
+    """The kernel that it used for a part of the model, as `policy.kernel_for` has them; None for PyTorch."""
+    if part != "ConvFFN":
+        return KERNELS.get(part)
+    enough = channels <= MLP_SMALL or rows >= MLP_ROWS * processors
+    return "mlp" if channels <= MLP_CHANNELS and enough else None
 
 
 @functools.lru_cache

@@ -13,7 +13,7 @@ from ....encoder.config import VARIANTS, FastViTHDConfig
 from ....errors import ConfigError
 from ....kernels.dispatch import BASELINE, DEFAULTS, modes_for
 from ....kernels.launches import Launch, encoder_calls, recording
-from ....kernels.policy import kernel_for
+from ....kernels.policy import in_fp8, kernel_for
 from ....kernels.table import Config, default_config
 from . import library, release
 from .codes import ARCH
@@ -25,6 +25,10 @@ from .parts import Step, steps_of
 Precision = Literal["fp8"] | None
 Key = tuple[str, frozenset[tuple[str, int]], bool, bool]
 """Operator, sizes, whether GELU and whether a residual ride on it."""
+Calls = Mapping[Key, tuple[Launch, ...]]
+"""The launches of each call."""
+Choose = Callable[[str, int], str | None]
+"""Which kernel computes a part of the model on an input of so many channels; None for PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,23 @@ class Scenario:
     def pdl(self) -> bool:
         return "pdl" in self.kernels
 
-    def kernel(self, step: Step, device: Device) -> str | None:
-        """The kernel that computes a step; None for PyTorch."""
-        if self.released:
-            return release.kernel(step, device.processors)
-        if not step.row:
-            return None
-        return kernel_for(step.row, torch.float16, step.channels, step.rows, device.processors, self.kernels, arch=ARCH)
+    def chooser(self, step: Step, device: Device) -> Choose:
+        """Which kernel computes a part of a step, by its name in the policy and its input's channels."""
+
+        def choose(part: str, channels: int) -> str | None:
+            if self.released:
+                return release.kernel(part, channels, step.rows, device.processors)
+            return kernel_for(part, torch.float16, channels, step.rows, device.processors, self.kernels, arch=ARCH)
+
+        return choose
 
     def cost(self, step: Step, image: Image, device: Device) -> Cost:
         """Predicted time of one step."""
         modes = int(modes_for(ARCH, self.kernels))
         calls = recorded(image, modes, self.released, self.precision)
-        cost = step_cost(step, self.kernel(step, device), calls, device)
+        choose = self.chooser(step, device)
+        cost = fp8_cost(step, calls, device) if self.precision else None
+        cost = cost or step_cost(step, choose, calls, device)
         return cost.with_pdl() if self.pdl else cost
 
 
@@ -91,7 +99,7 @@ AFTER = Scenario("after", DEFAULTS)
 
 
 @functools.lru_cache(maxsize=64)
-def recorded(image: Image, modes: int, released: bool, precision: Precision = None) -> Mapping[Key, tuple[Launch, ...]]:
+def recorded(image: Image, modes: int, released: bool, precision: Precision = None) -> Calls:
     """The launches of every call that the encoder can be put together from, recorded without a GPU."""
     return {
         (op, frozenset(sizes.items()), *_ends(launches)): launches
@@ -104,7 +112,7 @@ def recorded_calls(
 ) -> Iterator[tuple[str, dict[str, int], tuple[Launch, ...]]]:
     """Operator, sizes and launches of each of those calls."""
     size = (image.height, image.width, image.batch)
-    for call in encoder_calls(image.config, *size, torch.float16, modes=modes):
+    for call in encoder_calls(image.config, *size, torch.float16, modes=modes, precision=precision):
         if released and call.op not in BASELINE:
             continue
         with recording() as made:
@@ -121,24 +129,75 @@ def _ends(launches: Sequence[Launch]) -> tuple[bool, bool]:
     return gelu, any(name.startswith("residual") for launch in launches for name, _ in launch.signature)
 
 
-def step_cost(step: Step, kernel: str | None, calls: Mapping[Key, tuple[Launch, ...]], device: Device) -> Cost:
-    """A step by one of our kernels, or by PyTorch where `kernel` is None."""
+def step_cost(step: Step, choose: Choose, calls: Calls, device: Device) -> Cost:
+    """A step by the kernels of the policy, and by PyTorch where it chooses none."""
+    sizes, m = step.sizes, step.rows
+    if step.kind == "ffn":
+        c, hidden = sizes["c"], sizes["hidden"]
+        if choose("ConvFFN", c) == "mlp":
+            return launched("mlp", sizes, calls, device, gelu=True, residual=True)
+        first = multiplied(choose("fc1", c), {"m": m, "n": hidden, "k": c}, calls, device, gelu=True)
+        return first.then(
+            multiplied(choose("fc2", hidden), {"m": m, "n": c, "k": hidden}, calls, device, residual=True)
+        )
+    kernel = choose(step.row, step.channels)
     if kernel is None:
         return pytorch(step, calls, device)
-    sizes = dict(step.sizes)
-    if step.kind == "attention":
-        sizes = {name: sizes[name] for name in ("tokens", "batch", "heads")}
-    if step.kind == "ffn" and kernel != "mlp":
-        m, c, hidden = (sizes[name] for name in ("m", "c", "hidden"))
-        first = launched(kernel, {"m": m, "n": hidden, "k": c}, calls, device, gelu=True)
-        return first.then(launched(kernel, {"m": m, "n": c, "k": hidden}, calls, device, residual=True))
-    if step.kind == "ffn":
-        return launched(kernel, sizes, calls, device, gelu=True, residual=True)
-    return launched(kernel, sizes, calls, device, gelu=step.gelu, residual=step.residual)
+    if step.kind == "qkv" and kernel != "norm_linear":
+        norm = library.elementwise(device, m * sizes["k"])
+        return norm.then(multiplied(kernel, sizes, calls, device))
+    if step.kind == "product":
+        return multiplied(kernel, sizes, calls, device, gelu=step.gelu, residual=step.residual)
+    return launched(kernel, call_sizes(step), calls, device, gelu=step.gelu, residual=step.residual)
+
+
+def call_sizes(step: Step) -> dict[str, int]:
+    """The sizes of a step's call, without what only the model needs."""
+    names = {"attention": ("tokens", "batch", "heads"), "stem": ("m", "c", "levels")}.get(step.kind, tuple(step.sizes))
+    return {name: step.sizes[name] for name in names}
+
+
+def fp8_cost(step: Step, calls: Calls, device: Device) -> Cost | None:
+    """A step whose products are FP8, with the passes that write FP8 for them; None for one that FP8 leaves as it is."""
+    sizes, m = step.sizes, step.rows
+    if step.kind == "ffn" and in_fp8("fc1", sizes["c"]):
+        c, hidden = sizes["c"], sizes["hidden"]
+        return launched("quantize_fp8", {"m": m * c}, calls, device).then(
+            launched("linear_fp8", {"m": m, "n": hidden, "k": c}, calls, device, gelu=True),
+            launched("linear_fp8", {"m": m, "n": c, "k": hidden}, calls, device, residual=True),
+        )
+    if step.row not in ("qkv", "proj") or not in_fp8(step.row, sizes["k"]):
+        return None
+    product = launched("linear_fp8", sizes, calls, device, residual=step.residual)
+    return (
+        product if step.row == "proj" else launched("norm_fp8", {"m": m, "k": sizes["k"]}, calls, device).then(product)
+    )
+
+
+def multiplied(
+    kernel: str | None, sizes: Mapping[str, int], calls: Calls, device: Device, *, gelu: bool = False,
+    residual: bool = False,
+) -> Cost:  # fmt: skip
+    """A product (m, n, k) with its ends: by one of our kernels, or PyTorch's if `kernel` is None."""
+    product = library.product(device, sizes["m"], sizes["n"], sizes["k"])
+    if kernel is None:
+        return product.then(*_ends_by_pytorch(device, sizes["m"] * sizes["n"], gelu, residual))
+    if kernel != "cublas":
+        return launched(kernel, sizes, calls, device, gelu=gelu, residual=residual)
+    return (
+        product.then(launched(kernel, sizes, calls, device, gelu=gelu, residual=residual))
+        if gelu or residual
+        else product
+    )
+
+
+def _ends_by_pytorch(device: Device, values: int, gelu: bool, residual: bool) -> list[Cost]:
+    ends = [library.elementwise(device, values, erf=True)] if gelu else []
+    return [*ends, library.elementwise(device, values, reads=2)] if residual else ends
 
 
 def launched(
-    op: str, sizes: Mapping[str, int], calls: Mapping[Key, tuple[Launch, ...]], device: Device, *, gelu: bool = False,
+    op: str, sizes: Mapping[str, int], calls: Calls, device: Device, *, gelu: bool = False,
     residual: bool = False,
 ) -> Cost:  # fmt: skip
     """All launches of one call of an operator.
@@ -149,45 +208,37 @@ def launched(
     if launches is None:
         ends = " with GELU" * gelu + " with a residual" * residual
         raise ConfigError(f"kernels.launches.encoder_calls has no {op} of {dict(sizes)}{ends}")
-    costs = [cost_of(launch, sizes, device) for launch in launches]
-    if op == "cublas":
-        return library.product(device, *(sizes[name] for name in "mnk")).then(*costs)
-    return costs[0].then(*costs[1:])
+    first, *others = (cost_of(launch, sizes, device) for launch in launches)
+    return first.then(*others)
 
 
 # --- rivals -----------------------------------------------------------------------------------------------
 
-Calls = Mapping[Key, tuple[Launch, ...]]
-
 
 def baseline(step: Step, calls: Calls, device: Device) -> Cost:
     """A step by the kernel of the release before: what rivals without countable code are compared with."""
-    return step_cost(step, release.KERNELS[step.row], calls, device)
+    return step_cost(step, lambda part, channels: release.KERNELS[part], calls, device)
 
 
 def pytorch(step: Step, calls: Calls, device: Device) -> Cost:
     """A step by PyTorch's best functions: F.linear with bias, cuDNN, SDPA, LayerNorm, and a pass for the rest."""
-    values = step.results
-    gelu = [library.elementwise(device, values, erf=True)] if step.gelu else []
+    sizes, values = step.sizes, step.results
     bias = library.elementwise(device, values)
-    added = [library.elementwise(device, values, reads=2)] if step.residual else []
+    ends = _ends_by_pytorch(device, values, step.gelu, step.residual)
     if step.kind == "stem":
-        return library.convolution(device, step.sizes).then(bias, *gelu)
+        return library.convolution(device, sizes).then(bias, *ends)
     if step.kind == "gate":
         return library.passes(7)
     if step.kind == "depthwise":
-        return library.depthwise(baseline(step, calls, device)).then(bias, *gelu)
+        return library.depthwise(baseline(step, calls, device)).then(bias, *ends)
     if step.kind == "attention":
         return library.attention(baseline(step, calls, device))
     if step.kind == "ffn":
-        m, c, hidden = (step.sizes[name] for name in ("m", "c", "hidden"))
-        first = library.product(device, m, hidden, c)
-        gelu = [library.elementwise(device, m * hidden, erf=True)]
-        return first.then(*gelu, library.product(device, m, c, hidden), *added)
-    product = library.product(device, *(step.sizes[name] for name in "mnk"))
-    if step.kind == "qkv":
-        return library.elementwise(device, step.sizes["m"] * step.sizes["k"]).then(product)
-    return product.then(*gelu, *added)
+        m, c, hidden = (sizes[name] for name in ("m", "c", "hidden"))
+        first = multiplied(None, {"m": m, "n": hidden, "k": c}, calls, device, gelu=True)
+        return first.then(multiplied(None, {"m": m, "n": c, "k": hidden}, calls, device, residual=True))
+    product = multiplied(None, sizes, calls, device, gelu=step.gelu, residual=step.residual)
+    return library.elementwise(device, sizes["m"] * sizes["k"]).then(product) if step.kind == "qkv" else product
 
 
 def eager(step: Step, calls: Calls, device: Device) -> Cost:

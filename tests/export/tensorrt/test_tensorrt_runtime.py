@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -157,6 +156,7 @@ def test_targets_of_tensorrt_know_which_gpus_they_run_on(
 ) -> None:
     monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
     monkeypatch.setattr(targets, "rtx_devices", lambda: ["one"])
     find_spec = importlib.util.find_spec
