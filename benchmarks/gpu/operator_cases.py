@@ -23,11 +23,13 @@ from ...kernels.norm_linear import norm_linear
 from ...kernels.policy import FP8_CHANNELS, ROWS
 from ...kernels.products import KERNELS
 from ...kernels.quantize_fp8 import quantize_fp8
+from ...kernels.stem import flat_taps, stem
 from .scope import Size
 
 Operator = Callable[..., Tensor]
 
 PARTS: dict[str, tuple[str, ...]] = {
+    "stem": ("stem",),
     "depthwise": ("depthwise",),
     "linear_gelu": ("pointwise", "fc1"),
     "linear_residual": ("proj", "fc2"),
@@ -66,6 +68,11 @@ class Case:
     what: str
     run: Operator
     tensors: tuple[Tensor, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That everything but FP8 numbers and levels has."""
+        return self.tensors[-1].dtype
 
 
 def kernels_of(op: str, dtype: torch.dtype, arch: str) -> list[str]:
@@ -118,9 +125,10 @@ def encoder_cases(config: FastViTHDConfig, size: Size, make: Random) -> Iterator
 
 def _all_cases(config: FastViTHDConfig, size: Size, make: Random) -> Iterator[Case]:
     height, width, batch = size
-    stem = config.dims[0]
-    yield depthwise_case(make, (batch, height // 2, width // 2, stem), 3, stride=2, gelu=True)
-    yield gelu_case(make, batch * height * width // 16, stem, stem)
+    first = config.dims[0]
+    yield from stem_cases(make, batch, height, width, first)
+    yield depthwise_case(make, (batch, height // 2, width // 2, first), 3, stride=2, gelu=True)
+    yield gelu_case(make, batch * height * width // 16, first, first)
     for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
         m, hidden = batch * h * w, config.mlp_ratio * c
         if stage:
@@ -179,6 +187,7 @@ def awkward_cases(make: Random, channels: int = 192) -> Iterator[Case]:
         for kernel, stride, outputs in ((3, 1, 1), (7, 1, 1), (3, 2, 1), (7, 2, 2), (3, 1, 2)):
             shape = (2, height, width, c // 2)
             yield depthwise_case(make, shape, kernel, stride=stride, gelu=stride == 2, outputs=outputs)
+    yield from (case for sides in ((1, 1), (5, 13), (33, 18)) for case in stem_cases(make, 2, *sides, c // 2))
     yield from _strided(make, c)
     yield from _far(make, c)
 
@@ -190,6 +199,7 @@ def _strided(make: Random, c: int) -> Iterator[Case]:
     cases = [
         gelu_case(make, 130, c, c), residual_case(make, 130, c, c), mlp_case(make, 130, c // 2, 2 * c),
         norm_case(make, 130, c), attention_case(make, 2, 65, c // 32, c), depthwise_case(make, (2, 9, 11, c), 7),
+        *stem_cases(make, 2, 10, 12, c),
     ]  # fmt: skip
     if make.dtype != torch.float32:
         cases += [norm_fp8_case(make, 130, c), quantize_case(make, 130, c), linear_fp8_case(make, 130, c, c)]
@@ -209,6 +219,18 @@ def _far(make: Random, c: int) -> Iterator[Case]:
         ("equal channels", torch.where(rows % 2 == 0, torch.full_like(x, 3.0), x)),
     ):
         yield Case(case.op, f"{case.what} {what}", case.run, (moved.to(x.dtype), *rest))
+
+
+def stem_cases(make: Random, batch: int, height: int, width: int, c: int) -> Iterator[Case]:
+    """The first convolution, of pixels and of levels, channels first and channels last."""
+    weight, bias = flat_taps(make(c, 3, 3, 3, std=27**-0.5)), make(c)
+    pixels = make(batch, 3, height, width)
+    levels = (pixels.float().abs() * 64).clamp(max=255).to(torch.uint8)
+    for name, x in (("pixels", pixels), ("levels", levels)):
+        scaled = weight if x is pixels else weight / 64
+        for layout in (torch.contiguous_format, torch.channels_last):
+            what = f"{batch}x{height}x{width} c={c} {name}{' last' if layout == torch.channels_last else ''}"
+            yield Case("stem", what, stem, (x.contiguous(memory_format=layout), scaled, bias))
 
 
 def gelu_case(make: Random, m: int, k: int, n: int) -> Case:

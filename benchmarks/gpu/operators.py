@@ -70,7 +70,7 @@ def check(case: Case, kernel: str, modes: Sequence[str] = ()) -> Check:
 
     An error of the kernel is the check's `problem`; after one that leaves the GPU unusable every later check fails.
     """
-    dtype = str(case.tensors[0].dtype).removeprefix("torch.")
+    dtype = str(case.dtype).removeprefix("torch.")
     base = Check(case.op, case.what, kernel, tuple(modes), dtype)
     try:
         with torch.inference_mode():
@@ -193,17 +193,16 @@ def launched() -> Iterator[list[str]]:
 
 
 def checks(
-    cases: Iterator[Case], *, modes: Sequence[str] = MODES, only: Callable[[str], bool] = lambda kernel: True
+    cases: Iterator[Case], *, modes: Sequence[str] = MODES, only: Callable[[str, str], bool] = lambda op, kernel: True
 ) -> Iterator[Check]:
     """Every case with every kernel that can compute it, one after the other.
 
     Args:
         cases: made as they are needed: those of a large image do not fit into memory together.
         modes: names of the modes of every call.
-        only: whether a kernel is wanted.
+        only: whether an operator is wanted with a kernel.
     """
     for case in cases:
-        x = case.tensors[0]
-        for kernel in kernels_of(case.op, x.dtype, arch_of(x.device)):
-            if only(kernel):
+        for kernel in kernels_of(case.op, case.dtype, arch_of(case.tensors[0].device)):
+            if only(case.op, kernel):
                 yield check(case, kernel, modes)

@@ -23,7 +23,7 @@ class Share:
 SHARES = (
     Share("environment", 30, 15),
     Share("warm", 45, 15),
-    Share("weights", 45, 15),
+    Share("weights", 25, 12),
     Share("quantize", 200, 30),
     Share("predict", 60, 15),
     Share("operators", 70, 20),
@@ -36,7 +36,7 @@ SHARES = (
     Share("kernels", 45, 20),
     Share("autotune", 140, 60),
     Share("tune", 90, 30),
-    Share("runtimes", 10, 12),
+    Share("runtimes", 16, 8),
     Share("leftover", 30, 20),
 )
 """In the order in which they end; `share` is in seconds of a run of 470, `autotune` is the slow mode of `compiled`."""

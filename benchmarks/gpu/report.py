@@ -76,6 +76,8 @@ def _correctness(found: Sequence[Fact]) -> Iterator[str]:
         )
     if parts:
         yield "correct      " + "; ".join(parts)
+    for fact in facts.of(found, "left-out"):
+        yield f"             not used in what follows: {', '.join(fact['kernels'])}"
     skipped = [f for f in found if f["kind"] in ("operators-skipped", "models-skipped")]
     if skipped:
         yield f"             {len(skipped)} groups were not checked: no time left"
@@ -175,7 +177,7 @@ def _toggles(found: Sequence[Fact]) -> Iterator[str]:
             extra = "" if guess is None or own is None else f" ({guess - own:+.3f})"
             cells.append(f"{row['name']} {change:+.3f}{extra}")
         yield from _wrapped(f"switched, ms at {size} (predicted)", cells)
-    for fact in facts.of(found, "toggle-failed"):
+    for fact in (f for f in found if f["kind"] in ("toggle-failed", "latency-failed")):
         yield f"  FAILED     {fact['name']} at {fact['size']}: {fact['problem']}"
 
 
@@ -225,7 +227,7 @@ def _call(row: Fact) -> str:
 def kernel_facts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `benchmarks.kernels` in short, for the report: one for each operator and size."""
     names = (
-        "op", "part", "sizes", "resolution", "batch", "count", "chosen", "ms", "best_rival", "fastest_kernel", "speedup",
-        "wrong",
+        "op", "part", "sizes", "resolution", "batch", "count", "chosen", "ms", "best_rival", "fastest_kernel",
+        "speedup", "wrong",
     )  # fmt: skip
     return [{name: row[name] for name in names} for row in rows if row.get("kind") == "operator"]

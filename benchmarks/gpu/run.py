@@ -22,13 +22,19 @@ from . import children, commands, facts, phases, report
 from .children import Child
 from .job import Job
 from .plan import least_of, limit_of
-from .scope import DRY, REAL, Scope
+from .scope import DRY, REAL, TUNED, Scope
 
 LOG = "run.log"
 MAX_LOG = 900_000
 """Bytes of the log that are kept: its beginning and its end."""
 COMPILING_S = 40.0
 """Seconds at least that torch.compile may go on for after the correctness phases, before the first timing."""
+LIVES = 5
+"""Processes at most that a phase may lose to kernels."""
+WRONG = 10.0
+"""Times PyTorch's own error that a kernel's has to be for it to be left out of what follows."""
+ROUNDING = 1e-3
+"""What counts as PyTorch's own error where that is smaller."""
 TURN_S = 20.0
 """Seconds at least that a compiled rival may be timed and profiled for."""
 REPORT_S = 3.0
@@ -85,6 +91,8 @@ class Run:
         chosen: phases to run.
         running: children that have not ended.
         rivals: those among them that compile, or wait for their turn to be timed.
+        status: how each phase ended, by name.
+        left_out: kernels that later phases do not use.
     """
 
     out: Path
@@ -95,6 +103,8 @@ class Run:
     chosen: frozenset[str]
     running: list[Child] = field(default_factory=list)
     rivals: list[Child] = field(default_factory=list)
+    status: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def scope(self) -> Scope:
@@ -134,12 +144,13 @@ class Run:
         if compiling and not self.dry:
             self.rivals = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
         with self._beside("predict"), self._beside("tests", commands.tests(self.out, self.dry)):
-            self._phase("operators")
+            self._repeated("operators", "gpu-lost")
+            self._leave_out()
             self._phase("models")
 
     def _timing(self, quantizing: Child | None) -> None:
         self._ready()
-        self._phase("latency")
+        self._repeated("latency", "toggle-failed")
         self._compiled()
         self._phase("profile")
         if quantizing is not None:
@@ -154,6 +165,26 @@ class Run:
         self._phase("leftover")
 
     # --- phases that are more than one process ----------------------------------------------------------
+
+    def _repeated(self, name: str, kind: str) -> None:
+        """A phase that a kernel may end by making the GPU unusable: it goes on in a new process, without that kernel.
+
+        Args:
+            name: of the phase, which continues where it stopped.
+            kind: of the fact that it writes before it ends so.
+        """
+        for _ in range(LIVES):
+            before = len(self._facts(kind))
+            self._phase(name)
+            if self.status.get(name) == "ok" or len(self._facts(kind)) == before:
+                return
+
+    def _leave_out(self) -> None:
+        """Later phases do not use kernels that fail or compute something else, so that they measure the others."""
+        hard = {str(f["kernel"]) for f in self._facts("operator-problem") if _is_hard(f)}
+        self.left_out = tuple(sorted(hard - {""}))
+        if self.left_out:
+            self._fact("left-out", kernels=self.left_out)
 
     def _ready(self) -> None:
         """Waits until the rivals that compile in the background are done or late: they would disturb the timing."""
@@ -170,7 +201,7 @@ class Run:
     def _compiled_one(self, child: Child) -> bool:
         """Whether a rival has said that it is compiled."""
         mode, _, size = child.name.partition(" ")
-        return bool(facts.of(facts.read(self.out / facts.FILE), "compiled", name=mode, size=size))
+        return bool(self._facts("compiled", name=mode, size=size))
 
     def _compile(self, size: Sequence[int], mode: str, **options: Any) -> Child:
         named = dict(zip(("height", "width", "batch"), size, strict=True))
@@ -207,7 +238,7 @@ class Run:
         self._phase("tune", commands.tune(self.scope, 0.8 * limit, self.dry))
         commands.keep_tuned(self.scratch, self.out)
         sizes = [list(size) for size in self.scope.kernels]
-        self._phase("latency", always=True, sizes=sizes, tuned=True)
+        self._phase("latency", always=True, sizes=sizes, label=TUNED)
 
     # --- one phase --------------------------------------------------------------------------------------
 
@@ -256,8 +287,12 @@ class Run:
 
     def _ended(self, child: Child, status: str) -> None:
         self.running.remove(child)
+        self.status[child.name] = status
         fact = self._fact("phase", name=child.name, status=status, seconds=round(child.seconds, 1))
         click.echo(f"{fact['t']:7.1f} s  {child.name:24s} {status} after {fact['seconds']} s")
+
+    def _facts(self, kind: str, **values: Any) -> list[facts.Fact]:
+        return facts.of(facts.read(self.out / facts.FILE), kind, **values)
 
     def _fact(self, kind: str, **values: Any) -> facts.Fact:
         return facts.Facts(self.out / facts.FILE, "run", self.start)(kind, **values)
@@ -274,6 +309,8 @@ class Run:
             found |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
             if name == "operators":
                 found["TRITON_INTERPRET"] = "1"
+        if self.left_out:
+            found["FVEXPORT_KERNELS"] = ",".join(f"-{name}" for name in self.left_out)
         if autotune:
             # Triton's convolution templates are tried for every depthwise layer otherwise, minutes for nothing.
             found["TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"] = "ATEN"
@@ -283,6 +320,12 @@ class Run:
         """Keeps the log under its size."""
         shorten(self.log)
         shorten(self.out / commands.TESTS)
+
+
+def _is_hard(problem: facts.Fact) -> bool:
+    """Whether a kernel failed, or is off by more than rounding."""
+    failed = problem["problem"].startswith("fails") or not isinstance(problem.get("error"), float)
+    return failed or problem["error"] > WRONG * max(problem["own"], ROUNDING)
 
 
 def shorten(path: Path, limit: int = MAX_LOG) -> None:

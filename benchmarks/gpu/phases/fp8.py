@@ -8,7 +8,7 @@ import torch
 
 from ....errors import first_line
 from ....kernels.accelerate import accelerate
-from ....kernels.dispatch import DEFAULTS, LIBRARY_OPS
+from ....kernels.dispatch import LIBRARY_OPS
 from ....kernels.fp8_layers import count_fp8_layers
 from ....kernels.timing import Replay
 from .. import latency
@@ -31,7 +31,7 @@ def run(job: Job) -> None:
             facts("model", **asdict(verdict))
     half = quantized.to(job.device, dtype)
     model = accelerate(half, precision="fp8")
-    library = accelerate(half, precision="fp8", kernels=DEFAULTS | set(LIBRARY_OPS))
+    library = accelerate(half, precision="fp8", kernels=latency.in_use() | set(LIBRARY_OPS))
     facts("fp8", layers=count_fp8_layers(model))
     for size in scope.latency:
         if job.left() < 3 * TIMING_S:

@@ -17,7 +17,7 @@ from fvexport.benchmarks.gpu.facts import Facts
 from fvexport.benchmarks.gpu.job import Job
 from fvexport.benchmarks.gpu.plan import BESIDE, SHARES, least_of, limit_of
 from fvexport.benchmarks.gpu.proof import link_package
-from fvexport.kernels.dispatch import OPS
+from fvexport.kernels.dispatch import DEFAULTS, OPS, switched_on
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = str(ROOT / "benchmarks" / "gpu" / "proof.py")
@@ -130,6 +130,32 @@ def test_a_child_waits_for_its_turn(tmp_path: Path) -> None:
     waiting = child("import sys; print(sys.stdin.readline().strip())", 30, tmp_path)
     waiting.go()
     assert waiting.wait() == "ok" and (tmp_path / "log").read_text() == "go\n"
+
+
+def test_a_phase_goes_on_without_what_ended_it(tmp_path: Path) -> None:
+    """Three processes: two that a kernel ends, and one that is done; then later phases know which to leave out."""
+    whole = run.Run(tmp_path, tmp_path, False, time.time(), 60, frozenset(["operators"]))
+    note, ran = Facts(tmp_path / facts.FILE, "operators", 0.0), []
+
+    def phase(name: str) -> None:
+        kernel = ("mlp", "attention", None)[len(ran)]
+        ran.append(kernel)
+        if kernel is not None:
+            note("operator-problem", op=kernel, kernel=kernel, problem="fails: illegal address", error=0.0, own=0.0)
+            note("gpu-lost", op=kernel, kernel=kernel)
+        whole.status[name] = "ok" if kernel is None else "exit code 1"
+
+    whole._phase = phase  # type: ignore[method-assign,assignment]
+    whole._repeated("operators", "gpu-lost")
+    assert ran == ["mlp", "attention", None]
+    note("operator-problem", op="x", kernel="linear", problem="L2 error", error=2.1e-3, own=1e-3)  # not that wrong
+    note("operator-problem", op="x", kernel="depthwise", problem="not finite", error=float("nan"), own=1e-3)
+    whole._leave_out()
+    assert whole.left_out == ("attention", "depthwise", "mlp")
+    assert switched_on(whole._env()["FVEXPORT_KERNELS"]) == DEFAULTS - {"attention", "depthwise", "mlp"}
+    ran.clear()
+    whole._repeated("operators", "no such fact")
+    assert len(ran) == 1  # it failed in another way: once is enough
 
 
 def test_every_phase_has_a_share() -> None:
