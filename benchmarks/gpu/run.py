@@ -126,7 +126,9 @@ class Run:
             self._prepare()
             with self._beside("quantize") as quantizing:
                 self._correctness()
-                self._timing(quantizing)
+                # A dry run measures nothing, and has to be quick.
+                with self._beside("runtimes") if self.dry else contextlib.nullcontext():
+                    self._timing(quantizing)
         except KeyboardInterrupt:
             self._fact("interrupted")
         finally:
@@ -140,8 +142,7 @@ class Run:
                 self._phase("weights", always=True)
 
     def _correctness(self) -> None:
-        compiling = "compiled" in self.chosen
-        if compiling and not self.dry:
+        if "compiled" in self.chosen:
             self.rivals = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
         with self._beside("predict"), self._beside("tests", commands.tests(self.out, self.dry)):
             self._repeated("operators", "gpu-lost")
@@ -161,7 +162,8 @@ class Run:
             self._fact("kernel", **row)
         self._autotune()
         self._tune()
-        self._phase("runtimes")
+        if not self.dry:
+            self._phase("runtimes")
         self._phase("leftover")
 
     # --- phases that are more than one process ----------------------------------------------------------
@@ -213,9 +215,7 @@ class Run:
         return self._launch(name, job)
 
     def _compiled(self) -> None:
-        """Times the rivals that wait, one after the other; in a dry run they are started here."""
-        if self.dry and "compiled" in self.chosen:
-            self.rivals = [self._compile(size, "reduce-overhead") for size in self.scope.compiled]
+        """Times the rivals that wait, one after the other."""
         for child in self.rivals:
             child.go()
             self._ended(child, child.wait(time.time() + max(TURN_S, self._limit("compiled"))))
