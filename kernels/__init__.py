@@ -11,7 +11,9 @@ What lives here
     linear_residual a product with bias, and scale and residual after it
     linear_gelu     a product with bias, and GELU after it
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
-    depthwise       depthwise convolutions, channels-last
+    depthwise       depthwise convolutions, channels-last: the operator, and the kernel for any multiplier
+    depthwise_rows  those with one output per input channel, eight rows per program
+    depthwise_pairs those with two, which load each value once for both
     policy          which kernel computes which part of the model, and why
     accelerate      the fused model on the kernels
     cuda_graph      a model's launches recorded once and replayed

@@ -35,6 +35,7 @@ from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError
 from .attention import attention
 from .depthwise import depthwise, taps_first
+from .depthwise_rows import float_taps
 from .dispatch import SWITCH, check_names, modes_of, switched_on
 from .linear_gelu import linear_gelu
 from .linear_residual import linear_residual
@@ -152,12 +153,29 @@ class _Depthwise(_Kernels):
         super().__init__(kernels)
         assert conv.bias is not None and conv.groups == conv.in_channels
         self.weight = nn.Parameter(taps_first(conv.weight), requires_grad=False)
-        self.bias, self.stride, self.gelu = conv.bias, conv.stride[0], gelu
+        self.bias, self.stride, self.gelu, self.channels = conv.bias, conv.stride[0], gelu, conv.in_channels
+        self.part = "depthwise" if conv.out_channels == conv.in_channels else "depthwise x2"
+        self.taps: Tensor  # the weight as it is stored, in float32: prepared again whenever that changes
+        self._prepare()
+        self.register_load_state_dict_post_hook(_prepare_again)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         return depthwise(
-            x, self.weight, self.bias, self.stride, self.gelu, kernel=self.chosen("depthwise", x), modes=self.modes
-        )
+            x, self.weight, self.bias, self.stride, self.gelu, kernel=self.chosen(self.part, x), modes=self.modes,
+            taps=self.taps,
+        )  # fmt: skip
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Depthwise:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._prepare()
+        return self
+
+    def _prepare(self) -> None:
+        self.taps = float_taps(self.weight.detach(), self.channels)
+
+
+def _prepare_again(module: _Depthwise, _keys: object) -> None:
+    module._prepare()
 
 
 class _Pointwise(_Kernels):

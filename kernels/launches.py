@@ -19,6 +19,8 @@ from ..errors import UnavailableError
 from . import language
 from .attention import launch_attention
 from .depthwise import launch_depthwise
+from .depthwise_pairs import launch_depthwise_pairs
+from .depthwise_rows import launch_depthwise_rows
 from .linear_residual import launch_linear
 from .mlp import MAX_CHANNELS, launch_mlp
 from .norm_linear import NORM_EPS, launch_norm_linear
@@ -141,7 +143,8 @@ def encoder_calls(
 ) -> Iterator[Call]:  # fmt: skip
     """Every call of an operator that the encoder can be put together from, at one size.
 
-    A ConvFFN stands there twice where its fused kernel has room: as that one, and as its two products.
+    A part that several kernels compute is there once for each: a ConvFFN as `mlp`, where that has room, and as its two
+    products; a grouped convolution as `depthwise` and as `depthwise_rows` or `depthwise_pairs`.
     Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
     those of every call.
     """
@@ -229,4 +232,11 @@ def _depthwise(
         "depthwise",
         sizes,
         lambda config: launch_depthwise(x, weight, bias, stride, gelu, config, modes=make.modes),
+    )
+    taps = make(outputs, kernel, kernel, c, dtype=torch.float32)
+    launch = launch_depthwise_rows if outputs == 1 else launch_depthwise_pairs
+    yield Call(
+        "depthwise_rows" if outputs == 1 else "depthwise_pairs",
+        sizes,
+        lambda config: launch(x, taps, bias, stride, gelu, config, modes=make.modes),
     )

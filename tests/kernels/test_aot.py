@@ -28,6 +28,7 @@ from fvexport.kernels.aot import (
     compile_launch,
     line_of,
 )
+from fvexport.kernels.dispatch import OPS
 from fvexport.kernels.launches import TRITON_TYPES, Call, Launch, encoder_calls, launches_of, recording
 from fvexport.kernels.table import committed
 
@@ -35,7 +36,9 @@ pytestmark = pytest.mark.skipif(
     not language.INSTALLED or language.INTERPRETED, reason="needs Triton's compiler, not its interpreter"
 )
 
-NAMES = ("attention", "depthwise", "linear", "mlp", "norm_linear", "row_statistics")
+NAMES = (
+    "attention", "depthwise", "depthwise_pairs", "depthwise_rows", "linear", "mlp", "norm_linear", "row_statistics"
+)  # fmt: skip
 KERNELS = {f"{name}_kernel" for name in NAMES}
 
 
@@ -105,7 +108,7 @@ def test_every_committed_configuration_is_launched_somewhere(dtype: torch.dtype)
         for call, launch in launches_of(calls(dtype, *sizes, config=config), arch, dtype)
     }
     kind = "float32" if dtype == torch.float32 else "half"
-    for op in ("attention", "norm_linear", "linear", "mlp", "depthwise"):
+    for op in OPS:
         for row in committed(op):
             if row.dtype in (None, kind) and (row.dtype or not any(r.dtype == kind for r in committed(op))):
                 wanted = {*row.config.blocks.items()}

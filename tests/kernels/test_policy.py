@@ -10,7 +10,7 @@ import torch
 
 from fvexport.encoder.config import FastViTHDConfig
 from fvexport.kernels import table
-from fvexport.kernels.dispatch import DTYPES, OPS
+from fvexport.kernels.dispatch import BASELINE, DEFAULTS, DTYPES, OPS
 from fvexport.kernels.policy import A100, HALF, ROWS, ffn_floor, kernel_for
 from fvexport.kernels.table import Config, Row, committed, default_config, dtype_class, key_of, tuned
 
@@ -23,8 +23,9 @@ def test_every_row_can_be_reached() -> None:
         for dtype in DTYPES:
             for channels in (96, 192, 384, 768, 1536):
                 for rows in (1, 10**6):
-                    if kernel := kernel_for(part, dtype, channels, rows, 108):
-                        reached.add((part, kernel))
+                    for allowed in (DEFAULTS, BASELINE, OPS):
+                        if kernel := kernel_for(part, dtype, channels, rows, 108, allowed):
+                            reached.add((part, kernel))
     assert reached == {(row.part, row.kernel) for row in ROWS}
     assert {row.kernel for row in ROWS} == set(OPS) and all(row.why for row in ROWS)
 
@@ -32,7 +33,9 @@ def test_every_row_can_be_reached() -> None:
 def test_float32_products_are_pytorchs() -> None:
     for part in ("ConvFFN", "qkv", "attention", "proj", "pointwise"):
         assert kernel_for(part, torch.float32, 96, 4096, 108) is None
-    assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise"
+    assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise_rows"
+    assert kernel_for("depthwise x2", torch.float32, 96, 4096, 108) == "depthwise_pairs"
+    assert kernel_for("depthwise x2", torch.float32, 96, 4096, 108, BASELINE) == "depthwise"
     assert kernel_for("squeeze-excite", torch.float16, 96, 4096, 108) is None
 
 
@@ -71,6 +74,14 @@ def test_the_first_row_that_fits() -> None:
         assert not row.fits(arch, dtype, {"m": m, "k": k})
     assert not row.fits("sm_90", "half", {"m": 64, "k": 9})
     assert default_config("attention", "sm_90", "half", {"tokens": 16, "batch": 1, "heads": 24}).blocks["BLOCK_M"] == 16
+
+
+def test_bounds_of_a_product() -> None:
+    row = Row(Config({"A": 1}), "", sizes={"batch*height": (10, 20)})
+    assert row.fits("sm_90", "half", {"batch": 2, "height": 5}) and row.fits("sm_90", "half", {"batch": 4, "height": 5})
+    assert not row.fits("sm_90", "half", {"batch": 3, "height": 3}) and not row.fits(
+        "", "half", {"batch": 3, "height": 7}
+    )
 
 
 def test_key_of_a_search() -> None:

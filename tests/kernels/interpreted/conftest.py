@@ -28,8 +28,9 @@ Judge = Callable[..., None]
 
 @pytest.fixture(scope="session", autouse=True)
 def _bfloat16() -> Iterator[None]:
-    """Bfloat16 as a GPU has it. NumPy has none, so Triton 3.7's interpreter keeps its bits as integers: it cuts off
-    where a GPU rounds to nearest, and `tl.dot` multiplies the integers.
+    """Bfloat16 and float8_e4m3fn as a GPU has them. NumPy has neither, so Triton 3.7's interpreter keeps their bits as
+    integers: it cuts off where a GPU rounds bfloat16 to nearest, rounds float8 wrongly where the exponent changes, and
+    `tl.dot` multiplies the integers.
     """
     if not language.INSTALLED:
         yield
@@ -47,6 +48,8 @@ def _bfloat16() -> Iterator[None]:
             return widened(value).view(np.uint32)
         if (source, target) == (tl.float32, tl.bfloat16):
             return torch.from_numpy(np.ascontiguousarray(value)).bfloat16().view(torch.uint16).numpy()
+        if (source, target) == (tl.float32, tl.float8e4nv):
+            return torch.from_numpy(np.ascontiguousarray(value)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         return convert(value, source, target, rounding)
 
     def multiplying(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
