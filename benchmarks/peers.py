@@ -116,7 +116,7 @@ class LoadedPeer:
         run: `pixel_values` (B, 3, H, W) -> features (B, N, C) float32.
         computes: how, in words.
         device: `cpu` or `cuda`.
-        run_tensor: the same from tensor to tensor on that device, in the peer's dtype; None where it takes arrays alone.
+        run_tensor: the same from tensor to tensor on that device, in the peer's dtype; None if it takes only arrays.
     """
 
     run: Callable[[np.ndarray], np.ndarray]

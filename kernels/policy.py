@@ -61,10 +61,20 @@ ROWS: tuple[Row, ...] = (
         "the model's largest tensor is written once; cuDNN's convolution, bias and GELU pass over it five times",
     ),
     Row(
-        "depthwise", "depthwise", DTYPES,
-        "bound by bytes; reads and writes each value once, with bias and GELU in the same pass, for every grouped "
-        "convolution of the model",
+        "depthwise", "depthwise_rows", DTYPES,
+        "bias and GELU in the same pass; 3x3 is bound by bytes, 7x7 by instructions, of which it takes 77 to 88 per "
+        "value instead of 106",
     ),
+    Row(
+        "depthwise", "depthwise", DTYPES,
+        "bias and GELU in the same pass: each value is read and written once",
+    ),
+    Row(
+        "depthwise x2", "depthwise_pairs", DTYPES,
+        "7x7 with two outputs per input channel: 88 instructions per value instead of 246, because each value of x is "
+        "loaded once for both",
+    ),
+    Row("depthwise x2", "depthwise", DTYPES, "bias and GELU in the same pass"),
     Row(
         "ConvFFN", "mlp", HALF,
         "the hidden tensor, 8 of the 11 C values a position that two products move, is never written. Fewer than one "
