@@ -71,6 +71,7 @@ def test_kernels_are_those_of_the_policy() -> None:
         assert set(case.kernels) == rows | ({TWO} if case.op == "mlp" else set())
         assert case.chosen is None or case.chosen in case.kernels
     assert {case.part for case in half} == {
+        "stem",
         "qkv",
         "attention",
         "proj",
