@@ -3,6 +3,7 @@
     python -m fvexport.benchmarks.gpu.model                                    # an H100, four sizes
     python -m fvexport.benchmarks.gpu.model --res 512 --batch 4 --gpu h200 --json
     python -m fvexport.benchmarks.gpu.model --markdown                         # the tables of docs/performance-model.md
+    python -m fvexport.benchmarks.gpu.model --choices                          # every kernel for every part
 
 Nothing it prints is measured: times follow from instructions counted in SASS, FLOPs, bytes, and the GPU's ceilings.
 Totals may be off by a third, single kernels by a factor of two; the order of alternatives is more reliable.
@@ -194,16 +195,20 @@ def _beside(name: str, measured: float | None, predicted: float | None) -> str:
 @click.option("--batch", default="1,8", show_default=True, help="Images per call, comma-separated.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per size.")
 @click.option("--markdown", is_flag=True, help="Print the tables of docs/performance-model.md.")
-def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool) -> None:
+@click.option("--choices", is_flag=True, help="Print every kernel for every part, and where the policy loses.")
+def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices: bool) -> None:
     """Prints predicted milliseconds by part, of each change, and of the rivals."""
     from ...errors import FvexportError
     from .predicted.device import device_of
 
     try:
         device = device_of(gpu)
-        found = [
-            predict(side, images, device) for side in _numbers(res, "--res") for images in _numbers(batch, "--batch")
-        ]
+        sizes = [(side, images) for side in _numbers(res, "--res") for images in _numbers(batch, "--batch")]
+        if choices:
+            for side, images in sizes:
+                click.echo("\n".join(choice_lines(side, images, device)))
+            return
+        found = [predict(side, images, device) for side, images in sizes]
         if markdown:
             from .predicted.markdown import tables
 
@@ -239,6 +244,22 @@ def lines_of(prediction: Prediction) -> Iterator[str]:
     for name, ms in prediction.alone.items():
         yield f"  {name:36}{ms:9.3f}{ms - before:+9.3f}{prediction.together[name]:10.3f}"
     yield ""
+
+
+def choice_lines(side: int, batch: int, device: Device) -> Iterator[str]:
+    """Every part of the model at one size: the policy's kernel, and all kernels with their predicted microseconds."""
+    from .predicted.alternatives import alternatives
+    from .predicted.scenario import Image
+
+    yield f"{side}x{side}, batch {batch}, {device.name}: microseconds of one launch or call, {PREDICTED}"
+    for found in alternatives(Image(side, side, batch), device):
+        sizes = " ".join(f"{name}={size}" for name, size in found.sizes.items())
+        times = ", ".join(
+            f"{kernel} {1e6 * cost.seconds:.1f}"
+            for kernel, cost in sorted(found.costs.items(), key=lambda item: item[1].seconds)
+        )
+        slow = "" if found.best == found.chosen else f", {1e6 * found.loss:.1f} us of a call more than {found.best}"
+        yield f"  {found.count:2} x {found.row} {sizes}: {found.chosen}{slow} ({times})"
 
 
 if __name__ == "__main__":
