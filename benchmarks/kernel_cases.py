@@ -24,6 +24,7 @@ from ..kernels.linear_residual import linear_residual, linear_residual_reference
 from ..kernels.mlp import MAX_CHANNELS, mlp, mlp_reference
 from ..kernels.norm_linear import norm_linear, norm_linear_reference, weight_sums
 from ..kernels.policy import ROWS, kernel_for
+from ..kernels.stem import COLORS, KERNEL, STRIDE, flat_taps, stem, stem_reference
 from ..kernels.table import arch_of
 
 if TYPE_CHECKING:
@@ -132,9 +133,10 @@ def cases(config: FastViTHDConfig, side: int, batch: int, make: Maker) -> Iterat
 
 
 def _all(config: FastViTHDConfig, side: int, batch: int, make: Maker) -> Iterator[Case]:
-    stem = config.dims[0]
-    yield _depthwise(make, batch, side // 2, side // 2, stem, 3, stride=2, gelu=True)
-    yield _pointwise(make, batch * side * side // 16, stem)
+    first = config.dims[0]
+    yield _stem(make, batch, side, first)
+    yield _depthwise(make, batch, side // 2, side // 2, first, 3, stride=2, gelu=True)
+    yield _pointwise(make, batch * side * side // 16, first)
     stages = zip(config.dims, config.depths, config.stage_resolutions(side, side), strict=True)
     for stage, (c, depth, (h, w)) in enumerate(stages):
         if stage:
@@ -269,7 +271,36 @@ def _with_backend(name: str, qkv: Tensor, heads: int) -> Callable[[int], Tensor]
     return call
 
 
-# --- depthwise convolutions -----------------------------------------------------------------------------
+# --- convolutions ---------------------------------------------------------------------------------------
+
+
+def _stem(make: Maker, b: int, side: int, c: int) -> Case:
+    x, m = make(b, COLORS, side, side), b * (side // STRIDE) ** 2
+    filters, biases = [make(c, COLORS, KERNEL, KERNEL, std=0.2) for _ in range(SETS)], [make(c) for _ in range(SETS)]
+    taps, chosen = [flat_taps(weight) for weight in filters], make.chosen("stem", COLORS, m)
+
+    def convolution(form: torch.memory_format) -> Callable[[int], Tensor]:
+        image, laid_out = (
+            x.contiguous(memory_format=form),
+            [weight.contiguous(memory_format=form) for weight in filters],
+        )
+
+        def call(i: int) -> Tensor:
+            return F.gelu(F.conv2d(image, laid_out[i], biases[i], STRIDE, KERNEL // 2)).permute(0, 2, 3, 1)
+
+        return call
+
+    return Case(
+        "stem", "stem", {"m": m, "c": c, "levels": 0}, 1, chosen, 2.0 * m * c * COLORS * KERNEL**2,
+        make.dtype.itemsize * (x.numel() + _size((m, c), tuple(taps[0].shape))),
+        make.kernels("stem", chosen, lambda name, modes, i: stem(
+            x, taps[i], biases[i], kernel=name, modes=modes), gelu=True),
+        {
+            "cuDNN + gelu, channels-last": rotated(convolution(torch.channels_last)),
+            "cuDNN + gelu, NCHW": rotated(convolution(torch.contiguous_format)),
+        },
+        lambda: stem_reference(ends(x).double(), taps[0].double(), biases[0].double()),
+    )  # fmt: skip
 
 
 def _depthwise(

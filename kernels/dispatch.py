@@ -217,5 +217,11 @@ def on_device_of(x: Tensor) -> AbstractContextManager[object]:
 
 
 @functools.lru_cache
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU; elsewhere a number with which a persistent kernel can be interpreted and compiled."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+@functools.lru_cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

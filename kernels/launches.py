@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,6 +87,11 @@ class Call:
     launch: Callable[[Config], object]
 
 
+def existing(calls: Iterable[Call], arch: str, dtype: torch.dtype) -> Iterator[Call]:
+    """The calls of kernels that an architecture (`sm_90`) has for a dtype."""
+    return (call for call in calls if exists(call.op, capability_of(arch), dtype))
+
+
 def launches_of(
     calls: Sequence[Call], arch: str, dtype: torch.dtype, *, each_size: bool = False
 ) -> list[tuple[Call, Launch]]:
@@ -96,9 +101,7 @@ def launches_of(
     architecture does not have are left out.
     """
     found: dict[tuple[Any, ...], tuple[Call, Launch]] = {}
-    for call in calls:
-        if not exists(call.op, capability_of(arch), dtype):
-            continue
+    for call in existing(calls, arch, dtype):
         with recording() as made:
             call.launch(default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for launch in made:

@@ -26,7 +26,7 @@ from .table import Config, arch_of, cache_file, default_config, dtype_class, env
 
 BOUNDS = {
     "BLOCK_M": (16, 256), "BLOCK_N": (16, 256), "BLOCK_K": (16, 128), "BLOCK_H": (16, 128), "GROUP_M": (4, 16),
-    "BLOCK": (256, 4096), "SPLITS": (1, 16), "SPLIT_N": (1, 4),
+    "BLOCK": (256, 4096), "SPLITS": (1, 16), "SPLIT_N": (1, 4), "PERSISTENT": (0, 1),
     "ROWS": (1, 4), "BLOCK_W": (4, 64), "BLOCK_C": (16, 256), "num_warps": (1, 16), "num_stages": (1, 6),
 }  # fmt: skip
 """Smallest and largest value of each size that is tried."""
@@ -175,7 +175,7 @@ def neighbours(config: Config) -> Iterator[Config]:
     arguments = config.arguments
     for name, value in arguments.items():
         low, high = BOUNDS[name]
-        for other in (value - 1, value + 1) if name == "num_stages" else (value // 2, value * 2):
+        for other in (value - 1, value + 1) if name in ("num_stages", "PERSISTENT") else (value // 2, value * 2):
             if low <= other <= high:
                 changed = arguments | {name: other}
                 warps, stages = changed.pop("num_warps"), changed.pop("num_stages")

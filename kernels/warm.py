@@ -31,7 +31,7 @@ from ..encoder.config import FastViTHDConfig
 from ..errors import UnavailableError, first_line
 from ..progress import Progress, silent
 from .dispatch import DEFAULTS, modes_for
-from .launches import ALIGNED, Call, encoder_calls, recording
+from .launches import ALIGNED, Call, encoder_calls, existing, recording
 from .table import Config, default_config, dtype_class
 
 LIMIT_S = 60.0
@@ -123,7 +123,7 @@ def encoder_launches(
         (call, default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for height, width, batch in sizes
         for dtype in dtypes
-        for call in encoder_calls(config, height, width, batch, dtype, modes=modes)
+        for call in existing(encoder_calls(config, height, width, batch, dtype, modes=modes), arch, dtype)
     ]
 
 

@@ -35,8 +35,8 @@ Operator = Callable[..., Tensor]
 
 PARTS: dict[str, tuple[str, ...]] = {
     "depthwise": ("depthwise",),
-    "linear_gelu": ("pointwise", "ConvFFN"),
-    "linear_residual": ("ConvFFN", "proj"),
+    "linear_gelu": ("pointwise", "fc1"),
+    "linear_residual": ("fc2", "proj"),
     "mlp": ("ConvFFN",),
     "norm_linear": ("qkv",),
     "attention": ("attention",),

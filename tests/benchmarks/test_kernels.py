@@ -65,7 +65,7 @@ def test_kernels_are_those_of_the_policy() -> None:
         rows = {row.kernel for row in ROWS if row.part == case.part and torch.half in row.dtypes and not row.arch}
         assert set(case.kernels) == rows - ({"mlp"} if case.op.startswith("linear") else set())
         assert case.chosen is None or case.chosen in rows
-    assert {case.part for case in half} == {"qkv", "attention", "proj", "ConvFFN", "pointwise", "depthwise"}
+    assert {case.part for case in half} == {"stem", "qkv", "attention", "proj", "ConvFFN", "pointwise", "depthwise"}
 
 
 def a_case(**runs: Tensor) -> Case:

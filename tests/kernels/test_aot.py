@@ -62,7 +62,7 @@ def largest(arch: str, dtype: torch.dtype) -> dict[str, tuple[Call, Launch]]:
     found: dict[str, tuple[Call, Launch]] = {}
 
     def size(launch: Launch) -> int:
-        return prod(v for _, v in launch.constants if type(v) is int)
+        return prod(v for _, v in launch.constants if type(v) is int and v)
 
     for call, launch in launches_of(calls(dtype, (1024, 1024), modes=modes_for(arch)), arch, dtype):
         if launch.name not in found or size(launch) > size(found[launch.name][1]):

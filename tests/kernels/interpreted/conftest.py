@@ -65,7 +65,15 @@ def _small_types() -> Iterator[None]:
         ]
         return dot(self, *wide, d, *rest)
 
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patching(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        # Triton 3.6 converts an array of one element to an integer, which NumPy 2.5 refuses.
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.reshape(-1)[0]))
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang_tensor", patching)
         patch.setattr(interpreter, "_convert_float", converting)
         patch.setattr(interpreter.InterpreterBuilder, "create_dot", multiplying)
         yield
