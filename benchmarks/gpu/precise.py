@@ -6,9 +6,8 @@ import torch
 
 
 def exact_float32() -> None:
-    """No TF32 and no sums in half precision, in this whole process; cuDNN takes the fastest algorithm it finds."""
+    """No TF32 and no sums in half precision, in this whole process."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-    torch.backends.cudnn.benchmark = True

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from fvexport.benchmarks.gpu.encoder import verdicts
-from fvexport.benchmarks.gpu.operators import Check, Random, awkward_cases, checks, encoder_cases
+from fvexport.benchmarks.gpu.operator_cases import Random, awkward_cases, encoder_cases
+from fvexport.benchmarks.gpu.operators import Check, checks
 from fvexport.benchmarks.gpu.precise import exact_float32
 from fvexport.benchmarks.gpu.scope import REAL, Size, square
 from fvexport.encoder.config import VARIANTS
@@ -27,10 +28,10 @@ HALF = (torch.float16, torch.bfloat16)
 def _exact() -> Iterator[None]:
     """PyTorch is the reference here: no TF32 in it, and none left behind."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    before = matmul.allow_tf32, cudnn.allow_tf32
     exact_float32()
     yield
-    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+    matmul.allow_tf32, cudnn.allow_tf32 = before
     torch.cuda.empty_cache()
 
 
