@@ -27,6 +27,8 @@ from .scope import DRY, REAL, TUNED, Scope
 LOG = "run.log"
 MAX_LOG = 900_000
 """Bytes of the log that are kept: its beginning and its end."""
+BACKGROUND = "reduce-overhead"
+"""The mode of torch.compile that compiles beside the phases before it."""
 COMPILING_S = 40.0
 """Seconds at least that torch.compile may go on for after the correctness phases, before the first timing."""
 LIVES = 5
@@ -143,7 +145,7 @@ class Run:
 
     def _correctness(self) -> None:
         if "compiled" in self.chosen:
-            self.rivals = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
+            self.rivals = [self._compile(size, BACKGROUND, waits=True) for size in self.scope.compiled]
         with self._beside("predict"), self._beside("tests", commands.tests(self.out, self.dry)):
             self._repeated("operators", "gpu-lost")
             self._leave_out()
@@ -209,7 +211,7 @@ class Run:
         named = dict(zip(("height", "width", "batch"), size, strict=True))
         name = f"{mode} {type(self.scope.profiled)(**named).name}"
         profiled = tuple(size) == tuple(self.scope.profiled)
-        if profiled and mode == "reduce-overhead":
+        if profiled and mode == BACKGROUND:
             options["profile"] = "compile"
         job = self._job("compiled", max(self.left(), 1.0), size=list(size), mode=mode, **options)
         return self._launch(name, job)
@@ -311,6 +313,8 @@ class Run:
                 found["TRITON_INTERPRET"] = "1"
         if self.left_out:
             found["FVEXPORT_KERNELS"] = ",".join(f"-{name}" for name in self.left_out)
+        if name.startswith(BACKGROUND):
+            found["TORCHINDUCTOR_COMPILE_THREADS"] = "4"  # four models at once, beside the other phases
         if autotune:
             # Triton's convolution templates are tried for every depthwise layer otherwise, minutes for nothing.
             found["TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"] = "ATEN"
