@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -69,6 +70,7 @@ def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, comm
     chosen = frozenset(ALL if only is None else (name.strip() for name in only.split(",")))
     if unknown := sorted(chosen - set(ALL)):
         raise click.UsageError(f"no phase {unknown[0]!r}; known are {', '.join(ALL)}")
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C does: children end, and what there is is reported
     out.mkdir(parents=True, exist_ok=True)
     for old in (facts.FILE, LOG, *commands.FILES):
         (out / old).unlink(missing_ok=True)
@@ -324,6 +326,10 @@ class Run:
         """Keeps the log under its size."""
         shorten(self.log)
         shorten(self.out / commands.TESTS)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _is_hard(problem: facts.Fact) -> bool:
