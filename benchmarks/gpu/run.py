@@ -42,6 +42,7 @@ TURN_S = 20.0
 """Seconds at least that a compiled rival may be timed and profiled for."""
 REPORT_S = 3.0
 """Seconds kept back for the report."""
+NEED_WEIGHTS = frozenset(("models", "latency", "compiled", "autotune", "profile", "fp8", "tune", "leftover"))
 ALL = (*phases.NAMES[:-3], "autotune", *phases.NAMES[-3:])
 
 
@@ -70,6 +71,8 @@ def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, comm
     chosen = frozenset(ALL if only is None else (name.strip() for name in only.split(",")))
     if unknown := sorted(chosen - set(ALL)):
         raise click.UsageError(f"no phase {unknown[0]!r}; known are {', '.join(ALL)}")
+    if "fp8" in chosen:
+        chosen |= {"quantize"}
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C does: children end, and what there is is reported
     out.mkdir(parents=True, exist_ok=True)
     for old in (facts.FILE, LOG, *commands.FILES):
@@ -142,7 +145,7 @@ class Run:
     def _prepare(self) -> None:
         """Environment, cache and weights beside each other: the first needs the GPU alone, the others the CPU."""
         with self._beside("environment"), self._beside("warm"):
-            if self.chosen & {"models", "latency", "compiled", "autotune", "profile", "tune", "leftover"}:
+            if self.chosen & NEED_WEIGHTS:
                 self._phase("weights", always=True)
 
     def _correctness(self) -> None:
