@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SETS = 8
 """Sets of weights that a graph takes in turn: those of a wide product (19 MB) exceed any L2 cache together."""
+TWO = "two products"
+"""A ConvFFN as fc1 and fc2, by the kernels that the policy takes for these."""
 ROWS_COMPARED = 2048
 """Rows at either end of a product that are compared with float64; of feature maps the first and the last image."""
 
@@ -190,7 +192,7 @@ def _attention(make: Maker, b: int, n: int, c: int, heads: int, count: int) -> I
         {name: rotated(_with_backend(name, qkv, heads)) for name in _backends(make.device)},
         lambda: attention_reference(ends(qkv).double(), heads),
     )  # fmt: skip
-    yield _residual(make, "proj", make.chosen("proj", c, m), m, c, c, count)
+    yield _residual(make, "proj", m, c, c, count)
 
 
 def _ffn(make: Maker, m: int, c: int, hidden: int, count: int) -> Iterator[Case]:
@@ -199,34 +201,36 @@ def _ffn(make: Maker, m: int, c: int, hidden: int, count: int) -> Iterator[Case]
     w1, b1 = [make(hidden, c, std=c**-0.5) for _ in range(SETS)], [make(hidden) for _ in range(SETS)]
     w2, b2 = [make(c, hidden, std=hidden**-0.5) for _ in range(SETS)], [make(c) for _ in range(SETS)]
 
-    def whole(name: str, modes: int, i: int) -> Tensor:
-        if name == "mlp":
-            return mlp(x, w1[i], b1[i], w2[i], b2[i], residual, kernel=name, modes=modes)
-        hidden = linear_gelu(x, w1[i], b1[i], kernel=name, modes=modes)
-        return linear_residual(hidden, w2[i], b2[i], residual, kernel=name, modes=modes)
+    def two(_name: str, modes: int, i: int) -> Tensor:
+        hidden = linear_gelu(x, w1[i], b1[i], kernel=make.chosen("fc1", c, m), modes=modes)
+        return linear_residual(
+            hidden, w2[i], b2[i], residual, kernel=make.chosen("fc2", w1[i].shape[0], m), modes=modes
+        )
+
+    def fused(name: str, modes: int, i: int) -> Tensor:
+        return mlp(x, w1[i], b1[i], w2[i], b2[i], residual, kernel=name, modes=modes)
 
     if c <= MAX_CHANNELS:
         yield Case(
-            "mlp", "ConvFFN", {"m": m, "c": c, "hidden": hidden}, count, chosen, 4.0 * m * c * hidden,
+            "mlp", "ConvFFN", {"m": m, "c": c, "hidden": hidden}, count, chosen or TWO, 4.0 * m * c * hidden,
             item * _size((m, c), (m, c), (m, c), (hidden, c), (c, hidden)),
-            make.kernels("ConvFFN", chosen, whole, gelu=True),
+            {**make.kernels("ConvFFN", chosen, fused, gelu=True), TWO: _runs(two, TWO, modes_of(DEFAULTS))},
             {"linear + gelu + linear + add": rotated(
                 lambda i: mlp_reference(x, w1[i], b1[i], w2[i], b2[i], residual))},
             lambda: mlp_reference(
                 ends(x).double(), w1[0].double(), b1[0].double(), w2[0].double(), b2[0].double(),
                 ends(residual).double()),
         )  # fmt: skip
-    products = None if chosen == "mlp" else chosen
-    yield _gelu(make, "ConvFFN", products, m, hidden, c, count)
-    yield _residual(make, "ConvFFN", products, m, c, hidden, count)
+    yield _gelu(make, "fc1", m, hidden, c, count)
+    yield _residual(make, "fc2", m, c, hidden, count)
 
 
 def _pointwise(make: Maker, m: int, c: int) -> Case:
-    return _gelu(make, "pointwise", make.chosen("pointwise", c, m), m, c, c, 1)
+    return _gelu(make, "pointwise", m, c, c, 1)
 
 
-def _gelu(make: Maker, part: str, chosen: str | None, m: int, n: int, k: int, count: int) -> Case:
-    x = make(m, k)
+def _gelu(make: Maker, part: str, m: int, n: int, k: int, count: int) -> Case:
+    x, chosen = make(m, k), make.chosen(part, k, m)
     weights, biases = [make(n, k, std=k**-0.5) for _ in range(SETS)], [make(n) for _ in range(SETS)]
     kernels = make.kernels(
         part, chosen, lambda name, modes, i: linear_gelu(x, weights[i], biases[i], kernel=name, modes=modes), gelu=True
@@ -234,14 +238,14 @@ def _gelu(make: Maker, part: str, chosen: str | None, m: int, n: int, k: int, co
     return Case(
         "linear_gelu", part, {"m": m, "n": n, "k": k}, count, chosen, 2.0 * m * n * k,
         make.dtype.itemsize * _size((m, k), (n, k), (m, n)),
-        {name: runs for name, runs in kernels.items() if not name.startswith("mlp")},
+        kernels,
         {"linear + gelu": rotated(lambda i: F.gelu(F.linear(x, weights[i], biases[i])))},
         lambda: linear_gelu_reference(ends(x).double(), weights[0].double(), biases[0].double()),
     )  # fmt: skip
 
 
-def _residual(make: Maker, part: str, chosen: str | None, m: int, n: int, k: int, count: int) -> Case:
-    x, residual = make(m, k), make(m, n)
+def _residual(make: Maker, part: str, m: int, n: int, k: int, count: int) -> Case:
+    x, residual, chosen = make(m, k), make(m, n), make.chosen(part, k, m)
     weights, biases = [make(n, k, std=k**-0.5) for _ in range(SETS)], [make(n) for _ in range(SETS)]
 
     def run(name: str, modes: int, i: int) -> Tensor:
@@ -250,7 +254,7 @@ def _residual(make: Maker, part: str, chosen: str | None, m: int, n: int, k: int
     return Case(
         "linear_residual", part, {"m": m, "n": n, "k": k}, count, chosen, 2.0 * m * n * k,
         make.dtype.itemsize * _size((m, k), (n, k), (m, n), (m, n)),
-        {name: runs for name, runs in make.kernels(part, chosen, run).items() if not name.startswith("mlp")},
+        make.kernels(part, chosen, run),
         {"linear + add": rotated(lambda i: residual + F.linear(x, weights[i], biases[i]))},
         lambda: linear_residual_reference(
             ends(x).double(), weights[0].double(), biases[0].double(), ends(residual).double()),

@@ -108,7 +108,7 @@ TARGETS: tuple[Target, ...] = (
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "tensorrt_rtx",
         "pip install tensorrt-rtx",
-        note="the engine that `fvexport trt` built anywhere, on an RTX GPU (compute capability 8.0, 8.6, 8.9 or 12)",
+        note="the engine that `fvexport trt` built anywhere, on a GPU that TensorRT-RTX lists",
         taps=False,
     ),
     Target(

@@ -38,7 +38,7 @@ FP8_OPS = ("linear_fp8", "norm_fp8", "quantize_fp8", "scaled_mm")
 LIBRARY_OPS = ("scaled_mm",)
 """Names that stand for a library's kernel: these have no block sizes."""
 
-OPS = (*BASELINE, *PRODUCTS, "stem", *FP8_OPS)
+OPS = (*BASELINE, *PRODUCTS, "depthwise_rows", "depthwise_pairs", "stem", *FP8_OPS)
 """All kernels by name, as the switch and the tables know them."""
 
 MODES = ("fast_gelu", "pdl")
@@ -214,6 +214,12 @@ def precision_of(dtype: torch.dtype) -> str:
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
     """Makes a tensor's GPU the current one, on which Triton launches; nothing for tensors elsewhere."""
     return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+
+
+@functools.lru_cache
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU; elsewhere a number with which a persistent kernel can be interpreted and compiled."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 @functools.lru_cache

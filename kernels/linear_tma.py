@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import gelu_form, pdl_launch
+from .dispatch import gelu_form, pdl_launch, processors_of
 from .language import jit, tl
 from .table import Config
 from .tiles import begin, gelu_as, tile_of
@@ -35,19 +35,12 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @jit
-def linear_tma_kernel(
-    x, weight, bias_ptr, scale_ptr, residual, m, n, k, out,
+def compute_tile(
+    tile, x, weight, bias_ptr, scale_ptr, residual, m, n, k, out,
     GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    PDL: tl.constexpr,
 ):  # fmt: skip
-    """One program: a BLOCK_M x BLOCK_N tile. Grid: (cdiv(m, BLOCK_M) * cdiv(n, BLOCK_N),).
-
-    x, weight, residual, out: descriptors of (m, k), (n, k), (m, n) or None, and (m, n), whose blocks are
-    (BLOCK_M, BLOCK_K), (BLOCK_N, BLOCK_K), and twice (BLOCK_M, BLOCK_N); bias_ptr: (n,); scale_ptr: (n,) or None; all
-    of one half type. GELU: as `gelu_as` takes it.
-    """
-    begin(PDL)
-    tile_m, tile_n = tile_of(tl.program_id(0), m, n, BLOCK_M, BLOCK_N, GROUP_M)
+    """One BLOCK_M x BLOCK_N tile of the result; arguments as in `linear_tma_kernel`."""
+    tile_m, tile_n = tile_of(tile, m, n, BLOCK_M, BLOCK_N, GROUP_M)
     row = tile_m * BLOCK_M
     column = tile_n * BLOCK_N
     y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -61,6 +54,35 @@ def linear_tma_kernel(
     if residual is not None:
         y += residual.load([row, column]).to(tl.float32)
     out.store([row, column], y.to(out.dtype))
+
+
+@jit
+def linear_tma_kernel(
+    x, weight, bias_ptr, scale_ptr, residual, m, n, k, out,
+    GELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    PERSISTENT: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One program: a BLOCK_M x BLOCK_N tile, or if PERSISTENT every num_programs-th tile.
+
+    Grid: (cdiv(m, BLOCK_M) * cdiv(n, BLOCK_N),), or if PERSISTENT any smaller one.
+
+    x, weight, residual, out: descriptors of (m, k), (n, k), (m, n) or None, and (m, n), whose blocks are
+    (BLOCK_M, BLOCK_K), (BLOCK_N, BLOCK_K), and twice (BLOCK_M, BLOCK_N); bias_ptr: (n,); scale_ptr: (n,) or None; all
+    of one half type. GELU: as `gelu_as` takes it.
+    """
+    begin(PDL)
+    first = tl.program_id(0)
+    if PERSISTENT:
+        tiles = tl.cdiv(m, BLOCK_M) * tl.cdiv(n, BLOCK_N)
+        # One loop with that over k: the next tile's first blocks are fetched while this tile's end is computed.
+        for tile in tl.range(first, tiles, tl.num_programs(0), flatten=True):
+            compute_tile(
+                tile, x, weight, bias_ptr, scale_ptr, residual, m, n, k, out, GELU, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M
+            )
+    else:
+        compute_tile(
+            first, x, weight, bias_ptr, scale_ptr, residual, m, n, k, out, GELU, BLOCK_M, BLOCK_N, BLOCK_K, GROUP_M
+        )
 
 
 def fits(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> bool:
@@ -80,11 +102,14 @@ def launch_linear_tma(
     out = x.new_empty(*x.shape[:-1], n)
     tile_m, tile_n, tile_k = (config.blocks[f"BLOCK_{axis}"] for axis in "MNK")
     tiles = -(-m // tile_m) * -(-n // tile_n)
-    linear_tma_kernel[(tiles,)](
+    # With a residual, its tile and the result's would take 128 KiB beside the stages'.
+    persistent = int(bool(config.blocks["PERSISTENT"]) and residual is None)
+    programs = min(tiles, processors_of(x.device)) if persistent else tiles
+    linear_tma_kernel[(programs,)](
         descriptor(x, m, k, tile_m, tile_k), descriptor(weight, n, k, tile_n, tile_k), bias, scale,
         None if residual is None else descriptor(residual, m, n, tile_m, tile_n), m, n, k,
-        descriptor(out, m, n, tile_m, tile_n), GELU=gelu_form(gelu, x.dtype, modes), **config.arguments,
-        **pdl_launch(modes, x),
+        descriptor(out, m, n, tile_m, tile_n), GELU=gelu_form(gelu, x.dtype, modes),
+        **{**config.arguments, "PERSISTENT": persistent}, **pdl_launch(modes, x),
     )  # fmt: skip
     return out
 

@@ -31,13 +31,14 @@ from ..encoder.config import FastViTHDConfig
 from ..errors import UnavailableError, first_line
 from ..progress import Progress, silent
 from .dispatch import DEFAULTS, modes_for
-from .launches import ALIGNED, Call, encoder_calls, recording
+from .launches import ALIGNED, Call, encoder_calls, existing, recording
 from .table import Config, default_config, dtype_class
 
 LIMIT_S = 60.0
 """Seconds that one launch may compile for; large tiles without room for them take minutes."""
 START_S = 120.0
 """Seconds that a process may take to import PyTorch and Triton."""
+NO_TIME = "no time left to compile"
 
 
 @dataclass(frozen=True)
@@ -79,30 +80,84 @@ def warm(
         wanted: calls, on any device, and the block sizes to launch them with.
         arch: of the GPU that will run them (`sm_90`).
         jobs: processes at most; as many as there are processors if not given.
-        limit_s: a launch that compiles for longer is given up.
+        limit_s: seconds after which a launch that still compiles is given up.
         resources: also find registers and spills; for what the cache has already that takes another 0.3 s each.
 
     Returns what became of the launches of each pair. A pair that cannot be launched has one `Built` that says why.
 
     Raises UnavailableError where Triton's compiler is missing, or processes do not start.
     """
-    tasks: dict[bytes, int] = {}
-    rows: list[list[int] | Built] = []
-    for call, config in wanted:
-        try:
-            made = requests(call, config, arch, resources)
-        except UnavailableError:
-            raise
-        except Exception as error:  # block sizes that a launcher refuses
-            rows.append(Built(call.op, 0.0, error=first_line(error)))
-        else:
-            rows.append([tasks.setdefault(pickle.dumps(request), len(tasks)) for request in made])
-    built: dict[int, Built] = {}
-    if tasks:
-        for index, found in _compile(list(tasks), jobs or os.cpu_count() or 1, limit_s):
+    with Compilers(jobs, limit_s) as compilers:
+        return compilers.warm(wanted, arch, resources=resources, progress=progress)
+
+
+class Compilers:
+    """Processes that compile, kept between calls of `warm`: each takes seconds to start. They start when needed.
+
+    Args:
+        jobs: processes at most; as many as there are processors if not given.
+        limit_s: seconds after which a launch that still compiles is given up.
+    """
+
+    def __init__(self, jobs: int | None = None, limit_s: float = LIMIT_S) -> None:
+        self.jobs, self.limit_s = jobs or os.cpu_count() or 1, limit_s
+        self._workers: list[_Worker] = []
+
+    def __enter__(self) -> Compilers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+    def warm(
+        self, wanted: Sequence[tuple[Call, Config]], arch: str, *, resources: bool = False,
+        until: float = float("inf"), progress: Progress = silent,
+    ) -> list[tuple[Built, ...]]:  # fmt: skip
+        """As the function `warm`; launches that have not begun at `until` (of `time.monotonic`) are not compiled."""
+        tasks: dict[bytes, int] = {}
+        rows: list[list[int] | Built] = []
+        for call, config in wanted:
+            try:
+                made = requests(call, config, arch, resources)
+            except UnavailableError:
+                raise
+            except Exception as error:  # block sizes that a launcher refuses
+                rows.append(Built(call.op, 0.0, error=first_line(error)))
+            else:
+                rows.append([tasks.setdefault(pickle.dumps(request), len(tasks)) for request in made])
+        built: dict[int, Built] = {}
+        for index, found in self._compile(list(tasks), until):
             built[index] = found
             progress(f"compile {found.kernel}", len(built), len(tasks))
-    return [(row,) if isinstance(row, Built) else tuple(built[index] for index in row) for row in rows]
+        return [(row,) if isinstance(row, Built) else tuple(built[index] for index in row) for row in rows]
+
+    def _compile(self, tasks: Sequence[bytes], until: float) -> Iterator[tuple[int, Built]]:
+        """Results as they come, with the task's index."""
+        waiting, left = deque(range(len(tasks))), len(tasks)
+        while left:
+            if time.monotonic() >= until:
+                left -= len(waiting)
+                yield from ((index, Built(_name(tasks[index]), 0.0, error=NO_TIME)) for index in waiting)
+                waiting.clear()
+            while len(self._workers) < min(self.jobs, left):
+                self._workers.append(_Worker())
+            for worker in self._workers:
+                if waiting and worker.ready and worker.task is None:
+                    worker.take(index := waiting.popleft(), tasks[index], self.limit_s)
+            busy = [worker for worker in self._workers if worker.task is not None or not worker.ready]
+            deadline = min([worker.deadline for worker in busy] + ([until] if waiting else []))
+            if busy:
+                wait([worker.connection for worker in busy], max(0.0, min(deadline - time.monotonic(), START_S)))
+            for worker in busy:
+                task = worker.task
+                if (found := worker.answer(self.limit_s)) is not None and task is not None:
+                    left -= 1
+                    yield task, found
+                if worker.ended:
+                    worker.end()
+                    self._workers.remove(worker)
 
 
 def encoder_launches(
@@ -123,7 +178,7 @@ def encoder_launches(
         (call, default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for height, width, batch in sizes
         for dtype in dtypes
-        for call in encoder_calls(config, height, width, batch, dtype, modes=modes)
+        for call in existing(encoder_calls(config, height, width, batch, dtype, modes=modes), arch, dtype)
     ]
 
 
@@ -307,7 +362,14 @@ class _Driver:
 
 
 class _Worker:
-    """A process, and the request it has."""
+    """A process, and the task that it has.
+
+    Attributes:
+        ready: it takes tasks; before that it imports what it needs.
+        task: the index and the kernel of what it compiles.
+        deadline: when it is given up, of `time.monotonic`.
+        ended: it compiles no more.
+    """
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
@@ -318,13 +380,37 @@ class _Worker:
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             )  # fmt: skip
         self.connection = Connection(ours.detach())
-        self.ready, self.task = False, -1
+        self.ready = self.ended = False
+        self.task: int | None = None
+        self.kernel = ""
         self.deadline = time.monotonic() + START_S
 
     def take(self, index: int, task: bytes, limit_s: float) -> None:
-        self.task, self.deadline = index, time.monotonic() + limit_s
+        self.task, self.kernel, self.deadline = index, _name(task), time.monotonic() + limit_s
         with contextlib.suppress(ConnectionError):  # a process that died is found when its answer is read
             self.connection.send_bytes(task)
+
+    def answer(self, limit_s: float) -> Built | None:
+        """What became of the task; None while it goes on, or if there was none.
+
+        Raises UnavailableError for a process that did not start.
+        """
+        try:
+            if self.connection.poll():
+                found: Built | None = self.connection.recv()
+                self.ready, self.task = True, None
+                return found
+            if time.monotonic() < self.deadline:
+                return None
+            reason = f"compiles for more than {limit_s:g} s"
+        except (EOFError, ConnectionError):
+            reason = "the compiler crashed"
+        self.ended, self.task = True, None
+        self.process.kill()
+        status = self.process.wait()
+        if not self.ready:
+            raise UnavailableError(f"a process that compiles kernels did not start (exit code {status})")
+        return Built(self.kernel, limit_s, error=reason)
 
     def end(self) -> None:
         self.connection.close()
@@ -332,55 +418,6 @@ class _Worker:
         self.process.wait()
 
 
-def _compile(tasks: Sequence[bytes], jobs: int, limit_s: float) -> Iterator[tuple[int, Built]]:
-    """Results as they come, with the task's index."""
-    waiting = deque(range(len(tasks)))
-    workers = [_Worker() for _ in range(min(jobs, len(tasks)))]
-    try:
-        while workers:
-            next_deadline = min(worker.deadline for worker in workers)
-            wait([worker.connection for worker in workers], max(0.0, next_deadline - time.monotonic()))
-            for worker in list(workers):
-                found = _answer(worker, tasks, limit_s)
-                if found is None:
-                    continue
-                if found.error and worker.process.poll() is not None:
-                    worker.end()
-                    workers.remove(worker)
-                    if waiting:
-                        workers.append(_Worker())
-                if worker.task >= 0:
-                    yield worker.task, found
-                if worker in workers:
-                    if waiting:
-                        index = waiting.popleft()
-                        worker.take(index, tasks[index], limit_s)
-                    else:
-                        worker.end()
-                        workers.remove(worker)
-    finally:
-        for worker in workers:
-            worker.end()
-
-
-def _answer(worker: _Worker, tasks: Sequence[bytes], limit_s: float) -> Built | None:
-    """What a process has to say: its result, that it is ready (an empty one), or why there will be none.
-
-    Raises UnavailableError for a process that did not start.
-    """
-    name = "" if worker.task < 0 else pickle.loads(tasks[worker.task]).kernel.name
-    try:
-        if worker.connection.poll():
-            found = worker.connection.recv()
-            worker.ready = True
-            return found or Built(name, 0.0)
-        if time.monotonic() < worker.deadline:
-            return None
-        reason = f"compiles for more than {limit_s:g} s"
-    except (EOFError, ConnectionError):
-        reason = "the compiler crashed"
-    worker.process.kill()
-    status = worker.process.wait()
-    if not worker.ready:
-        raise UnavailableError(f"a process that compiles kernels did not start (exit code {status})")
-    return Built(name, limit_s, error=reason)
+def _name(task: bytes) -> str:
+    request: Request = pickle.loads(task)
+    return request.kernel.name

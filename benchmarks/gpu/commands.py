@@ -36,8 +36,8 @@ def kernels(out: Path, scope: Scope, limit_s: float, dry: bool) -> list[str]:
     sides, batches = _several(scope.kernels)
     return [
         sys.executable, "-m", "fvexport.benchmarks.kernels", "--res", ",".join(sides), "--batch", ",".join(batches),
-        "--variant", scope.variant,
-        "--out", str(out / KERNELS), "--budget", f"{limit_s:.0f}", *(["--dry-run"] if dry else []),
+        "--variant", scope.variant, "--only", "operators", "--seconds", f"{limit_s:.0f}", "--out", str(out / KERNELS),
+        *(["--dry-run"] if dry else []),
     ]  # fmt: skip
 
 

@@ -58,8 +58,8 @@ def _convert(folder: Path, root: Path, found: Sequence[Fact], environment: dict[
 
 
 def kernel_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows that `benchmarks.kernels` wrote, without the line of its environment."""
-    return [row for row in facts.read(folder / commands.KERNELS) if "op" in row]
+    """The rows that `benchmarks.kernels` wrote, without those of its environment and ceilings."""
+    return [row for row in facts.read(folder / commands.KERNELS) if row.get("kind") == "operator"]
 
 
 def short_name(gpu: str) -> str:

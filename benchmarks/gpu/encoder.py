@@ -23,6 +23,8 @@ from .scope import Size
 
 FACTOR = 2.0
 """How many times PyTorch's own error in the same dtype the error of the kernels may be."""
+FP8_FACTOR = 2**0.5
+"""The same in FP8: where one value rounds the other way the rest follows, which adds an independent error as large."""
 Model = Callable[[Tensor], Tensor]
 
 
@@ -68,7 +70,9 @@ def relative(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
-def judge(name: str, size: Size, own: float, wanted: Tensor, run: Model, x: Tensor) -> Verdict:
+def judge(
+    name: str, size: Size, own: float, wanted: Tensor, run: Model, x: Tensor, *, factor: float = FACTOR
+) -> Verdict:
     """Runs a model twice and compares it with the reference; what it raises is the verdict's problem."""
     head = (name, str(x.dtype).removeprefix("torch."), size.name)
     try:
@@ -78,15 +82,15 @@ def judge(name: str, size: Size, own: float, wanted: Tensor, run: Model, x: Tens
         return Verdict(*head, own=own, problem=f"fails: {first_line(error)}")
     if first.shape != wanted.shape:
         return Verdict(*head, own=own, problem=f"makes {tuple(first.shape)}, not {tuple(wanted.shape)}")
-    error, moved = relative(first, wanted), relative(second, first)
+    distance, moved = relative(first, wanted), relative(second, first)
     problems = []
     if not bool(torch.isfinite(first).all()):
         problems.append("some features are not finite")
-    elif not error <= FACTOR * own:
-        problems.append(f"error {error:.2e}, more than {FACTOR:g} x PyTorch's {own:.2e}")
+    elif not distance <= factor * own:
+        problems.append(f"error {distance:.2e}, more than {factor:g} x PyTorch's {own:.2e}")
     if not moved <= own:
         problems.append(f"two runs differ by {moved:.2e}: a race")
-    return Verdict(*head, error, own, moved, "; ".join(problems))
+    return Verdict(*head, distance, own, moved, "; ".join(problems))
 
 
 def verdicts(model: FastViTHD, size: Size, dtypes: Sequence[torch.dtype], device: str) -> Iterator[Verdict]:
@@ -109,6 +113,30 @@ def verdicts(model: FastViTHD, size: Size, dtypes: Sequence[torch.dtype], device
         yield judge("kernels, eager", size, own, wanted, ours, x)
         if device == "cuda":
             yield judge("kernels, graph", size, own, wanted, _Captured(ours), x)
+
+
+def fp8_verdicts(
+    model: FastViTHD, quantized: FastViTHD, size: Size, dtype: torch.dtype, device: str
+) -> Iterator[Verdict]:
+    """The quantized model on its kernels, eager and as a CUDA graph: as near to float64 as in PyTorch.
+
+    Args:
+        model: fused, float32, not quantized.
+        quantized: what `calibration.quantize` made of it for FP8, float32.
+        size: of the images.
+        dtype: of everything that is not FP8.
+        device: `cuda` or `cpu`.
+    """
+    pixels = torch.from_numpy(photographs(size)).to(device)
+    wanted = reference(model, pixels)
+    emulated = copy.deepcopy(quantized).to(device)
+    with torch.inference_mode():
+        own = relative(torch.cat([emulated(one[None]) for one in pixels]), wanted)
+    del emulated
+    ours, x = accelerate(copy.deepcopy(quantized).to(device, dtype), precision="fp8"), pixels.to(dtype)
+    yield judge("FP8 kernels, eager", size, own, wanted, ours, x, factor=FP8_FACTOR)
+    if device == "cuda":
+        yield judge("FP8 kernels, graph", size, own, wanted, _Captured(ours), x, factor=FP8_FACTOR)
 
 
 class _Captured:

@@ -49,6 +49,11 @@ class Job:
         """The file of the fused model, see `phases.weights`."""
         return Path(self.scratch) / "model.pt"
 
+    @property
+    def fp8_weights(self) -> Path:
+        """The file of the quantized model, see `phases.quantize`."""
+        return Path(self.scratch) / "model-fp8.pt"
+
     def left(self) -> float:
         """Seconds until the deadline."""
         return self.deadline - time.time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -11,25 +12,35 @@ from torch import Tensor
 
 from ...encoder.fastvithd import FastViTHD
 from ...kernels.accelerate import accelerate
-from ...kernels.dispatch import BASELINE, DEFAULTS, MODES, OPS
+from ...kernels.dispatch import BASELINE, DEFAULTS, FP8_OPS, MODES, OPS, SWITCH, switched_on
 from ...kernels.timing import Replay, Timing, paired
 from .scope import Size
 
 Run = Callable[[], object]
 
 
+def in_use() -> frozenset[str]:
+    """The kernels and modes that `FVEXPORT_KERNELS` selects: the defaults, but for what a run has left out."""
+    return switched_on(os.environ.get(SWITCH, ""))
+
+
 def variants() -> dict[str, frozenset[str]]:
-    """The sets of kernels and modes that are timed beside the defaults: `baseline`, and each name switched alone."""
-    found: dict[str, frozenset[str]] = {"baseline": frozenset(BASELINE)}
-    found |= {f"-{name}": DEFAULTS - {name} for name in (*MODES, *OPS) if name in DEFAULTS}
-    found |= {f"+{name}": DEFAULTS | {name} for name in (*MODES, *OPS) if name not in DEFAULTS}
+    """The sets of kernels and modes that are timed beside those in use: `baseline`, and each name switched alone.
+
+    FP8's kernels are not among them: the model in half precision has none.
+    """
+    used = in_use()
+    names = [name for name in (*MODES, *OPS) if name not in FP8_OPS]
+    found: dict[str, frozenset[str]] = {"baseline": frozenset(BASELINE) & used}
+    found |= {f"-{name}": used - {name} for name in names if name in used}
+    found |= {f"+{name}": used | {name} for name in names if name not in DEFAULTS}
     return found
 
 
 def prepared(model: FastViTHD, dtype: torch.dtype, device: str) -> FastViTHD:
     """A copy of the fused model, channels-last, as the baseline of PyTorch runs it."""
     copied = copy.deepcopy(model).to(device, dtype)
-    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def pixels(size: Size, dtype: torch.dtype, device: str) -> Tensor:
@@ -38,8 +49,8 @@ def pixels(size: Size, dtype: torch.dtype, device: str) -> Tensor:
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
-def ours(eager: FastViTHD, x: Tensor, kernels: Collection[str] = DEFAULTS) -> Replay:
-    """A graph of one call on these kernels."""
+def ours(eager: FastViTHD, x: Tensor, kernels: Collection[str] | None = None) -> Replay:
+    """A graph of one call on these kernels, by default those in use."""
     model = accelerate(eager, kernels=kernels)
     return Replay(lambda: model(x), copies=1)
 

@@ -23,22 +23,25 @@ class Share:
 SHARES = (
     Share("environment", 30, 15),
     Share("warm", 45, 15),
-    Share("weights", 45, 15),
+    Share("weights", 25, 12),
+    Share("quantize", 400, 30),
     Share("predict", 60, 15),
     Share("operators", 70, 20),
     Share("models", 55, 20),
-    Share("tests", 90, 30),
+    Share("tests", 140, 30),
     Share("latency", 75, 20),
     Share("compiled", 30, 15),
     Share("profile", 25, 18),
+    Share("fp8", 35, 20),
     Share("kernels", 45, 20),
     Share("autotune", 140, 60),
     Share("tune", 90, 30),
+    Share("runtimes", 16, 8),
     Share("leftover", 30, 20),
 )
 """In the order in which they end; `share` is in seconds of a run of 470, `autotune` is the slow mode of `compiled`."""
 
-BESIDE = frozenset(("environment", "warm", "predict", "tests"))
+BESIDE = frozenset(("environment", "warm", "quantize", "predict", "tests"))
 """Run beside others, so their time counts once."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -35,13 +36,12 @@ def by_kernel(run: Callable[[], object], *, calls: int) -> dict[str, Any]:
     for event in events:
         for name, us in _device_events(event):
             found[name[:NAME_LENGTH]].append(us)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "launches": len(times) / calls, "us": sum(times) / calls} for name, times in found.items()
     ]  # fmt: skip
-    rows.sort(key=lambda row: -float(row["us"]))
-    rest = sum(float(row["us"]) for row in rows[KEPT:])
-    total = sum(float(row["us"]) for row in rows)
-    launches = sum(float(row["launches"]) for row in rows)
+    rows.sort(key=lambda row: -row["us"])
+    rest, total = (sum(row["us"] for row in some) for some in (rows[KEPT:], rows))
+    launches = sum(row["launches"] for row in rows)
     return {"total_us": total, "launches": launches, "kernels": rows[:KEPT], "others_us": rest}
 
 
@@ -118,15 +118,16 @@ def _device_events(event: FunctionEvent) -> Times:
     """The event itself if it is of a kernel; on a CPU, of an operator."""
     if not torch.cuda.is_available():
         return [] if event.name.startswith(PREFIX) else [(event.name, float(event.self_cpu_time_total))]
-    is_kernel = event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(PREFIX)
-    return [(event.name, float(event.self_device_time_total or event.device_time_total))] if is_kernel else []
+    if event.device_type != DeviceType.CUDA or event.name.startswith(PREFIX):
+        return []
+    return [(event.name, float(event.time_range.end - event.time_range.start))]
 
 
 def _caused(event: FunctionEvent) -> Times:
     """The kernels that an operator launched; on a CPU, the operator itself."""
     if not torch.cuda.is_available():
         return _device_events(event)
-    return [(kernel.name, float(kernel.duration)) for kernel in event.kernels]
+    return [(k.name, float(k.duration)) for k in event.kernels if not k.name.startswith(PREFIX)]
 
 
 def _part_of(event: FunctionEvent) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -77,6 +76,8 @@ def _correctness(found: Sequence[Fact]) -> Iterator[str]:
         )
     if parts:
         yield "correct      " + "; ".join(parts)
+    for fact in facts.of(found, "left-out"):
+        yield f"             not used in what follows: {', '.join(fact['kernels'])}"
     skipped = [f for f in found if f["kind"] in ("operators-skipped", "models-skipped")]
     if skipped:
         yield f"             {len(skipped)} groups were not checked: no time left"
@@ -176,7 +177,7 @@ def _toggles(found: Sequence[Fact]) -> Iterator[str]:
             extra = "" if guess is None or own is None else f" ({guess - own:+.3f})"
             cells.append(f"{row['name']} {change:+.3f}{extra}")
         yield from _wrapped(f"switched, ms at {size} (predicted)", cells)
-    for fact in facts.of(found, "toggle-failed"):
+    for fact in (f for f in found if f["kind"] in ("toggle-failed", "latency-failed")):
         yield f"  FAILED     {fact['name']} at {fact['size']}: {fact['problem']}"
 
 
@@ -198,17 +199,35 @@ def _profiles(found: Sequence[Fact]) -> Iterator[str]:
 
 
 def _kernels(found: Sequence[Fact]) -> Iterator[str]:
-    rows = [f for f in facts.of(found, "kernel") if f.get("used")]
-    slower = [f for f in rows if isinstance(f.get("speedup"), float) and f["speedup"] < 1]
+    """Kernels that the policy chose and that are slower than PyTorch, or than another kernel."""
+    rows = [f for f in facts.of(found, "kernel") if f["chosen"] is not None and isinstance(f["speedup"], float)]
+    slower = sorted((f for f in rows if f["speedup"] < 1), key=lambda f: float(f["speedup"]))
+    beaten = [f for f in rows if f["fastest_kernel"] != f["chosen"]]
+    beaten.sort(key=lambda f: -_gain_ms(f))
     if rows:
-        yield f"kernels      {len(rows)} used by the policy, {len(slower)} slower than a rival"
-    slower.sort(key=lambda f: float(f["speedup"]))
+        names = f"{len(slower)} slower than PyTorch, {len(beaten)} slower than another kernel"
+        yield f"kernels      {len(rows)} timed that the policy chose: {names}"
     for f in slower[:SHOWN]:
-        sizes = json.dumps(f["sizes"], separators=(",", ":"))
-        yield f"  SLOWER     {f['op']} {sizes} {f['speedup']:.2f}x {f['best_rival']}"
+        yield f"  SLOWER     {_call(f)} {f['speedup']:.2f}x {f['best_rival']}"
+    for f in beaten[:SHOWN]:
+        chosen, other = f["ms"][f["chosen"]], f["ms"][f["fastest_kernel"]]
+        yield f"  FASTER     {_call(f)} {1e3 * chosen:.1f} us, {f['fastest_kernel']} {1e3 * other:.1f} us"
+
+
+def _gain_ms(row: Fact) -> float:
+    """Milliseconds of a call of the encoder that the fastest kernel would save."""
+    return float(row["count"] * (row["ms"][row["chosen"]] - row["ms"][row["fastest_kernel"]]))
+
+
+def _call(row: Fact) -> str:
+    sizes = " ".join(f"{name}={value}" for name, value in row["sizes"].items())
+    return f"{row['part']} {sizes} {row['chosen']}"
 
 
 def kernel_facts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of `benchmarks.kernels` in short, for the report: one per kernel and shape."""
-    names = ("op", "sizes", "used", "ms", "best_rival", "best_rival_ms", "speedup", "resolution", "batch")
-    return [{name: row[name] for name in names if name in row} for row in rows if "op" in row]
+    """The rows of `benchmarks.kernels` in short, for the report: one for each operator and size."""
+    names = (
+        "op", "part", "sizes", "resolution", "batch", "count", "chosen", "ms", "best_rival", "fastest_kernel",
+        "speedup", "wrong",
+    )  # fmt: skip
+    return [{name: row[name] for name in names} for row in rows if row.get("kind") == "operator"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -22,14 +23,27 @@ from . import children, commands, facts, phases, report
 from .children import Child
 from .job import Job
 from .plan import least_of, limit_of
-from .scope import DRY, REAL, Scope
+from .scope import DRY, REAL, TUNED, Scope
 
 LOG = "run.log"
 MAX_LOG = 900_000
 """Bytes of the log that are kept: its beginning and its end."""
+BACKGROUND = "reduce-overhead"
+"""The mode of torch.compile that compiles beside the phases before it."""
+COMPILING_S = 40.0
+"""Seconds at least that torch.compile may go on for after the correctness phases, before the first timing."""
+LIVES = 5
+"""Processes at most that a phase may lose to kernels."""
+WRONG = 10.0
+"""Times PyTorch's own error that a kernel's has to be for it to be left out of what follows."""
+ROUNDING = 1e-3
+"""What counts as PyTorch's own error where that is smaller."""
+TURN_S = 20.0
+"""Seconds at least that a compiled rival may be timed and profiled for."""
 REPORT_S = 3.0
 """Seconds kept back for the report."""
-ALL = (*phases.NAMES[:-2], "autotune", *phases.NAMES[-2:])
+NEED_WEIGHTS = frozenset(("models", "latency", "compiled", "autotune", "profile", "fp8", "tune", "leftover"))
+ALL = (*phases.NAMES[:-3], "autotune", *phases.NAMES[-3:])
 
 
 @click.command("proof.py")
@@ -57,6 +71,9 @@ def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, comm
     chosen = frozenset(ALL if only is None else (name.strip() for name in only.split(",")))
     if unknown := sorted(chosen - set(ALL)):
         raise click.UsageError(f"no phase {unknown[0]!r}; known are {', '.join(ALL)}")
+    if "fp8" in chosen:
+        chosen |= {"quantize"}
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C does: children end, and what there is is reported
     out.mkdir(parents=True, exist_ok=True)
     for old in (facts.FILE, LOG, *commands.FILES):
         (out / old).unlink(missing_ok=True)
@@ -79,6 +96,10 @@ class Run:
         start: as `time.time()`.
         seconds: of the whole run.
         chosen: phases to run.
+        running: children that have not ended.
+        rivals: those among them that compile, or wait for their turn to be timed.
+        status: how each phase ended, by name.
+        left_out: kernels that later phases do not use.
     """
 
     out: Path
@@ -87,7 +108,10 @@ class Run:
     start: float
     seconds: float
     chosen: frozenset[str]
-    waiting: list[Child] = field(default_factory=list)
+    running: list[Child] = field(default_factory=list)
+    rivals: list[Child] = field(default_factory=list)
+    status: dict[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def scope(self) -> Scope:
@@ -107,81 +131,101 @@ class Run:
         """All chosen phases; children that are left are ended, however this ends."""
         try:
             self._prepare()
-            self._correctness()
-            self._timing()
+            with self._beside("quantize") as quantizing:
+                self._correctness()
+                # A dry run measures nothing, and has to be quick.
+                with self._beside("runtimes") if self.dry else contextlib.nullcontext():
+                    self._timing(quantizing)
         except KeyboardInterrupt:
             self._fact("interrupted")
         finally:
-            for child in self.waiting:
+            for child in self.running:
                 child.end()
 
     def _prepare(self) -> None:
         """Environment, cache and weights beside each other: the first needs the GPU alone, the others the CPU."""
         with self._beside("environment"), self._beside("warm"):
-            if self.chosen & {"models", "latency", "compiled", "autotune", "profile", "tune", "leftover"}:
+            if self.chosen & NEED_WEIGHTS:
                 self._phase("weights", always=True)
 
     def _correctness(self) -> None:
-        compiling = "compiled" in self.chosen
-        if compiling and not self.dry:
-            self.waiting = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
+        if "compiled" in self.chosen:
+            self.rivals = [self._compile(size, BACKGROUND, waits=True) for size in self.scope.compiled]
         with self._beside("predict"), self._beside("tests", commands.tests(self.out, self.dry)):
-            self._phase("operators")
+            self._repeated("operators", "gpu-lost")
+            self._leave_out()
             self._phase("models")
 
-    def _timing(self) -> None:
+    def _timing(self, quantizing: Child | None) -> None:
         self._ready()
-        self._phase("latency")
+        self._repeated("latency", "toggle-failed")
         self._compiled()
         self._phase("profile")
+        if quantizing is not None:
+            self._ended(quantizing, quantizing.wait())
+        self._phase("fp8")
         self._phase("kernels", commands.kernels(self.out, self.scope, self._limit("kernels"), self.dry))
         for row in report.kernel_facts(facts.read(self.out / commands.KERNELS)):
             self._fact("kernel", **row)
         self._autotune()
         self._tune()
+        if not self.dry:
+            self._phase("runtimes")
         self._phase("leftover")
 
     # --- phases that are more than one process ----------------------------------------------------------
 
+    def _repeated(self, name: str, kind: str) -> None:
+        """A phase that a kernel may end by making the GPU unusable: it goes on in a new process, without that kernel.
+
+        Args:
+            name: of the phase, which continues where it stopped.
+            kind: of the fact that it writes before it ends so.
+        """
+        for _ in range(LIVES):
+            before = len(self._facts(kind))
+            self._phase(name)
+            if self.status.get(name) == "ok" or len(self._facts(kind)) == before:
+                return
+
+    def _leave_out(self) -> None:
+        """Later phases do not use kernels that fail or compute something else, so that they measure the others."""
+        hard = {str(f["kernel"]) for f in self._facts("operator-problem") if _is_hard(f)}
+        self.left_out = tuple(sorted(hard - {""}))
+        if self.left_out:
+            self._fact("left-out", kernels=self.left_out)
+
     def _ready(self) -> None:
         """Waits until the rivals that compile in the background are done or late: they would disturb the timing."""
-        until = time.time() + (self._limit("compiled") if self.waiting else 0)
-        while self.waiting and time.time() < until:
-            done = {f["size"] for f in facts.of(facts.read(self.out / facts.FILE), "compiled", name="reduce-overhead")}
-            busy = [c for c in self.waiting if c.process.poll() is None and c.name.partition(" ")[2] not in done]
-            if not busy:
+        until = time.time() + max(COMPILING_S, self._limit("compiled"))
+        while busy := [c for c in self.rivals if c.process.poll() is None and not self._compiled_one(c)]:
+            if time.time() > until:
+                for child in busy:
+                    child.end()
+                    self.rivals.remove(child)
+                    self._ended(child, "over the limit, still compiling")
                 return
             time.sleep(0.2)
-        for child in [c for c in self.waiting if c.name.partition(" ")[2] not in self._compiled_sizes()]:
-            child.end()
-            self.waiting.remove(child)
-            self._fact("phase", name=child.name, status="over the limit while compiling", seconds=child.seconds)
 
-    def _compiled_sizes(self) -> set[str]:
-        found = facts.of(facts.read(self.out / facts.FILE), "compiled", name="reduce-overhead")
-        return {str(f["size"]) for f in found}
+    def _compiled_one(self, child: Child) -> bool:
+        """Whether a rival has said that it is compiled."""
+        mode, _, size = child.name.partition(" ")
+        return bool(self._facts("compiled", name=mode, size=size))
 
     def _compile(self, size: Sequence[int], mode: str, **options: Any) -> Child:
         named = dict(zip(("height", "width", "batch"), size, strict=True))
         name = f"{mode} {type(self.scope.profiled)(**named).name}"
         profiled = tuple(size) == tuple(self.scope.profiled)
-        if profiled and mode == "reduce-overhead":
+        if profiled and mode == BACKGROUND:
             options["profile"] = "compile"
         job = self._job("compiled", max(self.left(), 1.0), size=list(size), mode=mode, **options)
-        return children.start(
-            name, children.command_of(job), job.left(), log=self.log, folder=self.scratch, env=self._env()
-        )
+        return self._launch(name, job)
 
     def _compiled(self) -> None:
-        """Times the rivals that wait, one after the other; in a dry run they are started here."""
-        if "compiled" not in self.chosen:
-            return
-        if self.dry:
-            self.waiting = [self._compile(size, "reduce-overhead") for size in self.scope.compiled]
-        for child in list(self.waiting):
+        """Times the rivals that wait, one after the other."""
+        for child in self.rivals:
             child.go()
-            self._ended(child, child.wait(time.time() + max(20.0, self._limit("compiled") / 2)))
-            self.waiting.remove(child)
+            self._ended(child, child.wait(time.time() + max(TURN_S, self._limit("compiled"))))
 
     def _autotune(self) -> None:
         """torch.compile's strongest mode at the size with a target, in what time there is."""
@@ -190,14 +234,7 @@ class Run:
         job = self._job(
             "compiled", self._limit("autotune"), size=list(self.scope.profiled), mode="max-autotune", autotune=True
         )
-        child = children.start(
-            "autotune",
-            children.command_of(job),
-            job.left(),
-            log=self.log,
-            folder=self.scratch,
-            env=self._env(autotune=True),
-        )
+        child = self._launch("autotune", job, autotune=True)
         self._ended(child, child.wait())
 
     def _tune(self) -> None:
@@ -208,7 +245,7 @@ class Run:
         self._phase("tune", commands.tune(self.scope, 0.8 * limit, self.dry))
         commands.keep_tuned(self.scratch, self.out)
         sizes = [list(size) for size in self.scope.kernels]
-        self._phase("latency", always=True, sizes=sizes, tuned=True)
+        self._phase("latency", always=True, sizes=sizes, label=TUNED)
 
     # --- one phase --------------------------------------------------------------------------------------
 
@@ -221,23 +258,25 @@ class Run:
             self._ended(child, child.wait())
 
     @contextlib.contextmanager
-    def _beside(self, name: str, command: list[str] | None = None) -> Iterator[None]:
-        """Runs a phase beside what the block does, and waits for it at the end."""
+    def _beside(self, name: str, command: list[str] | None = None) -> Iterator[Child | None]:
+        """Runs a phase beside what the block does, and waits for it at the end, unless the block did."""
         child = self._start(name, command) if name in self.chosen and self._enough(name) else None
-        yield
-        if child is not None:
+        yield child
+        if child is not None and child in self.running:
             self._ended(child, child.wait())
 
     def _start(self, name: str, command: list[str] | None, **options: Any) -> Child:
         job = self._job(name, self._limit(name), **options)
-        return children.start(
-            name,
-            command or children.command_of(job),
-            job.left(),
-            log=self.log,
-            folder=self.scratch,
-            env=self._env(name),
-        )
+        return self._launch(name, job, command)
+
+    def _launch(self, name: str, job: Job, command: list[str] | None = None, *, autotune: bool = False) -> Child:
+        """Starts a job's process, which is ended when the run is, at the latest."""
+        child = children.start(
+            name, command or children.command_of(job), job.left(), log=self.log, folder=self.scratch,
+            env=self._env(name, autotune=autotune),
+        )  # fmt: skip
+        self.running.append(child)
+        return child
 
     def _job(self, name: str, limit_s: float, **options: Any) -> Job:
         return Job(name, str(self.out), str(self.scratch), self.dry, self.start, time.time() + limit_s, options)
@@ -254,8 +293,13 @@ class Run:
         return enough
 
     def _ended(self, child: Child, status: str) -> None:
+        self.running.remove(child)
+        self.status[child.name] = status
         fact = self._fact("phase", name=child.name, status=status, seconds=round(child.seconds, 1))
         click.echo(f"{fact['t']:7.1f} s  {child.name:24s} {status} after {fact['seconds']} s")
+
+    def _facts(self, kind: str, **values: Any) -> list[facts.Fact]:
+        return facts.of(facts.read(self.out / facts.FILE), kind, **values)
 
     def _fact(self, kind: str, **values: Any) -> facts.Fact:
         return facts.Facts(self.out / facts.FILE, "run", self.start)(kind, **values)
@@ -272,6 +316,10 @@ class Run:
             found |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
             if name == "operators":
                 found["TRITON_INTERPRET"] = "1"
+        if self.left_out:
+            found["FVEXPORT_KERNELS"] = ",".join(f"-{name}" for name in self.left_out)
+        if name.startswith(BACKGROUND):
+            found["TORCHINDUCTOR_COMPILE_THREADS"] = "4"  # four models at once, beside the other phases
         if autotune:
             # Triton's convolution templates are tried for every depthwise layer otherwise, minutes for nothing.
             found["TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"] = "ATEN"
@@ -281,6 +329,16 @@ class Run:
         """Keeps the log under its size."""
         shorten(self.log)
         shorten(self.out / commands.TESTS)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _is_hard(problem: facts.Fact) -> bool:
+    """Whether a kernel failed, or is off by more than rounding."""
+    failed = problem["problem"].startswith("fails") or not isinstance(problem.get("error"), float)
+    return failed or problem["error"] > WRONG * max(problem["own"], ROUNDING)
 
 
 def shorten(path: Path, limit: int = MAX_LOG) -> None:

@@ -43,7 +43,9 @@ class Scope:
         leftover: sizes that are timed if time is left.
         profiled: size of the profiles.
         kernels: sizes at which each kernel is timed against its rivals, and block sizes are tuned.
-        half: names of the half types.
+        half: names of the half types, in which operators are checked.
+        main: name of the type that is timed.
+        calibrated: side of the photographs that FP8's scales are found on.
         rounds: of each timing, at most.
         calls: that a profile sums up.
     """
@@ -59,6 +61,8 @@ class Scope:
     profiled: Size
     kernels: tuple[Size, ...]
     half: tuple[str, ...]
+    main: str = "float16"
+    calibrated: int = 512
     rounds: int = 15
     calls: int = 3
 
@@ -92,6 +96,8 @@ DRY = Scope(
     profiled=square(64, 1),
     kernels=(square(64, 1),),
     half=("float16",),
+    main="float32",  # PyTorch's float16 convolutions on a CPU are slow
+    calibrated=64,
     rounds=3,
     calls=1,
 )

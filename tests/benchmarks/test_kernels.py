@@ -12,8 +12,11 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from fvexport.benchmarks import compiled, kernels
-from fvexport.benchmarks.kernel_cases import SETS, Case, Maker, cases, ends
-from fvexport.benchmarks.kernels import Rows, case_row, check, environment, floor_ms, line, main
+from fvexport.benchmarks.kernel_cases import SETS, TWO, Case, Maker, cases, ends
+from fvexport.benchmarks.kernel_encoder import Plan, floor_ms
+from fvexport.benchmarks.kernel_rows import case_row, check
+from fvexport.benchmarks.kernels import gpu_environment, line, main
+from fvexport.benchmarks.row_file import RowFile
 from fvexport.encoder.config import get_variant
 from fvexport.errors import ConfigError
 from fvexport.kernels.ceilings import ceilings
@@ -23,7 +26,7 @@ from fvexport.kernels.timing import HostClock
 
 TINY = get_variant("tiny")
 ONES_TO_FOUR = torch.arange(1.0, 5).view(2, 2)
-PRODUCTS = {"linear_gelu": "linear", "linear_residual": "linear"}
+PRODUCTS = {"linear_gelu": "product", "linear_residual": "product"}
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +55,10 @@ def test_sets_of_weights_differ(found: list[Case]) -> None:
 def test_every_call_of_the_encoder_is_there(found: list[Case]) -> None:
     known = {(PRODUCTS.get(case.op, case.op), repr(sorted(case.sizes.items()))) for case in found}
     for call in encoder_calls(TINY, 64, 64, 2, torch.float32):
-        if call.op in {"attention", "norm_linear", "linear", "mlp", "depthwise"}:
-            assert (call.op, repr(sorted(call.sizes.items()))) in known
+        qkv = call.sizes.get("n", 0) == 3 * call.sizes.get("k", 1)
+        op = ("norm_linear" if qkv else "product") if call.sizes.keys() == {"m", "n", "k"} else call.op
+        if op in {"attention", "norm_linear", "product", "mlp", "depthwise"}:
+            assert (op, repr(sorted(call.sizes.items()))) in known
     assert sum(case.count for case in found if case.op == "depthwise" and case.sizes["kernel"] == 3) == 2 + 4
     keys = [(case.op, case.part, repr(case.sizes)) for case in found]
     assert len(set(keys)) == len(keys)
@@ -63,9 +68,10 @@ def test_kernels_are_those_of_the_policy() -> None:
     half = list(cases(TINY, 64, 1, Maker(torch.half, "cpu")))
     for case in half:
         rows = {row.kernel for row in ROWS if row.part == case.part and torch.half in row.dtypes and not row.arch}
-        assert set(case.kernels) == rows - ({"mlp"} if case.op.startswith("linear") else set())
-        assert case.chosen is None or case.chosen in rows
-    assert {case.part for case in half} == {"stem", "qkv", "attention", "proj", "ConvFFN", "pointwise", "depthwise"}
+        assert set(case.kernels) == rows | ({TWO} if case.op == "mlp" else set())
+        assert case.chosen is None or case.chosen in case.kernels
+    parts = {"stem", "qkv", "attention", "proj", "ConvFFN", "fc1", "fc2", "pointwise", "depthwise"}
+    assert {case.part for case in half} == parts
 
 
 def a_case(**runs: Tensor) -> Case:
@@ -93,16 +99,17 @@ def test_wrong_kernels_are_not_timed() -> None:
         case, HostClock(), ceilings(copy_bytes=1 << 16, side=16, device="cpu", dtype=torch.float32), "h100", 0.0
     )
     assert set(row["wrong"]) == {"off", "hole"} and row["failed"] == {"refused": "no room"}
-    assert set(row["ms"]) == {"mlp", "plain"} and row["best_rival"] == "plain" and row["fastest_kernel"] == "mlp"
-    assert row["speedup"] == pytest.approx(row["ms"]["plain"] / row["ms"]["mlp"])
-    text = line(row | {"op": "mlp", "sizes": {"m": 4}, "resolution": 64, "batch": 1})
+    assert set(row["times_ms"]) == {"mlp", "plain"} and row["best_rival"] == "plain" and row["fastest_kernel"] == "mlp"
+    assert row["speedup"] == pytest.approx(row["best_rival_ms"] / row["ms"]) and row["used"]
+    text = line(row | {"kind": "operator", "op": "mlp", "sizes": {"m": 4}, "resolution": 64, "batch": 1})
     assert "WRONG off" in text and "failed refused: no room" in text and "mlp*" in text
     assert check(case).errors["mlp"] == pytest.approx(1.5e-4, rel=1e-2)
 
 
 def test_a_chosen_kernel_that_loses_stands_out() -> None:
     row = {
-        "kind": "operator", "op": "mlp", "sizes": {}, "resolution": 64, "batch": 1, "ms": {"mlp": 2.0, "plain": 1.0},
+        "kind": "operator", "op": "mlp", "sizes": {}, "resolution": 64, "batch": 1,
+        "times_ms": {"mlp": 2.0, "plain": 1.0},
         "chosen": "mlp", "fastest_kernel": "mlp", "best_rival": "plain", "speedup": 0.5, "floor_ms": 1.0, "wrong": {},
         "failed": {},
     }  # fmt: skip
@@ -127,19 +134,19 @@ def test_dry_run_and_resuming(tmp_path: Path) -> None:
     }
     assert all(row["floor_ms"] > 0 and row["sheet_floor_ms"] > 0 for row in operators)
     (encoder,) = (row for row in rows if row["kind"] == "encoder")
-    assert set(encoder["ms"]) == {"ours", "eager fused", "torch.compile reduce-overhead"} and not encoder["wrong"]
+    assert set(encoder["times_ms"]) == {"ours", "eager fused", "torch.compile reduce-overhead"} and not encoder["wrong"]
     third = CliRunner().invoke(main, arguments)
     assert third.exit_code == 0 and len(out.read_text(encoding="utf-8").splitlines()) == len(rows) + 1  # its ceilings
 
 
 def test_rows_of_another_environment(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    Rows(out, environment()).add({"kind": "operator", "op": "a"})
+    RowFile(out, gpu_environment()).add({"kind": "operator", "op": "a"})
     with out.open("a", encoding="utf-8") as file:
         file.write('{"kind": "ope')  # a process that was killed
-    assert Rows(out, environment()).has({"op": "a"})
+    assert RowFile(out, gpu_environment()).has({"op": "a"})
     with pytest.raises(ConfigError, match="measured with another kernels"):
-        Rows(out, environment() | {"kernels": "another"})
+        RowFile(out, gpu_environment() | {"kernels": "another"})
 
 
 def a_job(folder: Path, mode: str = "reduce-overhead") -> compiled.Job:
@@ -173,7 +180,7 @@ def test_floor() -> None:
 
 
 def test_environment() -> None:
-    found = environment()
+    found = gpu_environment()
     assert "torch" in found["versions"] and ("gpu" in found) == torch.cuda.is_available()
 
 
@@ -186,8 +193,8 @@ def test_says_that_it_needs_a_gpu() -> None:
 @pytest.mark.gpu
 def test_operators_on_a_gpu(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    plan = kernels.Plan("tiny", ((64, 1),), only="operators")
-    assert not kernels.run(plan, Rows(out, environment()), print)
+    plan = Plan("tiny", ((64, 1),), only="operators")
+    assert not kernels.run(plan, RowFile(out, gpu_environment()), print)
     rows = [json.loads(row) for row in out.read_text(encoding="utf-8").splitlines()]
     operators = [row for row in rows if row["kind"] == "operator"]
     assert operators and not any(row["wrong"] for row in operators)

@@ -237,6 +237,7 @@ def convolution() -> ir.Model:
 
 
 def test_weights_stand_aside_and_come_back() -> None:
+    pytest.importorskip("onnxsim")
     model = convolution()
     wanted = model.graph.initializers["w"].const_value.numpy()
     result, done = simplify(model)

@@ -145,6 +145,7 @@ def test_projector(made: Made, photographs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("case", ["onnxruntime-cpu", "openvino, as traced", "tensorrt"])
 def test_openvino_runs_int8(made: Made, tiny: Checkpoint, photographs: dict[str, Path], case: str) -> None:
+    pytest.importorskip("openvino")
     backend = OpenVinoBackend(made(case).artifact)
     assert backend.computes.startswith("int8, all else in ")
     pixels = Preprocessor(128, 128)(photographs["coffee"])

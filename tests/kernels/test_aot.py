@@ -10,6 +10,7 @@ import sys
 import tempfile
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ from fvexport.kernels.aot import (
     compile_launch,
     line_of,
 )
-from fvexport.kernels.dispatch import NEWEST, OPS, capability_of, exists, has_fp8, modes_for
+from fvexport.kernels.dispatch import FP8_OPS, LIBRARY_OPS, NEWEST, OPS, capability_of, exists, has_fp8, modes_for
 from fvexport.kernels.launches import TRITON_TYPES, Call, Launch, encoder_calls, launches_of, recording
 from fvexport.kernels.linear_tma import descriptor
 from fvexport.kernels.table import committed, default_config, dtype_class
@@ -37,7 +38,10 @@ pytestmark = pytest.mark.skipif(
     not language.INSTALLED or language.INTERPRETED, reason="needs Triton's compiler, not its interpreter"
 )
 
-NAMES = ("attention", "depthwise", "finish", "linear", "mlp", "norm_linear", "row_statistics")
+NAMES = (
+    "attention", "depthwise", "depthwise_pairs", "depthwise_rows", "finish", "linear", "mlp", "norm_linear",
+    "row_statistics",
+)  # fmt: skip
 KERNELS = {f"{name}_kernel" for name in NAMES}
 HALF_KERNELS = {"split_k_kernel", "stem_kernel", "sum_parts_kernel"}
 HOPPER_KERNELS = {"linear_tma_kernel"}
@@ -62,7 +66,7 @@ def largest(arch: str, dtype: torch.dtype) -> dict[str, tuple[Call, Launch]]:
     found: dict[str, tuple[Call, Launch]] = {}
 
     def size(launch: Launch) -> int:
-        return prod(v for _, v in launch.constants if type(v) is int)
+        return prod(v for _, v in launch.constants if type(v) is int and v)
 
     for call, launch in launches_of(calls(dtype, (1024, 1024), modes=modes_for(arch)), arch, dtype):
         if launch.name not in found or size(launch) > size(found[launch.name][1]):
@@ -116,18 +120,23 @@ def test_everything_that_the_encoder_launches(arch: str, dtype: torch.dtype) -> 
 def test_every_committed_configuration_is_launched_somewhere(dtype: torch.dtype) -> None:
     """No row of the tables is for shapes that neither variant has."""
     kind = dtype_class(dtype)
+    half = dtype != torch.float32
+    precisions: tuple[Literal["fp8"] | None, ...] = (None, "fp8") if half else (None,)
     chosen = {
         (call.op, repr(default_config(call.op, arch, kind, call.sizes)))
         for config in VARIANTS.values()
         for size in (*RESOLUTIONS, (4096, 4096))
         for batch in (1, 8)
-        for call in encoder_calls(config, *size, batch, dtype)
+        for precision in precisions
+        for call in encoder_calls(config, *size, batch, dtype, precision=precision)
         for arch in ARCHS
         if exists(call.op, capability_of(arch), dtype)
     }
     for op in OPS:
+        if op in LIBRARY_OPS or not exists(op, NEWEST, dtype) or (op in FP8_OPS and not half):
+            continue
         for row in committed(op):
-            if exists(op, NEWEST, dtype) and row.dtype in (None, kind):
+            if row.dtype in (None, kind):
                 only = row.dtype or not any(other.dtype == kind for other in committed(op))
                 assert not only or (op, repr(row.config)) in chosen, (op, row)
 

@@ -10,8 +10,8 @@ import importlib
 from ..job import Job
 
 NAMES = (
-    "environment", "warm", "weights", "predict", "operators", "models", "tests", "latency", "compiled", "profile",
-    "kernels", "tune", "leftover",
+    "environment", "warm", "weights", "quantize", "predict", "operators", "models", "tests", "latency", "compiled",
+    "profile", "fp8", "kernels", "tune", "runtimes", "leftover",
 )  # fmt: skip
 """In the order in which they start."""
 

@@ -22,8 +22,9 @@ TIMING_S = 2.0
 
 def run(job: Job) -> None:
     """Writes `compiled` (how long that took), and `latency`."""
+    torch.backends.cudnn.benchmark = True  # each convolution by the fastest algorithm there is
     facts, size, mode = job.facts(), Size(*job.options["size"]), job.options["mode"]
-    dtype = getattr(torch, job.scope.half[0])
+    dtype = getattr(torch, job.scope.main)
     model = latency.prepared(weights.load(job), dtype, job.device)
     x = latency.pixels(size, dtype, job.device)
     began = time.time()

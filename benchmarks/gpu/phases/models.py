@@ -8,6 +8,7 @@ import torch
 
 from ..encoder import verdicts
 from ..job import Job
+from ..precise import strict
 from . import weights
 
 LAST_S = 8.0
@@ -17,9 +18,11 @@ LAST_S = 8.0
 def run(job: Job) -> None:
     """Writes `model`, one line for each model and size."""
     facts, model = job.facts(), weights.load(job)
+    dtypes = [getattr(torch, name) for name in (job.scope.main, *job.scope.half[1:])]
     for size in job.scope.models:
         if job.left() < LAST_S:
             facts("models-skipped", size=size.name)
             continue
-        for verdict in verdicts(model, size, [getattr(torch, name) for name in job.scope.half], job.device):
-            facts("model", **asdict(verdict))
+        with strict():
+            for verdict in verdicts(model, size, dtypes, job.device):
+                facts("model", **asdict(verdict))

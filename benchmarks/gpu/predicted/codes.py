@@ -135,7 +135,8 @@ def wanted() -> dict[str, tuple[Launch, dict[str, int]]]:
     from ....kernels.aot import RESOLUTIONS
     from .scenario import Image, Precision, recorded_calls
 
-    asked: list[tuple[int, bool, Precision]] = [(0, True, None), (0, False, None), (1, False, None), (1, False, "fp8")]
+    asked: list[tuple[int, bool, Precision]] = [(0, True, None)]
+    asked += [(modes, False, precision) for modes in (0, 1) for precision in (None, "fp8")]
     found: dict[str, tuple[Launch, dict[str, int]]] = {}
     for size in reversed(RESOLUTIONS):
         for batch in (8, 1):

@@ -13,7 +13,7 @@ from ....encoder.config import VARIANTS, FastViTHDConfig
 from ....errors import ConfigError
 from ....kernels.dispatch import BASELINE, DEFAULTS, modes_for
 from ....kernels.launches import Launch, encoder_calls, recording
-from ....kernels.policy import in_fp8, kernel_for
+from ....kernels.policy import ROWS, in_fp8, kernel_for
 from ....kernels.table import Config, default_config
 from . import library, release
 from .codes import ARCH
@@ -77,7 +77,8 @@ class Scenario:
         def choose(part: str, channels: int) -> str | None:
             if self.released:
                 return release.kernel(part, channels, step.rows, device.processors)
-            return kernel_for(part, torch.float16, channels, step.rows, device.processors, self.kernels, arch=ARCH)
+            known = part if any(row.part == part for row in ROWS) else part.removesuffix(" x2")
+            return kernel_for(known, torch.float16, channels, step.rows, device.processors, self.kernels, arch=ARCH)
 
         return choose
 

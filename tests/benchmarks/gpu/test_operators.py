@@ -10,20 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvexport.benchmarks.gpu.operators import (
+from fvexport.benchmarks.gpu.operator_cases import (
     PARTS,
     Case,
-    Check,
     Random,
     awkward_cases,
-    check,
     encoder_cases,
     gelu_case,
     kernels_of,
     norm_case,
-    poisoned,
     uncovered,
 )
+from fvexport.benchmarks.gpu.operators import Check, check, poisoned
 from fvexport.benchmarks.gpu.scope import REAL, Size
 from fvexport.encoder.config import get_variant
 from fvexport.kernels import dispatch
@@ -60,7 +58,7 @@ def test_right_results_pass() -> None:
         (written_in_part, "24 of 192 values are not finite"),
         (lambda y: y.T.contiguous().T, "not contiguous"),
         (lambda y: y[:4], r"is \(4, 24\)"),
-        (lambda y: y.float(), "float32"),
+        (lambda y: y.float(), "in torch.float32, not"),
         (lambda y: y + 0.1 * torch.rand_like(y), "two runs differ"),
         (torch.linalg.inv, "fails: "),
     ],
@@ -95,25 +93,25 @@ def test_memory_of_a_custom_operator_is_poisoned() -> None:
 
 def test_every_kernel_and_part_is_checked() -> None:
     assert uncovered() == []
-    halves = {name for op in PARTS for name in kernels_of(op, torch.float16, "sm_90")}
-    assert halves >= set(dispatch.BASELINE)
+    halves, wide = ({n for op in PARTS for n in kernels_of(op, dtype, "sm_90")} for dtype in (torch.half, torch.float))
+    assert halves == set(dispatch.OPS) and wide >= set(dispatch.BASELINE) and not wide & dispatch.HALF_ONLY
 
 
 def test_cases_have_the_sizes_of_the_encoder() -> None:
     """Products and convolutions are those that the launchers are compiled for."""
     config, size = get_variant("tiny"), Size(192, 64, 2)
     made = list(encoder_cases(config, size, Random(torch.float16, "cpu")))
-    products = {c.what for c in made if c.op in ("linear_gelu", "linear_residual")}
+    products = {c.what for c in made if c.op in ("linear_gelu", "linear_residual", "norm_linear")}
     wanted = {
         f"m={c.sizes['m']} k={c.sizes['k']} n={c.sizes['n']}"
         for c in encoder_calls(config, 192, 64, 2, torch.float16) if c.op == "linear"
     }  # fmt: skip
     assert products == wanted
-    assert len({(c.op, c.what) for c in made}) == len(made) and {c.op for c in made} >= set(PARTS) - {"linear_fp8"}
+    assert len({(c.op, c.what) for c in made}) == len(made) and {c.op for c in made} == set(PARTS)
 
 
 def test_awkward_cases() -> None:
-    made = list(awkward_cases(Random(torch.float32, "cpu"), 64))
+    made = list(awkward_cases(Random(torch.float16, "cpu"), 64))
     strided = [c for c in made if "strided" in c.what]
     assert {c.op for c in made} == {c.op for c in strided} == set(PARTS)
     assert all(not t.is_contiguous() for c in strided for t in c.tensors[:1])

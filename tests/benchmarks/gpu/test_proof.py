@@ -15,8 +15,9 @@ import pytest
 from fvexport.benchmarks.gpu import children, commands, facts, phases, run
 from fvexport.benchmarks.gpu.facts import Facts
 from fvexport.benchmarks.gpu.job import Job
-from fvexport.benchmarks.gpu.plan import SHARES, least_of, limit_of
+from fvexport.benchmarks.gpu.plan import BESIDE, SHARES, least_of, limit_of
 from fvexport.benchmarks.gpu.proof import link_package
+from fvexport.kernels.dispatch import DEFAULTS, OPS, switched_on
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = str(ROOT / "benchmarks" / "gpu" / "proof.py")
@@ -41,11 +42,14 @@ def test_dry_run(tmp_path: Path) -> None:
     ended = {f["name"]: f["status"] for f in facts.of(found, "phase")}
     assert set(ended.values()) == {"ok"}, log[-5000:]
     assert {name.partition(" ")[0] for name in ended} == {*run.ALL, "reduce-overhead"} - {"compiled"}
+    assert {f["name"] for f in facts.of(found, "model")} == {"kernels, eager", "FP8 kernels, eager"}
     names = {path.name for path in out.iterdir()}
     assert names == {facts.FILE, run.LOG, commands.TESTS, commands.KERNELS, "profile-ours.json", "profile-compile.json"}
     assert all(path.stat().st_size < 1 << 20 for path in out.iterdir())
     operators = facts.of(found, "operators")
-    assert operators and all(f["launched"] for f in operators)  # the kernels themselves ran, interpreted
+    libraries = ("cublas", "scaled_mm")
+    assert all(f["launched"] for f in operators if f["kernel"] not in libraries)  # the kernels ran, interpreted
+    assert {f["kernel"] for f in operators} == set(OPS)
     assert {f["name"] for f in facts.of(found, "latency")} >= {"ours", "ours, tuned", "eager channels-last"}
     assert {f["name"] for f in facts.of(found, "toggle")} >= {"baseline", "-pdl", "-fast_gelu"}
     parts = json.loads((out / "profile-ours.json").read_text())["parts"]
@@ -128,6 +132,32 @@ def test_a_child_waits_for_its_turn(tmp_path: Path) -> None:
     assert waiting.wait() == "ok" and (tmp_path / "log").read_text() == "go\n"
 
 
+def test_a_phase_goes_on_without_what_ended_it(tmp_path: Path) -> None:
+    """Three processes: two that a kernel ends, and one that is done; then later phases know which to leave out."""
+    whole = run.Run(tmp_path, tmp_path, False, time.time(), 60, frozenset(["operators"]))
+    note, ran = Facts(tmp_path / facts.FILE, "operators", 0.0), []
+
+    def phase(name: str) -> None:
+        kernel = ("mlp", "attention", None)[len(ran)]
+        ran.append(kernel)
+        if kernel is not None:
+            note("operator-problem", op=kernel, kernel=kernel, problem="fails: illegal address", error=0.0, own=0.0)
+            note("gpu-lost", op=kernel, kernel=kernel)
+        whole.status[name] = "ok" if kernel is None else "exit code 1"
+
+    whole._phase = phase  # type: ignore[method-assign,assignment]
+    whole._repeated("operators", "gpu-lost")
+    assert ran == ["mlp", "attention", None]
+    note("operator-problem", op="x", kernel="linear", problem="L2 error", error=2.1e-3, own=1e-3)  # not that wrong
+    note("operator-problem", op="x", kernel="depthwise", problem="not finite", error=float("nan"), own=1e-3)
+    whole._leave_out()
+    assert whole.left_out == ("attention", "depthwise", "mlp")
+    assert switched_on(whole._env()["FVEXPORT_KERNELS"]) == DEFAULTS - {"attention", "depthwise", "mlp"}
+    ran.clear()
+    whole._repeated("operators", "no such fact")
+    assert len(ran) == 1  # it failed in another way: once is enough
+
+
 def test_every_phase_has_a_share() -> None:
     assert {share.phase for share in SHARES} == set(run.ALL) == {*phases.NAMES, "autotune"}
     every = frozenset(run.ALL)
@@ -135,7 +165,7 @@ def test_every_phase_has_a_share() -> None:
     for share in SHARES:
         used[share.phase] = limit_of(share.phase, left, every)
         assert used[share.phase] >= least_of(share.phase)
-        if share.phase not in ("environment", "warm", "predict", "tests"):  # these run beside others
+        if share.phase not in BESIDE:  # these run beside others
             left -= used[share.phase]
     assert left == pytest.approx(0)
     assert limit_of("operators", 100, frozenset(["operators"])) == 100  # alone it may take all
@@ -165,7 +195,8 @@ def test_a_failing_phase_ends_nothing(tmp_path: Path) -> None:
     """A phase that crashes, one that hangs, and one after them."""
     whole = run.Run(tmp_path, tmp_path, False, time.time(), 60, frozenset(["profile", "kernels", "leftover"]))
     whole._phase("profile", [sys.executable, "-c", "import os; os.abort()"])
-    whole._ended(late := child("import time; time.sleep(60)", 1, tmp_path), late.wait())
+    whole.running.append(late := child("import time; time.sleep(60)", 1, tmp_path))
+    whole._ended(late, late.wait())
     whole._phase("leftover", [sys.executable, "-c", ""])
     ended = facts.of(facts.read(tmp_path / facts.FILE), "phase")
     assert [f["status"] for f in ended] == [f"signal {signal.SIGABRT.value}", "over the limit", "ok"]

@@ -43,8 +43,9 @@ def found() -> list[dict[str, Any]]:
         {"kind": "toggle-failed", "name": "+stem", "size": "1024 b1", "problem": "no such thing"},
         {"kind": "profile", "file": "profile-ours.json", "total_us": 2200.0, "launches": 215.0,
          "parts": [{"part": "stage 3 ConvFFN", "us": 700.0}]},
-        {"kind": "kernel", "op": "attention", "sizes": {"tokens": 1024}, "used": True, "speedup": 0.8,
-         "best_rival": "FLASH_ATTENTION"},
+        {"kind": "kernel", "op": "attention", "part": "attention", "sizes": {"tokens": 1024}, "count": 4,
+         "speedup": 0.8, "ms": {"attention": 0.02, "other": 0.018, "FLASH_ATTENTION": 0.016}, "chosen": "attention",
+         "fastest_kernel": "other", "best_rival": "FLASH_ATTENTION"},
         {"kind": "phase", "name": "tune", "status": "over the limit", "t": 400.0},
     ]  # fmt: skip
 
@@ -63,7 +64,9 @@ def test_table() -> None:
     assert "switched, ms at 1024 b1 (predicted): -pdl +0.200 (+0.200)" in text
     assert "FAILED     +stem at 1024 b1: no such thing" in text
     assert "stage 3 ConvFFN 700" in text
-    assert 'SLOWER     attention {"tokens":1024} 0.80x FLASH_ATTENTION' in text
+    assert "1 timed that the policy chose: 1 slower than PyTorch, 1 slower than another kernel" in text
+    assert "SLOWER     attention tokens=1024 attention 0.80x FLASH_ATTENTION" in text
+    assert "FASTER     attention tokens=1024 attention 20.0 us, other 18.0 us" in text
 
 
 def test_missed_targets() -> None:
@@ -125,7 +128,7 @@ def test_commit(tmp_path: Path) -> None:
     own = Path(__file__).parents[3] / "kernels" / "configs" / "attention.json"
     (root / "kernels" / "configs" / "attention.json").write_text(own.read_text())
     write(out)
-    rows = [{"environment": {}}, {"op": "attention", "ms": 0.01, "speedup": float(1)}]
+    rows = [{"kind": "environment"}, {"kind": "operator", "op": "attention", "ms": {"attention": 0.01}}]
     (out / commands.KERNELS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     key = "attention half batch=8 heads=24 tokens=1024"
     tuned = {"environment": {"arch": "sm_90"}, "configs": {key: {**CONFIG, "ms": 0.010, "default_ms": 0.020}}}
