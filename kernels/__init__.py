@@ -13,6 +13,7 @@ What lives here
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
     depthwise       depthwise convolutions, channels-last: the operator, and the kernel for any multiplier
     depthwise_rows  those with one output per input channel, eight rows per program
+    depthwise_mma   the 7x7 with one output per input channel, on tensor cores
     depthwise_pairs those with two, which load each value once for both
     policy          which kernel computes which part of the model, and why
     accelerate      the fused model on the kernels

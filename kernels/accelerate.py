@@ -154,7 +154,10 @@ class _Depthwise(_Kernels):
         assert conv.bias is not None and conv.groups == conv.in_channels
         self.weight = nn.Parameter(taps_first(conv.weight), requires_grad=False)
         self.bias, self.stride, self.gelu, self.channels = conv.bias, conv.stride[0], gelu, conv.in_channels
-        self.part = "depthwise" if conv.out_channels == conv.in_channels else "depthwise x2"
+        wide = conv.kernel_size == (7, 7) and conv.stride == (1, 1)
+        self.part = "depthwise 7x7" if wide else "depthwise"
+        if conv.out_channels == 2 * conv.in_channels:
+            self.part = "depthwise x2"
         self.taps: Tensor  # the weight as it is stored, in float32: prepared again whenever that changes
         self._prepare()
         self.register_load_state_dict_post_hook(_prepare_again)  # type: ignore[no-untyped-call]

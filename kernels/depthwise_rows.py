@@ -15,6 +15,7 @@ multiplications with addition. `depthwise.py` has the operator, and the kernel f
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
+# mypy: disable-error-code="assignment"
 # ruff: noqa: RUF005 - Triton concatenates tuples, but does not unpack them
 from __future__ import annotations
 
@@ -66,6 +67,13 @@ def add_row(totals, x, taps, u: tl.constexpr, ROWS: tl.constexpr, KERNEL: tl.con
 
 
 @jit
+def limited(y):
+    """A tile limited to what float8_e4m3fn holds; NaN stays NaN."""
+    y = tl.maximum(y, -_FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(y, _FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+
+
+@jit
 def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, out_scale, GELU: tl.constexpr):
     """Adds the bias, applies GELU if GELU is not 0, and writes one row of positions.
 
@@ -73,8 +81,7 @@ def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, ou
     """
     y = gelu_as(total + bias[None, :], GELU)
     if out_scale is not None:
-        y = tl.maximum(y * out_scale, -_FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
-        y = tl.minimum(y, _FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+        y = limited(y * out_scale)
     inside = (row < height) & (columns[:, None] < width) & (channels[None, :] < c)
     tl.store(
         out_ptr + (row * width + columns[:, None]) * c + channels[None, :], y.to(out_ptr.dtype.element_ty), mask=inside
@@ -127,7 +134,8 @@ def depthwise_rows_kernel(
 
 def float_taps(weight: Tensor, channels: int) -> Tensor:
     """A weight (k, k, m C) in float32 by output of a channel, for C input channels: (m, k, k, C), contiguous."""
-    return weight.float().unflatten(2, (channels, -1)).movedim(-1, 0).contiguous()
+    k = weight.shape[0]
+    return weight.float().reshape(k, k, channels, -1).movedim(-1, 0).contiguous()
 
 
 def output_like(x: Tensor, c: int, stride: int, out_scale: float | None) -> Tensor:

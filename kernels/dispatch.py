@@ -29,7 +29,7 @@ from . import language
 BASELINE = ("attention", "norm_linear", "linear", "mlp", "depthwise")
 """The kernels that run on every architecture in every dtype, with the exact GELU and ordinary launches."""
 
-OPS = (*BASELINE, "depthwise_rows", "depthwise_pairs")
+OPS = (*BASELINE, "depthwise_rows", "depthwise_pairs", "depthwise_mma")
 """All kernels by name, as the switch and the tables know them."""
 
 MODES = ("fast_gelu", "pdl")

@@ -19,6 +19,7 @@ from ..errors import UnavailableError
 from . import language
 from .attention import launch_attention
 from .depthwise import launch_depthwise
+from .depthwise_mma import launch_depthwise_mma
 from .depthwise_pairs import launch_depthwise_pairs
 from .depthwise_rows import launch_depthwise_rows
 from .linear_residual import launch_linear
@@ -144,7 +145,7 @@ def encoder_calls(
     """Every call of an operator that the encoder can be put together from, at one size.
 
     A part that several kernels compute is there once for each: a ConvFFN as `mlp`, where that has room, and as its two
-    products; a grouped convolution as `depthwise` and as `depthwise_rows` or `depthwise_pairs`.
+    products; a grouped convolution as `depthwise`, as `depthwise_rows` or `depthwise_pairs`, and as `depthwise_mma`.
     Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
     those of every call.
     """
@@ -240,3 +241,9 @@ def _depthwise(
         sizes,
         lambda config: launch(x, taps, bias, stride, gelu, config, modes=make.modes),
     )
+    if kernel == 7 and outputs == stride == 1 and make.dtype != torch.float32:
+        yield Call(
+            "depthwise_mma",
+            sizes,
+            lambda config: launch_depthwise_mma(x, weight, bias, gelu, config, modes=make.modes),
+        )

@@ -53,9 +53,21 @@ class Row:
 
 ROWS: tuple[Row, ...] = (
     Row(
+        "depthwise 7x7", "depthwise_mma", HALF,
+        "tensor cores: 31 to 46 instructions per value instead of 77 to 88, and 0.34 (sm_90) or 0.44 (sm_80) clocks of "
+        "tensor cores per value; sm_86, sm_89 and sm_120 would take 1.7. Under 4 positions per multiprocessor its "
+        "programs are too few",
+        rows_per_processor=4, arch=("sm_80", "sm_90"),
+    ),
+    Row(
+        "depthwise 7x7", "depthwise_rows", DTYPES,
+        "77 to 88 instructions per value instead of 106, which is what bounds a 7x7",
+    ),
+    Row("depthwise 7x7", "depthwise", DTYPES, "bias in the same pass: each value is read and written once"),
+    Row(
         "depthwise", "depthwise_rows", DTYPES,
-        "bias and GELU in the same pass; 3x3 is bound by bytes, 7x7 by instructions, of which it takes 77 to 88 per "
-        "value instead of 106",
+        "bias and GELU in the same pass; 3x3 is bound by bytes, and takes 17 to 20 instructions per value instead of "
+        "22 to 28",
     ),
     Row(
         "depthwise", "depthwise", DTYPES,

@@ -37,7 +37,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 NAMES = (
-    "attention", "depthwise", "depthwise_pairs", "depthwise_rows", "linear", "mlp", "norm_linear", "row_statistics"
+    "attention", "depthwise", "depthwise_mma", "depthwise_pairs", "depthwise_rows", "linear", "mlp", "norm_linear",
+    "row_statistics",
 )  # fmt: skip
 KERNELS = {f"{name}_kernel" for name in NAMES}
 
