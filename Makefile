@@ -14,7 +14,7 @@ EMPTY :=
 PACKAGES := $(filter-out fvexport tests,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
 STAMP := $(VENV)/installed$(subst $(EMPTY) ,,$(PACKAGES:%=-%))
 
-.PHONY: help demo test test-long lint type pytest tensorrt-cpu format clean
+.PHONY: help demo test test-long lint type pytest tensorrt-cpu gpu-proof format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,16 @@ test-long: $(STAMP) tensorrt-cpu  ## Run the tests that take minutes
 
 tensorrt-cpu: $(STAMP)  ## Fetch a TensorRT for the tests that builds engines without a GPU (once, 100 MB)
 	@$(BIN)/python tests/tensorrt_cpu.py
+
+# A machine with a GPU has torch and triton in its own Python, perhaps no network, and then needs no .venv.
+PROOF := build/proof
+SECONDS := 470
+ifneq ($(filter gpu-proof,$(MAKECMDGOALS)),)
+NEEDED := import sys; from importlib.util import find_spec as f; sys.exit(not (f("torch") and f("triton")))
+OWN := $(shell $(PYTHON) -c '$(NEEDED)' && echo yes)
+endif
+gpu-proof: $(if $(OWN),,$(STAMP))  ## Check and time everything on this machine's GPU (DRY=1: every line, on the CPU)
+	$(if $(OWN),$(PYTHON),$(BIN)/python) benchmarks/gpu/proof.py --out $(PROOF) --seconds $(SECONDS) $(if $(DRY),--dry-run)
 
 format: $(STAMP)  ## Mend formatting and what else ruff can mend
 	$(BIN)/ruff check --fix .

@@ -73,6 +73,7 @@ setup(
     package_dir=PACKAGES,
     package_data={
         NAME: ["py.typed"],
+        f"{NAME}.benchmarks.gpu.predicted": ["*.json"],
         f"{NAME}.benchmarks.report": ["*.j2", "*.css", "*.js"],
         f"{NAME}.kernels": ["configs/*.json"],
     },

@@ -19,6 +19,7 @@ from ..export.targets import get_target, why_absent
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from ..encoder.checkpoint import Checkpoint
     from .rivals.quantizers import Made
@@ -56,7 +57,10 @@ PEERS: tuple[Peer, ...] = (
         "plain-quantize-static", ("int8",), "onnxruntime-cpu", QUANTIZED,
         "torch.onnx.export, then onnxruntime's quantize_static with its defaults",
     ),
-    Peer("plain-torch-compile", ("fp32", "bf16"), "torch-compile", None, "torch.compile of the train form"),
+    Peer(
+        "plain-torch-compile", ("fp32", "fp16", "bf16"), "torch-compile", None,
+        'torch.compile of the train form; on a GPU with mode="reduce-overhead" and without TF32 in fp32',
+    ),
 )  # fmt: skip
 
 
@@ -74,6 +78,10 @@ def why_peer_absent(peer: Peer, precision: str, height: int, width: int, batch: 
         return "onnxscript is not installed"
     if peer.file == QUANTIZED and (height != width or batch != 1):
         return "it calibrates on square pictures, one at a time"
+    if peer.target == "torch-compile" and precision == "fp16":
+        import torch
+
+        return None if torch.cuda.is_available() else "PyTorch takes minutes for float16 convolutions on a CPU"
     if peer.target == "openvino" and precision == "bf16":
         from ..export.runtime.openvino import has_bf16
 
@@ -100,10 +108,27 @@ def make_peer_file(
     return made
 
 
+@dataclass(frozen=True)
+class LoadedPeer:
+    """A peer that is ready.
+
+    Attributes:
+        run: `pixel_values` (B, 3, H, W) -> features (B, N, C) float32.
+        computes: how, in words.
+        device: `cpu` or `cuda`.
+        run_tensor: the same from tensor to tensor on that device, in the peer's dtype; None if it takes only arrays.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    computes: str
+    device: str = "cpu"
+    run_tensor: Callable[[Tensor], Tensor] | None = None
+
+
 def load_peer(
     peer: Peer, precision: str, file: Path | None, checkpoint: Callable[[], Checkpoint], threads: int
-) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-    """`pixel_values` (B, 3, H, W) -> features (B, N, C), and how it computes, in words."""
+) -> LoadedPeer:
+    """Loads what `peer` runs. Raises whatever the tool trips over."""
     from .rivals.runners import load
 
     if peer.target == "torch-compile":
@@ -111,8 +136,8 @@ def load_peer(
     assert file is not None
     if peer.target == "openvino":
         words = {"fp32": "float32, asked for", "bf16": "bfloat16, OpenVINO's own choice"}[precision]
-        return load(file, "openvino", threads, "bf16" if precision == "bf16" else "f32"), words
-    return load(file, "onnxruntime", threads), "natively"
+        return LoadedPeer(load(file, "openvino", threads, "bf16" if precision == "bf16" else "f32"), words)
+    return LoadedPeer(load(file, "onnxruntime", threads), "natively")
 
 
 def _export(shape: tuple[int, int, int, int], job: Any, folder: Path) -> Path:
@@ -135,21 +160,30 @@ def _photographs(folder: Path, samples: int, side: int) -> Any:
     return Photographs(listing, samples, side)
 
 
-def _compiled(encoder: Any, precision: str) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+def _compiled(encoder: Any, precision: str) -> LoadedPeer:
     """torch.compile of the train form as it is loaded, on the GPU where there is one."""
     import torch
 
+    from ..encoder.exact import exact_float32
     from ..export.trace import DTYPES
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = torch.compile(encoder.to(device, DTYPES[precision]))
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[precision]
+    on_gpu = device.type == "cuda"
+    mode = "reduce-overhead" if on_gpu else None
+    model = torch.compile(encoder.to(device, dtype), mode=mode)
 
-    def run(pixel_values: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            x = torch.from_numpy(pixel_values).to(device, DTYPES[precision])
+    def run_tensor(pixel_values: Tensor) -> Tensor:
+        """The result is overwritten by the next call."""
+        with torch.inference_mode(), exact_float32():
             try:
-                return model(x).float().cpu().numpy()  # type: ignore[no-untyped-call]  # torch.compile's
+                y: Tensor = model(pixel_values.to(device, dtype))  # type: ignore[no-untyped-call]
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise UnavailableError(f"torch.compile fails here: {error}") from error
+        return y
 
-    return run, f"PyTorch, torch.compile, train form, {precision}"
+    def run(pixel_values: np.ndarray) -> np.ndarray:
+        features: np.ndarray = run_tensor(torch.from_numpy(pixel_values)).float().cpu().numpy()
+        return features
+
+    words = f"PyTorch, torch.compile, train form, {precision}" + (f", {mode}" if mode else "")
+    return LoadedPeer(run, words, device.type, run_tensor if on_gpu else None)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..encoder.checkpoint import CheckpointInfo
+from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import Attention, FastViTHD, SqueezeExcite
 from ..encoder.preprocess import Preprocessor
 from ..errors import ConfigError
@@ -77,7 +78,7 @@ def observe(
     # An earlier run may have known the same pictures and weights by other names.
     stats.source, stats.variant, stats.checkpoint_source = data.source, info.variant, info.source
     saved = time.monotonic()
-    with _hooked(model, stats) as observer, torch.inference_mode():
+    with _hooked(model, stats) as observer, torch.inference_mode(), exact_float32():
         while stats.done < len(data):
             progress("calibrate", stats.done, len(data))
             observer.begin(stats.done)
@@ -101,7 +102,7 @@ def observe_peaks(
     Args and errors: see `observe`.
     """
     stats = Stats(Key("", preprocessor.height, preprocessor.width, data.fingerprint, len(data), 1), data.source)
-    with _hooked(model, stats, peaks_only=True), torch.inference_mode():
+    with _hooked(model, stats, peaks_only=True), torch.inference_mode(), exact_float32():
         for index in range(len(data)):
             progress("calibrate", index, len(data))
             _show(model, data.pixels(index, preprocessor))

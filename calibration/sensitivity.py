@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import FastViTHD
 from ..errors import ConfigError
 from ..progress import Progress, silent
@@ -66,7 +67,7 @@ def sensitivity(
     model = copy.deepcopy(model)
     layers = [name for name, part in quantized.named_modules() if _is_quantized(part)]
     found: list[LayerNoise] = []
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32():
         inputs, features, work = _float_run(model, pixel_values, layers)
         blocks = list(model.named_blocks())
         for number, (block, _) in enumerate(blocks):

@@ -17,11 +17,13 @@ from ..errors import first_line
 from ..export.options import PRECISIONS
 from ..export.targets import ORT_PACKAGE, TARGETS, Target, import_openvino, why_absent
 from ..export.tensorrt.api import load_api
+from ..export.tensorrt.binding import current_gpu
 from ..progress import Progress, silent
 from ..versions import version_of
 
-REQUIRED = ("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "safetensors", "huggingface_hub", "PIL")
+REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "huggingface_hub", "PIL")
 OPTIONAL = {
+    "onnxsim": "simpler ONNX graphs",
     "skimage": "photographs for parity without --images",
     "transformers": "the language model",
     "openvino": "Intel CPUs and GPUs",
@@ -113,6 +115,8 @@ def examine(progress: Progress = silent) -> Machine:
     missing = [p.name for p in packages if p.required and not p.usable]
     installs = [f"pip install {ORT_PACKAGE if name == 'onnxruntime' else name}" for name in missing]
     installs += [t.install for t in targets if t.why_not and t.install not in installs]
+    if not found["onnxsim"].usable:
+        installs.append("pip install onnxsim")
     if not found["scikit-image"].usable:
         installs.append("pip install scikit-image")
     if not found["transformers"].usable:
@@ -167,11 +171,11 @@ def _commands(found: dict[str, Package], targets: list[TargetState]) -> dict[str
     ready = [t.name for t in targets if t.why_not is None]
     through = f"through {', '.join(ready)}" if ready else "not here: no target can run"
     photographs = "" if found["scikit-image"].usable else "; name photographs with --images"
-    writes = f"writes {', '.join(PRECISIONS)}"
+    writes = f"writes {', '.join(PRECISIONS)}" + ("" if found["onnxsim"].usable else ", not simplified (no onnxsim),")
     checks = f" and checks them {through}{photographs}" if ready else "; with --no-parity alone, no target can run"
     return {
-        "onnx": without("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "pillow") or writes + checks,
-        "trt": without("torch", "onnx", "onnxscript", "onnxsim", "onnxruntime", "pillow") or _builds(),
+        "onnx": without("torch", "onnx", "onnxscript", "onnxruntime", "pillow") or writes + checks,
+        "trt": without("torch", "onnx", "onnxscript", "onnxruntime", "pillow") or _builds(),
         "parity": without("torch", "onnx", "pillow") or through + (photographs if ready else ""),
         "inspect": without("onnx") or "reads any artifact",
         "encode": without("onnx", "pillow") or through,
@@ -182,7 +186,12 @@ def _commands(found: dict[str, Package], targets: list[TargetState]) -> dict[str
 
 def _builds() -> str:
     try:
-        return f"builds engines with {load_api().title}"
+        api = load_api()
+        gpu = current_gpu()
+        why_not = None if gpu is None else api.why_not_on(gpu.compute_capability)
+        if why_not is not None and api.flavour == "tensorrt":
+            return f"not here: {why_not}; --dry-run writes the ONNX file"
+        return f"builds engines with {api.title}" + (f", for other GPUs with --no-parity: {why_not}" if why_not else "")
     except (Exception, SystemExit) as error:  # it imports TensorRT
         return f"not here: {first_line(error, 400)}; --dry-run writes the ONNX file"
 

@@ -236,7 +236,10 @@ def tune_report(report: TuneReport) -> None:
     if ran:
         table(("kernel and sizes", "default", "found", "µs", "µs", "tried"), ran, title=f"searched on {report.arch}")
     if report.file is not None:
-        facts([("kept in", report.file)])
+        lines: list[tuple[str, object]] = [("kept in", report.file)]
+        lines += [("failed", f"{s.key}: {s.error}") for s in report.searches if s.error]
+        lines += [("not searched", f"{report.left} ({report.stopped})")] if report.left else []
+        facts(lines)
         return
     planned = [(s.key, shown(s.start), s.neighbours) for s in report.searches]
     header = ("kernel and sizes", "starts from", "first step")

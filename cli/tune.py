@@ -33,17 +33,24 @@ from .options import Named, Resolution, json_option, verbose_option
 @click.option(
     "--variant", type=Named(VARIANTS), default="fastvithd", show_default=True, help="Architecture to search for."
 )
+@click.option(
+    "--budget", type=click.FloatRange(min=0), metavar="S", help="Stop after so many seconds.  [default: never]"
+)
+@click.option(
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes that compile.  [default: one per processor]"
+)
 @click.option("--dry-run", is_flag=True, help="List what would be searched; needs no GPU.")
 @json_option
 @verbose_option
 def tune(
-    resolutions: tuple[tuple[int, int], ...], batches: tuple[int, ...], fp32: bool, variant: str, dry_run: bool,
-    as_json: bool,
+    resolutions: tuple[tuple[int, int], ...], batches: tuple[int, ...], fp32: bool, variant: str, budget: float | None,
+    jobs: int | None, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Search block sizes for the Triton kernels on this GPU, and keep them in your cache.
 
-    Kernels run without it, on sizes that fvexport comes with. What is found holds for this GPU, driver and these
-    versions of torch, Triton and the kernels; anything else is searched for again.
+    Kernels run without it, on sizes that fvexport comes with. Searches run in the order of the time that their calls
+    are predicted to take, and each result is kept at once: --budget leaves out the least important ones. Results hold
+    for this GPU, driver and these versions of torch, Triton and the kernels; anything else is searched for again.
     """
     import torch
 
@@ -58,7 +65,8 @@ def tune(
         report = library.plan(config, resolutions, batches, dtype)
     else:
         with progress_bar() as progress:
-            report = library.tune(config, resolutions, batches, dtype, progress=progress)
+            limit = float("inf") if budget is None else budget
+            report = library.tune(config, resolutions, batches, dtype, jobs=jobs, budget_s=limit, progress=progress)
     if as_json:
         render.print_json(report.to_dict())
     else:

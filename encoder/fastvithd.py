@@ -314,6 +314,12 @@ class FastViTHD(nn.Module):
 
 def checked_pixels(x: Tensor, config: FastViTHDConfig, dtype: torch.dtype, *, uint8_input: bool) -> Tensor:
     """`pixel_values` (B, 3, H, W) in the dtype that a model computes in; raises ConfigError for what it cannot take."""
+    check_pixels(x, config, dtype, uint8_input=uint8_input)
+    return x.to(dtype) if uint8_input else x
+
+
+def check_pixels(x: Tensor, config: FastViTHDConfig, dtype: torch.dtype, *, uint8_input: bool) -> None:
+    """Raises ConfigError unless `pixel_values` are (B, 3, H, W) in sizes and a dtype that the model takes."""
     if x.ndim != 4 or x.shape[1] != 3 or x.shape[0] == 0:
         raise ConfigError(f"pixel_values must be (B, 3, H, W); found {tuple(x.shape)}")
     if uint8_input != (x.dtype == torch.uint8):
@@ -323,7 +329,6 @@ def checked_pixels(x: Tensor, config: FastViTHDConfig, dtype: torch.dtype, *, ui
         raise ConfigError(f"this model computes in {dtype}; found pixel_values in {x.dtype}")
     if not torch.compiler.is_compiling():  # sizes are symbols while exporting, bounded there by the exporter
         config.check_resolution(*x.shape[2:])
-    return x.to(dtype) if uint8_input else x
 
 
 def _depthwise(dim: int, kernel: int) -> nn.Conv2d:

@@ -33,7 +33,7 @@ from .options import ExportOptions
 from .parity import Images, Verdict, check_parity, photographs
 from .reuse import differs
 from .tensorrt.api import Api, load_api
-from .tensorrt.binding import Gpu, bound_to, current_gpu
+from .tensorrt.binding import Gpu, bound_to, check_gpu, current_gpu
 from .tensorrt.build import build_plan
 from .tensorrt.cache import TimingCache, default_path
 from .tensorrt.options import EngineOptions, Profile, Span
@@ -95,12 +95,14 @@ def export_trt(
     """
     engine = engine or EngineOptions()
     api = None if dry_run else load_api(engine.flavour)
+    gpu = current_gpu()
     if api is not None:
         api.check(engine)
+        check_gpu(api, gpu, runs=parity)
     if images is not None:
         photographs(images)  # that are missing or none, told before the work
     clock = Clock(progress)
-    build = _Build(engine, api, current_gpu(), batch, resolutions, parity, images, clock, progress)
+    build = _Build(engine, api, gpu, batch, resolutions, parity, images, clock, progress)
     if artifact is not None:
         source = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         _prepare_plugin(api, bool(source.manifest.options.get("attention_plugin")))
@@ -230,6 +232,7 @@ class _Build:
                 "version": api.version,
                 # An engine of RTX is bound to no GPU, wherever it was built.
                 "gpu": self.gpu.to_dict() if self.gpu and api.flavour == "tensorrt" else None,
+                "capabilities": list(api.capabilities()) if api.flavour == "tensorrt-rtx" else None,
                 "options": self.engine.to_dict(),
                 "profile": profile.to_dict(),
                 "memory": built.memory | {"plan": len(built.plan)},

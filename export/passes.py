@@ -96,13 +96,17 @@ def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
     skeleton = _without_weights(model, weights)
     try:
         import onnxsim
-
+    except ModuleNotFoundError:
+        return model, Simplification(before, before, "onnxsim is not installed; `pip install onnxsim`")
+    except Exception as error:  # a broken install
+        return model, Simplification(before, before, f"onnxsim does not import: {first_line(error)}")
+    try:
         # It folds constants through onnxruntime and NumPy, which has no bfloat16, and complains aloud.
         halves = any(v.dtype == ir.DataType.BFLOAT16 for v in model.graph.initializers.values())
         proto, checked = onnxsim.simplify(skeleton, skip_constant_folding=halves)
         if not checked:
             return model, Simplification(before, before, "onnxsim's own check found other numbers")
-    except Exception as error:  # a broken install, or a bare RuntimeError from its C++; the traced graph is as good
+    except Exception as error:  # a bare RuntimeError from its C++; the traced graph is as good
         return model, Simplification(before, before, f"onnxsim failed: {first_line(error)}")
     result = ir.from_proto(proto)
     missing = [n for n in weights if n not in {v.name for v in result.graph.inputs}]

@@ -68,6 +68,8 @@ def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: 
             f"cannot write temporary files in {tempfile.gettempdir()} ({error.strerror}); free some space, set TMPDIR, "
             "or export with --no-simplify"
         ) from error
+    except ModuleNotFoundError:
+        return "onnxruntime, which would compare it, is not installed"
     except Exception:  # onnxruntime's exceptions share no public base; a graph that does not run is not the same
         close = False
     return None if close else "onnxsim changed the numbers"

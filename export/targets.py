@@ -72,10 +72,11 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "eager",
-        ("fp32", "fp16", "bf16"),
+        ("fp32", "fp16", "bf16", "fp8"),
         "torch",
         "pip install torch",
-        note="PyTorch's own fused model, from the artifact's checkpoint; on a CPU fp16 is computed in float32",
+        note="PyTorch's own fused model, from the artifact's checkpoint; on a CPU fp16 is computed in float32, and fp8 "
+        "anywhere by rounding to it",
         rounds_stored=True,
     ),
     Target(
@@ -88,10 +89,10 @@ TARGETS: tuple[Target, ...] = (
     ),
     Target(
         "triton",
-        ("fp32", "fp16", "bf16"),
+        ("fp32", "fp16", "bf16", "fp8"),
         "triton",
         'pip install "fvexport[triton]"  # on Linux, with a build of torch for CUDA',
-        note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later",
+        note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later (fp8: Ada or later)",
         taps=False,
     ),
     Target(
@@ -107,7 +108,7 @@ TARGETS: tuple[Target, ...] = (
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "tensorrt_rtx",
         "pip install tensorrt-rtx",
-        note="the engine that `fvexport trt` built anywhere, on an RTX GPU from Ampere on",
+        note="the engine that `fvexport trt` built anywhere, on a GPU that TensorRT-RTX lists",
         taps=False,
     ),
     Target(
@@ -151,9 +152,11 @@ def why_absent(target: Target) -> str | None:
     elif target.name == "torch-compile":
         return _why_no_compiler()
     elif target.module in ("tensorrt", "tensorrt_rtx"):
-        return _why_no_torch_gpu()
+        return _why_no_torch_gpu() or _why_not_this_gpu(target.module)
     elif target.module == "onnxruntime_ep_nv_tensorrt_rtx":
-        return NO_GPU if not has_cuda_gpu() else None if rtx_devices() else _NO_RTX
+        if not has_cuda_gpu():
+            return NO_GPU
+        return _why_not_this_gpu("tensorrt_rtx") or (None if rtx_devices() else _NO_RTX)
     elif target.name == "triton":
         return _why_no_kernels()
     return None
@@ -172,7 +175,7 @@ def _why_no_provider(provider: str | None) -> str | None:
         return NO_GPU
     if provider == "TensorrtExecutionProvider" and importlib.util.find_spec("tensorrt") is None:
         return "tensorrt is not installed, whose libraries it uses"
-    return None
+    return _why_not_this_gpu("tensorrt") if provider == "TensorrtExecutionProvider" else None
 
 
 def _why_no_torch_gpu() -> str | None:
@@ -182,6 +185,21 @@ def _why_no_torch_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "torch is built without CUDA, or finds no GPU"
+
+
+def _why_not_this_gpu(module: str) -> str | None:
+    """What TensorRT says of the GPU's compute capability; of TensorRT-RTX its known list, if it is not installed."""
+    from .tensorrt.api import MODULES, Api, load_api
+    from .tensorrt.binding import current_gpu
+
+    flavour = next(name for name, known in MODULES.items() if known == module)
+    installed = importlib.util.find_spec(module) is not None
+    try:
+        api = load_api(flavour, to_build=False) if installed else Api(None, flavour, "")
+    except UnavailableError as error:  # it does not import
+        return str(error)
+    gpu = current_gpu()
+    return None if gpu is None else api.why_not_on(gpu.compute_capability)
 
 
 def rtx_devices() -> list[Any]:
@@ -205,7 +223,9 @@ def require(target: Target) -> None:
     reason = why_absent(target)
     if reason is not None:
         # No package brings a GPU.
-        mended = "take another --backend" if reason == NO_GPU else f"`{target.install}`"
+        mended = (
+            "take another --backend" if reason == NO_GPU or "compute capability" in reason else f"`{target.install}`"
+        )
         raise UnavailableError(f"backend {target.name} cannot run here: {reason}; {mended}")
 
 

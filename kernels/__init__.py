@@ -10,14 +10,28 @@ What lives here
     norm_linear     LayerNorm and the product after it
     linear_residual a product with bias, and scale and residual after it
     linear_gelu     a product with bias, and GELU after it
+    products        which of the next four computes them
+    linear          a product and what follows it in one pass, on every architecture
+    linear_tma      the same by the copy engine of Hopper and Blackwell
+    split_k         the same for few rows: the summed axis in parts
+    cublas          cuBLAS, and what follows the product in a pass of its own
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
     depthwise       depthwise convolutions, channels-last: the operator, and the kernel for any multiplier
     depthwise_rows  those with one output per input channel, eight rows per program
     depthwise_mma   the 7x7 with one output per input channel, on tensor cores
     depthwise_pairs those with two, which load each value once for both
+    fp8             FP8 numbers: rounding, what follows a product, what a quantized layer holds
+    linear_fp8      a product of FP8 numbers and what follows it
+    scaled_mm       cuBLAS's product of FP8 numbers, and what follows in passes of its own
+    norm_fp8        LayerNorm, rounded to FP8
+    quantize_fp8    rounding to FP8, and GELU before it
+    fp8_layers      a quantized model's layers on these kernels
     policy          which kernel computes which part of the model, and why
     accelerate      the fused model on the kernels
     cuda_graph      a model's launches recorded once and replayed
+    timing          device time of calls: events that the host runs ahead of, CUDA graphs of many copies
+    ceilings        what a GPU reaches in a plain copy and a plain product
+    warm            Triton's cache filled by processes that open no GPU
     tune            block sizes searched on a GPU, for `fvexport tune`
     launches        which kernels the encoder launches, found without a GPU
     aot             kernels compiled for six architectures without one, and what the compilers say of them

@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Collection
-from functools import lru_cache
-from typing import cast
+from contextlib import nullcontext
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import (
     Attention,
     AttentionBlock,
@@ -29,23 +30,29 @@ from ..encoder.fastvithd import (
     RepMixerBlock,
     SqueezeExcite,
     Stage,
-    checked_pixels,
+    check_pixels,
 )
 from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError
 from .attention import attention
 from .depthwise import depthwise, taps_first
 from .depthwise_rows import float_taps
-from .dispatch import SWITCH, check_names, modes_of, switched_on
+from .dispatch import FP8, SWITCH, check_names, modes_of, runs, switched_on
+from .fp8 import End, is_fp8_layer
+from .fp8_layers import Fp8Product, check_quantized, dequantize_others
 from .linear_gelu import linear_gelu
 from .linear_residual import linear_residual
 from .mlp import mlp
+from .norm_fp8 import norm_fp8
 from .norm_linear import norm_linear, weight_sums
-from .policy import kernel_for
-from .table import arch_of
+from .policy import depthwise_part, kernel_for
+from .stem import flat_taps, stem
+from .table import arch_of, processors_of
 
 
-def accelerate(model: FastViTHD, *, kernels: Collection[str] | None = None) -> AcceleratedFastViTHD:
+def accelerate(
+    model: FastViTHD, *, kernels: Collection[str] | None = None, precision: Literal["fp8"] | None = None
+) -> AcceleratedFastViTHD:
     """The same model on the kernels: the same inputs, the same features (B, N, C) within the dtype's rounding.
 
     Kernels run on an NVIDIA GPU; elsewhere the result computes the same in PyTorch. Which kernel computes which part
@@ -56,18 +63,24 @@ def accelerate(model: FastViTHD, *, kernels: Collection[str] | None = None) -> A
             half-precision model stay PyTorch's.
         kernels: names of the kernels and modes that may be used (`dispatch.OPS`, `dispatch.MODES`); `()` uses none.
             By default those that `FVEXPORT_KERNELS` selects.
+        precision: `fp8` for a model that `calibration.quantize` made for FP8: its layers multiply the FP8 numbers and
+            scales that they hold, if `policy.in_fp8` says so; the others take their input as it is. A GPU before
+            compute capability 8.9, or a CPU, computes the same function in PyTorch. None for every other model.
 
     Raises:
-        ConfigError: a model in training mode, one with layers that fusion does not make (quantized ones), or a name
-            that is neither a kernel nor a mode.
+        ConfigError: a model in training mode, one with layers that fusion does not make (quantized in another way than
+            `precision` says), or a name that is neither a kernel nor a mode.
     """
     if kernels is None:
         kernels = switched_on(os.environ.get(SWITCH, ""))
     check_names(kernels, "accelerate")
+    check_quantized(model, precision)
     if any(part.training for part in model.modules()):
         raise ConfigError("accelerate needs a model in eval mode; call model.eval() first")
     # A fused model may have been scaled and cast since: it is taken as it is, not fused again.
     fused = copy.deepcopy(model) if model.form == "fused" else reparameterize(model)
+    if precision == "fp8":
+        dequantize_others(fused)
     return AcceleratedFastViTHD(fused.requires_grad_(False), frozenset(kernels))
 
 
@@ -79,7 +92,7 @@ class AcceleratedFastViTHD(nn.Module):
     def __init__(self, fused: FastViTHD, kernels: frozenset[str]) -> None:
         super().__init__()
         self.config, self.uint8_input = fused.config, fused.uint8_input
-        self.first = cast("MobileOneBlock", fused.stem[0]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.first = _Stem(cast("MobileOneBlock", fused.stem[0]), kernels)
         body = [_part(part, kernels) for part in list(fused.stem)[1:]]
         for stage in fused.stages:
             assert isinstance(stage, Stage)
@@ -88,12 +101,17 @@ class AcceleratedFastViTHD(nn.Module):
         self.body = nn.Sequential(*body, _part(fused.final_conv, kernels))
         self.eval()
 
+    def input_layout(self, device: torch.device) -> torch.memory_format:
+        """The layout that `pixel_values` are read in fastest; others are read, or converted, too."""
+        planes = self.first.kernel(device, rows=1 << 20) is not None and runs("stem", self.first.taps)
+        return torch.contiguous_format if planes else torch.channels_last
+
     def forward(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, N, C). H and W are multiples of 64; raises ConfigError otherwise."""
-        dtype = self.first.kernel_conv().weight.dtype
-        x = checked_pixels(pixel_values, self.config, dtype, uint8_input=self.uint8_input)
-        x = self.first(x.contiguous(memory_format=torch.channels_last))
-        return self.body(x.permute(0, 2, 3, 1).contiguous()).flatten(1, 2)
+        check_pixels(pixel_values, self.config, self.first.conv.weight.dtype, uint8_input=self.uint8_input)
+        # What PyTorch computes is not TF32 either. A compiler cannot follow settings; it keeps those it is called with.
+        with nullcontext() if torch.compiler.is_compiling() else exact_float32():
+            return self.body(self.first(pixel_values)).flatten(1, 2)
 
 
 def _part(part: nn.Module, kernels: frozenset[str]) -> nn.Module:
@@ -123,7 +141,10 @@ def _part(part: nn.Module, kernels: frozenset[str]) -> nn.Module:
 
 
 def _ffn(part: nn.Module, kernels: frozenset[str]) -> nn.Module:
-    return _ConvFFN(part, kernels) if isinstance(part, ConvFFN) else _Residual(part)
+    if not isinstance(part, ConvFFN):
+        return _Residual(part)
+    fp8 = is_fp8_layer(part.fc1) or is_fp8_layer(part.fc2)
+    return _Fp8ConvFFN(part, kernels) if fp8 else _ConvFFN(part, kernels)
 
 
 def _plain(layer: nn.Module) -> nn.Conv2d:
@@ -143,7 +164,51 @@ class _Kernels(nn.Module):
     def chosen(self, part: str, x: Tensor) -> str | None:
         """The kernel for a part of the model on an input (..., C); None for PyTorch."""
         rows = x.numel() // x.shape[-1]
-        return kernel_for(part, x.dtype, x.shape[-1], rows, _processors(x.device), self.kernels, arch=arch_of(x.device))
+        return kernel_for(
+            part, x.dtype, x.shape[-1], rows, processors_of(x.device), self.kernels, arch=arch_of(x.device)
+        )
+
+
+class _Stem(_Kernels):
+    """The first convolution and GELU: pixels (B, 3, H, W), in its dtype or uint8 -> (B, H/2, W/2, C)."""
+
+    def __init__(self, block: MobileOneBlock, kernels: frozenset[str]) -> None:
+        super().__init__(kernels)
+        self.block = block.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.taps: Tensor  # the convolution's weight as the kernel takes it
+        self._flatten_taps()
+        self.register_load_state_dict_post_hook(_flatten_again)  # type: ignore[no-untyped-call]
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        """The convolution."""
+        return self.block.kernel_conv()
+
+    def kernel(self, device: torch.device, rows: int) -> str | None:
+        """The kernel for `rows` positions of the result; None for PyTorch."""
+        plain = type(self.conv) is nn.Conv2d and self.conv.bias is not None  # not quantized
+        processors, arch = processors_of(device), arch_of(device)
+        dtype = self.conv.weight.dtype
+        return kernel_for("stem", dtype, 3, rows, processors, self.kernels, arch=arch) if plain else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.conv.weight, self.conv.bias
+        if bias is not None and (kernel := self.kernel(x.device, x.numel() // 12)):
+            return stem(x, self.taps, bias, kernel=kernel, modes=self.modes)
+        y = self.block(x.to(weight.dtype).contiguous(memory_format=torch.channels_last))
+        return y.permute(0, 2, 3, 1).contiguous()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Stem:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._flatten_taps()
+        return self
+
+    def _flatten_taps(self) -> None:
+        self.taps = flat_taps(self.conv.weight.detach())
+
+
+def _flatten_again(module: _Stem, _keys: object) -> None:
+    module._flatten_taps()
 
 
 class _Depthwise(_Kernels):
@@ -154,18 +219,16 @@ class _Depthwise(_Kernels):
         assert conv.bias is not None and conv.groups == conv.in_channels
         self.weight = nn.Parameter(taps_first(conv.weight), requires_grad=False)
         self.bias, self.stride, self.gelu, self.channels = conv.bias, conv.stride[0], gelu, conv.in_channels
-        wide = conv.kernel_size == (7, 7) and conv.stride == (1, 1)
-        self.part = "depthwise 7x7" if wide else "depthwise"
-        if conv.out_channels == 2 * conv.in_channels:
-            self.part = "depthwise x2"
+        self.part = depthwise_part(conv.kernel_size[0], conv.stride[0], conv.out_channels // conv.in_channels)
         self.taps: Tensor  # the weight as it is stored, in float32: prepared again whenever that changes
         self._prepare()
         self.register_load_state_dict_post_hook(_prepare_again)  # type: ignore[no-untyped-call]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, out_scale: float | None = None) -> Tensor:
+        """With an out_scale the result is FP8, in steps of that size."""
         return depthwise(
             x, self.weight, self.bias, self.stride, self.gelu, kernel=self.chosen(self.part, x), modes=self.modes,
-            taps=self.taps,
+            taps=self.taps, out_scale=out_scale,
         )  # fmt: skip
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Depthwise:
@@ -205,11 +268,10 @@ class _ConvFFN(_Kernels):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
-        kernel = self.chosen("ConvFFN", y)
-        if kernel == "mlp":
+        if self.chosen("ConvFFN", y) == "mlp":
             return mlp(y, self.w1, self.b1, self.w2, self.b2, x, modes=self.modes)
-        y = linear_gelu(y, self.w1, self.b1, kernel=kernel, modes=self.modes)
-        return linear_residual(y, self.w2, self.b2, x, kernel=kernel, modes=self.modes)
+        y = linear_gelu(y, self.w1, self.b1, kernel=self.chosen("fc1", y), modes=self.modes)
+        return linear_residual(y, self.w2, self.b2, x, kernel=self.chosen("fc2", y), modes=self.modes)
 
 
 class _AttentionBlock(_Kernels):
@@ -218,7 +280,7 @@ class _AttentionBlock(_Kernels):
     def __init__(self, block: AttentionBlock, kernels: frozenset[str]) -> None:
         super().__init__(kernels)
         self.attention = (
-            _Attention(block.norm, block.token_mixer, kernels)
+            _attention(block.norm, block.token_mixer, kernels)
             if isinstance(block.token_mixer, Attention)
             else _Residual(nn.Sequential(block.norm, block.token_mixer), on_map=False)
         )
@@ -226,6 +288,11 @@ class _AttentionBlock(_Kernels):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.ffn(self.attention(x.flatten(1, 2)).view(x.shape))
+
+
+def _attention(norm: nn.LayerNorm, part: Attention, kernels: frozenset[str]) -> nn.Module:
+    fp8 = is_fp8_layer(part.qkv) or is_fp8_layer(part.proj)
+    return _Fp8Attention(norm, part, kernels) if fp8 else _Attention(norm, part, kernels)
 
 
 class _Attention(_Kernels):
@@ -258,8 +325,84 @@ class _Attention(_Kernels):
         self.sums = weight_sums(self.qkv.weight)
 
 
-def _sum_again(module: _Attention, _keys: object) -> None:
+def _sum_again(module: _Attention | _Fp8Attention, _keys: object) -> None:
     module._sum_weights()
+
+
+class _Fp8ConvFFN(_Kernels):
+    """x + ConvFFN(x) on (B, H, W, C), with one product or both in FP8."""
+
+    def __init__(self, part: ConvFFN, kernels: frozenset[str]) -> None:
+        super().__init__(kernels)
+        self.conv = _Depthwise(_plain(part.conv), kernels)
+        self.fc1, self.fc2 = (
+            Fp8Product(name, layer, kernels) if is_fp8_layer(layer) else _Matrix(_plain(layer))
+            for name, layer in (("fc1", part.fc1), ("fc2", part.fc2))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        fc1, fc2 = self.fc1, self.fc2
+        if isinstance(fc1, Fp8Product):
+            out_scale = fc2.in_scale if isinstance(fc2, Fp8Product) else None
+            y = fc1(self.conv(x, fc1.in_scale), End(gelu=True, out_scale=out_scale))
+        else:
+            y = self.conv(x)
+            y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("fc1", y), modes=self.modes)
+        if isinstance(fc2, Fp8Product):
+            return fc2(y if y.dtype == FP8 else fc2.quantized(y), End(residual=x))
+        return linear_residual(y, fc2.weight, fc2.bias, x, kernel=self.chosen("fc2", y), modes=self.modes)
+
+
+class _Fp8Attention(_Kernels):
+    """x + attention(LN(x)) on tokens (B, N, C), with qkv, proj or both in FP8."""
+
+    def __init__(self, norm: nn.LayerNorm, part: Attention, kernels: frozenset[str]) -> None:
+        super().__init__(kernels)
+        self.norm = norm
+        # LayerNorm's affine is in a float qkv already: see `dequantize_others`.
+        self.qkv: Fp8Product | nn.Linear = Fp8Product("qkv", part.qkv, kernels) if is_fp8_layer(part.qkv) else part.qkv
+        self.proj: Fp8Product | nn.Linear = (
+            Fp8Product("proj", part.proj, kernels) if is_fp8_layer(part.proj) else part.proj
+        )
+        self.heads = self.qkv.weight.shape[1] // part.head_dim
+        self.sums: Tensor | None = None  # of a float qkv's weight, as in `_Attention`
+        self._sum_weights()
+        self.register_load_state_dict_post_hook(_sum_again)  # type: ignore[no-untyped-call]
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm, proj = self.norm, self.proj
+        if isinstance(self.qkv, Fp8Product):
+            kernel = self.chosen("norm fp8", x)
+            q = norm_fp8(x, norm.weight, norm.bias, self.qkv.in_scale, norm.eps, kernel=kernel, modes=self.modes)
+            qkv = self.qkv(q, End())
+        else:
+            kernel = self.chosen("qkv", x)
+            qkv = norm_linear(
+                x, self.qkv.weight, self.qkv.bias, norm.eps, sums=self.sums, kernel=kernel, modes=self.modes
+            )
+        kernel = self.chosen("attention", x)
+        if isinstance(proj, Fp8Product):
+            y = attention(qkv, self.heads, out_scale=proj.in_scale, kernel=kernel, modes=self.modes)
+            return proj(y, End(residual=x))
+        y = attention(qkv, self.heads, kernel=kernel, modes=self.modes)
+        return linear_residual(y, proj.weight, proj.bias, x, kernel=self.chosen("proj", y), modes=self.modes)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Fp8Attention:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._sum_weights()
+        return self
+
+    def _sum_weights(self) -> None:
+        self.sums = None if isinstance(self.qkv, Fp8Product) else weight_sums(self.qkv.weight)
+
+
+class _Matrix(nn.Module):
+    """The weight (C', C) and bias of a 1x1 convolution."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is not None
+        self.weight, self.bias = _matrix(conv), conv.bias
 
 
 class _Gated(nn.Module):
@@ -300,8 +443,3 @@ class _Residual(nn.Module):
 def _matrix(conv: nn.Conv2d) -> nn.Parameter:
     """A 1x1 convolution's weight (C', C, 1, 1) as a product takes it: (C', C)."""
     return nn.Parameter(conv.weight.flatten(1).contiguous(), requires_grad=False)
-
-
-@lru_cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0

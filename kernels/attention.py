@@ -19,7 +19,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import Modes, check_same_dtype, forward_only, on_device_of, pdl_launch, precision_of, runs
+from .dispatch import FP8, Modes, check_same_dtype, forward_only, on_device_of, pdl_launch, precision_of, runs
+from .fp8 import check_scale, fp8_reference, to_fp8
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import begin
@@ -55,12 +56,13 @@ def attend(
 
 @jit
 def attention_kernel(
-    qkv_ptr, n, heads, out_ptr,
+    qkv_ptr, n, heads, out_ptr, inverse,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head of one image. Grid: (cdiv(n, BLOCK_M), heads, B).
 
-    qkv_ptr: (B, n, 3, heads, HEAD_DIM) contiguous; out_ptr: (B, n, heads, HEAD_DIM), the same type.
+    qkv_ptr: (B, n, 3, heads, HEAD_DIM) contiguous; out_ptr: (B, n, heads, HEAD_DIM), the same type, or FP8 if inverse
+    is 1 / its scale instead of None.
     """
     begin(PDL)
     head = tl.program_id(1)
@@ -83,58 +85,76 @@ def attention_kernel(
         top, total, out = attend(q, top, total, out, base, columns, n, stride, width, dims, True, PRECISION)
     out = out / total[:, None]
     out_ptrs = out_ptr + image * n * width + head * HEAD_DIM + rows[:, None] * width + dims[None, :]
-    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=rows[:, None] < n)
+    if inverse is not None:
+        tl.store(out_ptrs, to_fp8(out, inverse), mask=rows[:, None] < n)
+    else:
+        tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=rows[:, None] < n)
 
 
-def attention_reference(qkv: Tensor, heads: int) -> Tensor:
-    """The same in PyTorch: packed qkv (B, N, 3C) -> (B, N, C)."""
+def attention_reference(qkv: Tensor, heads: int, out_scale: float | None = None) -> Tensor:
+    """The same in PyTorch: packed qkv (B, N, 3C) -> (B, N, C), in FP8 if it has a scale."""
     b, n, width = qkv.shape
     q, k, v = (t.reshape(b, n, heads, width // (3 * heads)).transpose(1, 2) for t in qkv.chunk(3, dim=-1))
     y = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    return y.transpose(1, 2).reshape(b, n, width // 3)
+    y = y.transpose(1, 2).reshape(b, n, width // 3)
+    return y if out_scale is None else fp8_reference(y, out_scale)
 
 
-def launch_attention(qkv: Tensor, heads: int, config: Config, *, modes: int = 0) -> Tensor:
+def launch_attention(
+    qkv: Tensor, heads: int, config: Config, *, out_scale: float | None = None, modes: int = 0
+) -> Tensor:
     """Runs the kernel with the block sizes of `config`: contiguous qkv (B, N, 3C) -> (B, N, C)."""
     b, n, width = qkv.shape
-    out = qkv.new_empty(b, n, width // 3)
+    out = qkv.new_empty(b, n, width // 3, dtype=qkv.dtype if out_scale is None else FP8)
+    inverse = None if out_scale is None else 1 / out_scale
     grid = (-(-n // config.blocks["BLOCK_M"]), heads, b)
     attention_kernel[grid](
-        qkv, n, heads, out, HEAD_DIM=HEAD_DIM, PRECISION=precision_of(qkv.dtype), **config.arguments,
+        qkv, n, heads, out, inverse, HEAD_DIM=HEAD_DIM, PRECISION=precision_of(qkv.dtype), **config.arguments,
         **pdl_launch(modes, qkv),
     )  # fmt: skip
     return out
 
 
-def attention(qkv: Tensor, heads: int, *, kernel: str | bool | None = True, modes: int = Modes.NONE) -> Tensor:
+def attention(
+    qkv: Tensor, heads: int, *, out_scale: float | None = None, kernel: str | bool | None = True,
+    modes: int = Modes.NONE,
+) -> Tensor:  # fmt: skip
     """Self-attention with q scaled already: packed qkv (B, N, 3C), floating -> (B, N, C), contiguous.
 
     Args:
         qkv: any strides; each token holds q, k and v, each of them `heads` times head_dim channels.
         heads: C / head_dim.
+        out_scale: round the result to FP8 in steps of this size; by default it has qkv's dtype.
         kernel: its name or True; False or None computes in plain PyTorch, whatever the device.
         modes: of `dispatch.Modes`.
 
     Raises:
-        ConfigError: a shape that is no packed qkv, or a gradient is asked for.
+        ConfigError: a shape that is no packed qkv, a scale that is not positive, or a gradient is asked for.
     """
     if qkv.ndim != 3 or heads < 1 or qkv.shape[2] % (3 * heads) or not qkv.shape[1]:
         raise ConfigError(f"attention takes qkv (B, N, 3 * heads * head_dim); found {tuple(qkv.shape)}, {heads} heads")
     check_same_dtype("attention", qkv)
+    check_scale("attention", out_scale)
     forward_only("attention", qkv)
-    return _attention(qkv, heads, int(modes)) if kernel else attention_reference(qkv, heads)
+    if not kernel:
+        return attention_reference(qkv, heads, out_scale)
+    return _attention(qkv, heads, out_scale, int(modes))
 
 
-@torch.library.custom_op("fvexport::attention", mutates_args=(), schema="(Tensor qkv, int heads, int modes) -> Tensor")
-def _attention(qkv: Tensor, heads: int, modes: int) -> Tensor:
+@torch.library.custom_op(
+    "fvexport::attention", mutates_args=(), schema="(Tensor qkv, int heads, float? out_scale, int modes) -> Tensor"
+)
+def _attention(qkv: Tensor, heads: int, out_scale: float | None, modes: int) -> Tensor:
     b, n, width = qkv.shape
-    if not runs("attention", qkv) or width != 3 * heads * HEAD_DIM or not 0 < b < 2**16:
-        return attention_reference(qkv, heads).contiguous()
+    kernel = runs("attention", qkv, fp8=out_scale is not None)
+    if not kernel or width != 3 * heads * HEAD_DIM or not 0 < b < 2**16:
+        return attention_reference(qkv, heads, out_scale).contiguous()
     config = config_for("attention", qkv, {"tokens": n, "batch": b, "heads": heads})
     with on_device_of(qkv):
-        return launch_attention(qkv.contiguous(), heads, config, modes=modes)
+        return launch_attention(qkv.contiguous(), heads, config, out_scale=out_scale, modes=modes)
 
 
 @_attention.register_fake
-def _(qkv: Tensor, heads: int, modes: int) -> Tensor:
-    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3)
+def _(qkv: Tensor, heads: int, out_scale: float | None, modes: int) -> Tensor:
+    dtype = qkv.dtype if out_scale is None else FP8
+    return qkv.new_empty(qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3, dtype=dtype)

@@ -28,8 +28,9 @@ from torch import Tensor
 from ..errors import ConfigError
 from .depthwise_mma import launch_depthwise_mma
 from .depthwise_pairs import launch_depthwise_pairs
-from .depthwise_rows import FP8_MAX, float_taps, launch_depthwise_rows, output_like, store_row
-from .dispatch import Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
+from .depthwise_rows import float_taps, launch_depthwise_rows, output_like, store_row
+from .dispatch import FP8, Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
+from .fp8 import check_scale, fp8_reference
 from .language import jit, tl
 from .table import Config, config_for
 from .tiles import begin
@@ -49,7 +50,7 @@ def add_tap(total, x, weight_ptrs, row: tl.constexpr, inside, c, KERNEL: tl.cons
 
 @jit
 def depthwise_kernel(
-    x_ptr, weight_ptr, bias_ptr, height, width, c, out_scale, out_ptr,
+    x_ptr, weight_ptr, bias_ptr, height, width, c, inverse, out_ptr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr, GELU: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -57,7 +58,7 @@ def depthwise_kernel(
 
     Grid: (cdiv(H / STRIDE, ROWS) * cdiv(W / STRIDE, BLOCK_W), cdiv(c, BLOCK_C), B). x_ptr: (B, height, width, c /
     MULTIPLIER); weight_ptr: (KERNEL, KERNEL, c); bias_ptr: (c,); out_ptr: (B, H / STRIDE, W / STRIDE, c); one type.
-    out_scale: None, or a factor of the result, which is float8_e4m3fn then.
+    inverse: 1 / scale of the result if that is FP8, else None.
     """
     begin(PDL)
     out_height = tl.cdiv(height, STRIDE)
@@ -93,12 +94,12 @@ def depthwise_kernel(
                 total2 = add_tap(total2, x, taps, u - 2 * STRIDE, inside, c, KERNEL)
                 total3 = add_tap(total3, x, taps, u - 3 * STRIDE, inside, c, KERNEL)
     bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
-    store_row(total0, bias, top, out_height, columns, out_width, channels, c, out_ptr, out_scale, GELU)
+    store_row(total0, bias, top, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
     if ROWS > 1:
-        store_row(total1, bias, top + 1, out_height, columns, out_width, channels, c, out_ptr, out_scale, GELU)
+        store_row(total1, bias, top + 1, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
     if ROWS > 2:
-        store_row(total2, bias, top + 2, out_height, columns, out_width, channels, c, out_ptr, out_scale, GELU)
-        store_row(total3, bias, top + 3, out_height, columns, out_width, channels, c, out_ptr, out_scale, GELU)
+        store_row(total2, bias, top + 2, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
+        store_row(total3, bias, top + 3, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
 
 
 def depthwise_reference(
@@ -108,9 +109,7 @@ def depthwise_reference(
     kernel = weight.permute(2, 0, 1)[:, None]  # (m C, 1, k, k)
     y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, stride, weight.shape[0] // 2, groups=x.shape[3])
     y = (F.gelu(y) if gelu else y).permute(0, 2, 3, 1)
-    if out_scale is None:
-        return y
-    return (y.float() * out_scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return y if out_scale is None else fp8_reference(y, out_scale)
 
 
 def taps_first(weight: Tensor) -> Tensor:
@@ -128,8 +127,9 @@ def launch_depthwise(
     out = output_like(x, c, stride, out_scale)
     tiles = -(-out.shape[1] // config.blocks["ROWS"]) * -(-out.shape[2] // config.blocks["BLOCK_W"])
     depthwise_kernel[(tiles, -(-c // config.blocks["BLOCK_C"]), b)](
-        x, weight, bias, height, width, c, out_scale, out, KERNEL=kernel, STRIDE=stride, MULTIPLIER=c // c_in,
-        GELU=gelu_form(gelu, x.dtype, modes), **config.arguments, **pdl_launch(modes, x),
+        x, weight, bias, height, width, c, None if out_scale is None else 1 / out_scale, out, KERNEL=kernel,
+        STRIDE=stride, MULTIPLIER=c // c_in, GELU=gelu_form(gelu, x.dtype, modes), **config.arguments,
+        **pdl_launch(modes, x),
     )  # fmt: skip
     return out
 
@@ -151,7 +151,7 @@ def depthwise(
             1 in `depthwise_rows` and other than 2 in `depthwise_pairs`; in `depthwise_mma` also stride 2 and float32.
         modes: of `dispatch.Modes`.
         taps: `float_taps(weight, C)`, if it was prepared before; `depthwise_rows` and `depthwise_pairs` use it.
-        out_scale: a factor of the result, which is limited to +-448 and returned in float8_e4m3fn.
+        out_scale: round the result to FP8 in steps of this size; by default it has x's dtype.
 
     Raises:
         ConfigError: shapes or dtypes that do not fit each other, an unknown kernel, or a gradient is asked for.
@@ -162,6 +162,7 @@ def depthwise(
         raise ConfigError(f"depthwise takes x (B, H, W, C), weight (k, k, m C), bias (m C,), k odd; found {shapes}")
     check_same_dtype("depthwise", x, weight, bias)
     forward_only("depthwise", x, weight, bias, taps)
+    check_scale("depthwise", out_scale)
     if not kernel:
         return depthwise_reference(x, weight, bias, stride, gelu, out_scale)
     name = kernel if isinstance(kernel, str) else "depthwise"
@@ -197,7 +198,8 @@ def _depthwise(
         "depthwise_pairs": outputs == 2 and out_scale is None,
         "depthwise_mma": outputs == 1 and stride == 1 and x.dtype != torch.float32,
     }
-    if not runs(kernel, x, weight, bias) or size > MAX_KERNEL or stride > 2 or not small or not able[kernel]:
+    fp8 = out_scale is not None
+    if not runs(kernel, x, weight, bias, fp8=fp8) or size > MAX_KERNEL or stride > 2 or not small or not able[kernel]:
         return depthwise_reference(x, weight, bias, stride, gelu, out_scale).contiguous()
     sizes = {
         "batch": b, "height": -(-height // stride), "width": -(-width // stride), "c": c, "kernel": size,
@@ -209,7 +211,7 @@ def _depthwise(
         if kernel == "depthwise":
             return launch_depthwise(x, weight, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
         if kernel == "depthwise_mma":
-            return launch_depthwise_mma(x, weight, bias, gelu, config, modes=modes, out_scale=out_scale)
+            return launch_depthwise_mma(x, weight, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
         taps = float_taps(weight, c_in) if taps is None else taps.contiguous()
         if kernel == "depthwise_pairs":
             return launch_depthwise_pairs(x, taps, bias, stride, gelu, config, modes=modes)
@@ -222,6 +224,6 @@ def _(
     kernel: str = "depthwise", out_scale: float | None = None,
 ) -> Tensor:  # fmt: skip
     b, height, width, _ = x.shape
-    dtype = x.dtype if out_scale is None else torch.float8_e4m3fn
+    dtype = x.dtype if out_scale is None else FP8
     shape = (b, (height + stride - 1) // stride, (width + stride - 1) // stride, weight.shape[2])
     return x.new_empty(shape, dtype=dtype)

@@ -22,15 +22,15 @@ quarter of them are on tensor cores. GPUs that multiply half types with sums in 
 (sm_86, sm_89, sm_120) gain nothing.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
-# mypy: disable-error-code="assignment"
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
 # ruff: noqa: RUF005 - Triton concatenates tuples, but does not unpack them
 from __future__ import annotations
 
 from torch import Tensor
 
-from .depthwise_rows import limited, output_like
+from .depthwise_rows import output_like
 from .dispatch import gelu_form, pdl_launch
+from .fp8 import to_fp8
 from .language import jit, tl
 from .table import Config
 from .tiles import begin, gelu_as
@@ -61,15 +61,15 @@ def multiply_row(totals, x, matrices, u: tl.constexpr, ROWS: tl.constexpr, KERNE
 
 @jit
 def depthwise_mma_kernel(
-    x_ptr, weight_ptr, bias_ptr, height, width, c, out_scale, out_ptr,
+    x_ptr, weight_ptr, bias_ptr, height, width, c, inverse, out_ptr,
     KERNEL: tl.constexpr, GELU: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program: ROWS x BLOCK_W positions (16 or more) x BLOCK_C channels (8 per warp or more) of the result.
 
     Grid: (cdiv(height, ROWS) * cdiv(width, BLOCK_W), cdiv(c, BLOCK_C), B). x_ptr, out_ptr: (B, height, width, c);
-    weight_ptr: (KERNEL, KERNEL, c); bias_ptr: (c,); of a half type. out_scale: None, or a factor of the result, which
-    is float8_e4m3fn then.
+    weight_ptr: (KERNEL, KERNEL, c); bias_ptr: (c,); of a half type. inverse: 1 / scale of the result if that is FP8,
+    else None.
     """
     begin(PDL)
     GROUPS: tl.constexpr = BLOCK_C // 8
@@ -104,23 +104,24 @@ def depthwise_mma_kernel(
     bias = tl.load(bias_ptr + channels, mask=channels < c, other=0.0).to(tl.float32)
     for row in tl.static_range(ROWS):
         y = gelu_as(totals[row] + bias, GELU)
-        if out_scale is not None:
-            y = limited(y * out_scale)
+        if inverse is not None:
+            y = to_fp8(y, inverse)
         inside = (top + row < height) & (columns < width)[None, :, None] & (channels < c)
         out_ptrs = out_ptr + ((top + row) * width + columns)[None, :, None] * c + channels
         tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 def launch_depthwise_mma(
-    x: Tensor, weight: Tensor, bias: Tensor, gelu: bool, config: Config, *, modes: int = 0,
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, config: Config, *, modes: int = 0,
     out_scale: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Runs the kernel with the block sizes of `config`: contiguous tensors of a half type, weight (k, k, C)."""
+    """Runs the kernel with the block sizes of `config`: contiguous tensors of a half type, weight (k, k, C), stride 1."""
+    assert stride == 1
     b, height, width, c = x.shape
     out = output_like(x, c, 1, out_scale)
     tiles = -(-height // config.blocks["ROWS"]) * -(-width // config.blocks["BLOCK_W"])
     depthwise_mma_kernel[(tiles, -(-c // config.blocks["BLOCK_C"]), b)](
-        x, weight, bias, height, width, c, out_scale, out, KERNEL=weight.shape[0],
-        GELU=gelu_form(gelu, x.dtype, modes), **config.arguments, **pdl_launch(modes, x),
+        x, weight, bias, height, width, c, None if out_scale is None else 1 / out_scale, out,
+        KERNEL=weight.shape[0], GELU=gelu_form(gelu, x.dtype, modes), **config.arguments, **pdl_launch(modes, x),
     )  # fmt: skip
     return out

@@ -14,24 +14,17 @@ A 7x7 is limited by the rate at which instructions are issued: 49 of its 77 to 8
 multiplications with addition. `depthwise.py` has the operator, and the kernel for any number of outputs per channel.
 """
 
-# mypy: allow-untyped-defs, allow-incomplete-defs
-# mypy: disable-error-code="assignment"
+# mypy: allow-untyped-defs, allow-incomplete-defs, disable-error-code="assignment"
 # ruff: noqa: RUF005 - Triton concatenates tuples, but does not unpack them
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .dispatch import gelu_form, pdl_launch
+from .dispatch import FP8, gelu_form, pdl_launch
+from .fp8 import to_fp8
 from .language import jit, tl
 from .table import Config
 from .tiles import begin, gelu_as
-
-FP8_MAX = 448.0
-"""Largest value of float8_e4m3fn."""
-
-if tl is not None:
-    _FP8_MAX = tl.constexpr(FP8_MAX)
 
 
 @jit
@@ -67,21 +60,14 @@ def add_row(totals, x, taps, u: tl.constexpr, ROWS: tl.constexpr, KERNEL: tl.con
 
 
 @jit
-def limited(y):
-    """A tile limited to what float8_e4m3fn holds; NaN stays NaN."""
-    y = tl.maximum(y, -_FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
-    return tl.minimum(y, _FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
-
-
-@jit
-def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, out_scale, GELU: tl.constexpr):
+def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, inverse, GELU: tl.constexpr):
     """Adds the bias, applies GELU if GELU is not 0, and writes one row of positions.
 
-    With an out_scale the result is multiplied by it and limited to what float8_e4m3fn holds.
+    inverse: 1 / scale if the result is FP8, else None.
     """
     y = gelu_as(total + bias[None, :], GELU)
-    if out_scale is not None:
-        y = limited(y * out_scale)
+    if inverse is not None:
+        y = to_fp8(y, inverse)
     inside = (row < height) & (columns[:, None] < width) & (channels[None, :] < c)
     tl.store(
         out_ptr + (row * width + columns[:, None]) * c + channels[None, :], y.to(out_ptr.dtype.element_ty), mask=inside
@@ -90,7 +76,7 @@ def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, ou
 
 @jit
 def depthwise_rows_kernel(
-    x_ptr, taps_ptr, bias_ptr, height, width, c, out_scale, out_ptr,
+    x_ptr, taps_ptr, bias_ptr, height, width, c, inverse, out_ptr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, GELU: tl.constexpr, EVEN_C: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -98,7 +84,7 @@ def depthwise_rows_kernel(
 
     Grid: (cdiv(H / STRIDE, ROWS) * cdiv(W / STRIDE, BLOCK_W), cdiv(c, BLOCK_C), B). x_ptr: (B, height, width, c);
     taps_ptr: (KERNEL, KERNEL, c) float32; bias_ptr: (c,); out_ptr: (B, H / STRIDE, W / STRIDE, c). EVEN_C: BLOCK_C
-    divides c. out_scale: None, or a factor of the result, which is float8_e4m3fn then.
+    divides c. inverse: 1 / scale of the result if that is FP8, else None.
     """
     begin(PDL)
     out_height = tl.cdiv(height, STRIDE)
@@ -128,20 +114,19 @@ def depthwise_rows_kernel(
     bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
     for row in tl.static_range(ROWS):
         store_row(
-            totals[row], bias, top + row, out_height, columns, out_width, channels, c, out_ptr, out_scale, GELU
+            totals[row], bias, top + row, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU
         )  # fmt: skip
 
 
 def float_taps(weight: Tensor, channels: int) -> Tensor:
     """A weight (k, k, m C) in float32 by output of a channel, for C input channels: (m, k, k, C), contiguous."""
-    k = weight.shape[0]
-    return weight.float().reshape(k, k, channels, -1).movedim(-1, 0).contiguous()
+    return weight.float().reshape(*weight.shape[:2], channels, -1).movedim(-1, 0).contiguous()
 
 
 def output_like(x: Tensor, c: int, stride: int, out_scale: float | None) -> Tensor:
-    """An empty result of c channels for x (B, H, W, C): in x's dtype, float8_e4m3fn with an out_scale."""
+    """An empty result of c channels for x (B, H, W, C): in x's dtype, or FP8 with an out_scale."""
     b, height, width, _ = x.shape
-    dtype = x.dtype if out_scale is None else torch.float8_e4m3fn
+    dtype = x.dtype if out_scale is None else FP8
     return x.new_empty(b, -(-height // stride), -(-width // stride), c, dtype=dtype)
 
 
@@ -154,8 +139,8 @@ def launch_depthwise_rows(
     out = output_like(x, c, stride, out_scale)
     tiles = -(-out.shape[1] // config.blocks["ROWS"]) * -(-out.shape[2] // config.blocks["BLOCK_W"])
     depthwise_rows_kernel[(tiles, -(-c // config.blocks["BLOCK_C"]), b)](
-        x, taps, bias, height, width, c, out_scale, out, KERNEL=taps.shape[1], STRIDE=stride,
-        GELU=gelu_form(gelu, x.dtype, modes), EVEN_C=c % config.blocks["BLOCK_C"] == 0, **config.arguments,
-        **pdl_launch(modes, x),
+        x, taps, bias, height, width, c, None if out_scale is None else 1 / out_scale, out, KERNEL=taps.shape[1],
+        STRIDE=stride, GELU=gelu_form(gelu, x.dtype, modes), EVEN_C=c % config.blocks["BLOCK_C"] == 0,
+        **config.arguments, **pdl_launch(modes, x),
     )  # fmt: skip
     return out

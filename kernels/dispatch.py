@@ -29,19 +29,37 @@ from . import language
 BASELINE = ("attention", "norm_linear", "linear", "mlp", "depthwise")
 """The kernels that run on every architecture in every dtype, with the exact GELU and ordinary launches."""
 
-OPS = (*BASELINE, "depthwise_rows", "depthwise_pairs", "depthwise_mma")
+PRODUCTS = ("linear_tma", "split_k", "cublas")
+"""Other ways than `linear` to compute a product."""
+
+FP8_OPS = ("linear_fp8", "norm_fp8", "quantize_fp8", "scaled_mm")
+"""What `accelerate(precision="fp8")` uses beside the others."""
+
+LIBRARY_OPS = ("scaled_mm",)
+"""Names that stand for a library's kernel: these have no block sizes."""
+
+OPS = (*BASELINE, *PRODUCTS, "depthwise_rows", "depthwise_pairs", "depthwise_mma", "stem", *FP8_OPS)
 """All kernels by name, as the switch and the tables know them."""
 
 MODES = ("fast_gelu", "pdl")
 """How kernels compute and are launched, selected by name like kernels."""
 
-DEFAULTS = frozenset((*OPS, *MODES))
+DEFAULTS = frozenset((*OPS, *MODES)) - {"scaled_mm"}
 """What is used unless something else is asked for."""
 
 SWITCH = "FVEXPORT_KERNELS"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FP8 = torch.float8_e4m3fn
 MIN_CAPABILITY = (8, 0)
+FP8_CAPABILITY = (8, 9)
+"""First compute capability whose tensor cores multiply E4M3."""
 PDL_CAPABILITY = (9, 0)
+NEWEST = (99, 0)
+"""A compute capability that every kernel runs on."""
+CAPABILITIES = {"linear_tma": (9, 0)}
+"""The compute capability that a kernel needs, if not MIN_CAPABILITY."""
+HALF_ONLY = frozenset(("depthwise_mma", "linear_tma", "split_k", "stem"))
+"""Kernels that have no float32."""
 
 
 class Modes(enum.IntFlag):
@@ -63,9 +81,26 @@ def modes_of(names: Collection[str]) -> Modes:
 
 def modes_for(arch: str, names: Collection[str] = DEFAULTS) -> Modes:
     """The modes among `names` that an architecture (`sm_90`) has."""
-    number = int(arch.removeprefix("sm_"))
     found = modes_of(names)
-    return found if (number // 10, number % 10) >= PDL_CAPABILITY else found & ~Modes.PDL
+    return found if capability_of(arch) >= PDL_CAPABILITY else found & ~Modes.PDL
+
+
+def capability_of(arch: str) -> tuple[int, int]:
+    """The compute capability of an architecture: (9, 0) for `sm_90`."""
+    number = int(arch.removeprefix("sm_"))
+    return number // 10, number % 10
+
+
+def has_fp8(arch: str) -> bool:
+    """Whether an architecture (`sm_90`) multiplies FP8 numbers."""
+    return capability_of(arch) >= FP8_CAPABILITY
+
+
+def exists(op: str, capability: tuple[int, int], dtype: torch.dtype, *, fp8: bool = False) -> bool:
+    """Whether the kernel `op` exists for GPUs of a compute capability and tensors of a dtype; `fp8` as in `runs`."""
+    fp8 = fp8 or op in FP8_OPS
+    fits = (dtype in DTYPES or (fp8 and dtype == FP8)) and not (op in HALF_ONLY and dtype == torch.float32)
+    return fits and capability >= max(CAPABILITIES.get(op, MIN_CAPABILITY), FP8_CAPABILITY if fp8 else MIN_CAPABILITY)
 
 
 def gelu_form(gelu: bool, dtype: torch.dtype, modes: int) -> int:
@@ -86,20 +121,29 @@ def pdl_launch(modes: int, x: Tensor) -> dict[str, bool]:
     return {"PDL": on, "launch_pdl": on} if on else {"PDL": False}
 
 
-def runs(op: str, *tensors: Tensor) -> bool:
+def runs(op: str, *tensors: Tensor, fp8: bool = False) -> bool:
     """Whether the kernel `op` computes these tensors; PyTorch does otherwise.
 
     Kernels that are off by default run when they are asked for by name, unless `FVEXPORT_KERNELS` leaves them out.
-    Raises ConfigError if `FVEXPORT_KERNELS` names no kernel.
+
+    Args:
+        op: of `OPS`.
+        tensors: all on one device; the dtype of the first counts.
+        fp8: the kernel reads or writes FP8 numbers; `FP8_OPS` always do.
+
+    Raises:
+        ConfigError: `FVEXPORT_KERNELS` names no kernel.
     """
     if op not in _selection(os.environ.get(SWITCH, ""))[1] or not language.INSTALLED:
         return False
     x = tensors[0]
-    if any(t.device != x.device for t in tensors) or x.dtype not in DTYPES or not x.numel():
+    if any(t.device != x.device for t in tensors) or not x.numel():
         return False
     if language.INTERPRETED:
-        return x.device.type == "cpu"
-    return x.device.type == "cuda" and torch.version.hip is None and _capability(x.device) >= MIN_CAPABILITY
+        return x.device.type == "cpu" and exists(op, NEWEST, x.dtype, fp8=fp8)
+    if x.device.type != "cuda" or torch.version.hip is not None:
+        return False
+    return exists(op, _capability(x.device), x.dtype, fp8=fp8)
 
 
 def switched_on(value: str) -> frozenset[str]:
@@ -170,6 +214,12 @@ def precision_of(dtype: torch.dtype) -> str:
 def on_device_of(x: Tensor) -> AbstractContextManager[object]:
     """Makes a tensor's GPU the current one, on which Triton launches; nothing for tensors elsewhere."""
     return torch.cuda.device_of(x)  # type: ignore[no-untyped-call]
+
+
+@functools.lru_cache
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU; elsewhere a number with which a persistent kernel can be interpreted and compiled."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 @functools.lru_cache

@@ -7,9 +7,10 @@ ahead of time is what runs: the same kernels, block sizes and specializations, w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,16 +19,30 @@ from ..encoder.config import MIXERS, FastViTHDConfig
 from ..errors import UnavailableError
 from . import language
 from .attention import launch_attention
-from .depthwise import launch_depthwise
+from .depthwise import MAX_KERNEL, launch_depthwise
 from .depthwise_mma import launch_depthwise_mma
 from .depthwise_pairs import launch_depthwise_pairs
 from .depthwise_rows import launch_depthwise_rows
-from .linear_residual import launch_linear
+from .dispatch import FP8, NEWEST, capability_of, exists
+from .fp8 import End
+from .linear_fp8 import launch_linear_fp8
+from .linear_tma import ROW_ALIGNED
 from .mlp import MAX_CHANNELS, launch_mlp
+from .norm_fp8 import launch_norm_fp8
 from .norm_linear import NORM_EPS, launch_norm_linear
+from .policy import in_fp8
+from .products import KERNELS
+from .quantize_fp8 import launch_quantize_fp8
+from .split_k import FEW_ROWS
+from .stem import COLORS, PADDED, launch_stem
 from .table import Config, default_config, dtype_class
 
 TRITON_TYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+"""Types that a model computes in."""
+TENSOR_TYPES = TRITON_TYPES | {torch.uint8: "u8", FP8: "fp8e4nv"}
+"""Types of tensors that kernels read and write."""
+ANY_SCALE = 0.1
+"""Launches on FP8 numbers take their scales at run time: one stands for all."""
 ALIGNED = 16
 """Bytes that every tensor of PyTorch begins at a multiple of; sizes that are multiples of it are compiled as such."""
 
@@ -75,14 +90,26 @@ class Call:
     launch: Callable[[Config], object]
 
 
-def launches_of(calls: Sequence[Call], arch: str, dtype: torch.dtype) -> list[tuple[Call, Launch]]:
-    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations; equal code once."""
+def existing(calls: Iterable[Call], arch: str, dtype: torch.dtype) -> Iterator[Call]:
+    """The calls of kernels that an architecture (`sm_90`) has for a dtype."""
+    return (call for call in calls if exists(call.op, capability_of(arch), dtype))
+
+
+def launches_of(
+    calls: Sequence[Call], arch: str, dtype: torch.dtype, *, each_size: bool = False
+) -> list[tuple[Call, Launch]]:
+    """Every launch of `calls` on an architecture (`sm_90`) with the committed configurations.
+
+    Equal code once; with `each_size` once for each of the sizes that it is launched for. Calls of kernels that the
+    architecture does not have are left out.
+    """
     found: dict[tuple[Any, ...], tuple[Call, Launch]] = {}
-    for call in calls:
+    for call in existing(calls, arch, dtype):
         with recording() as made:
             call.launch(default_config(call.op, arch, dtype_class(dtype), call.sizes))
         for launch in made:
-            found.setdefault(launch.key, (call, launch))
+            key = (*launch.key, *(call.sizes.items() if each_size else ()))
+            found.setdefault(key, (call, launch))
     return list(found.values())
 
 
@@ -113,6 +140,8 @@ def recording() -> Iterator[list[Launch]]:
 
 def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], grid: Any) -> Launch:
     """As Triton's own launcher does: None and 1 become constants, and multiples of 16 are known as such."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
     options = {name: kwargs.pop(name) for name in ("num_warps", "num_stages", "launch_pdl") if name in kwargs}
     values = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
     signature, constants, divisible = [], [], []
@@ -121,8 +150,10 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
         if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
             constants.append((name, value))
         elif isinstance(value, Tensor):
-            signature.append((name, f"*{TRITON_TYPES[value.dtype]}"))
+            signature.append((name, f"*{TENSOR_TYPES[value.dtype]}"))
             divisible.append(name)
+        elif isinstance(value, TensorDescriptor):
+            signature.append((name, f"tensordesc<{TRITON_TYPES[value.base.dtype]}{list(value.block_shape)}>"))
         elif isinstance(value, float):
             signature.append((name, "fp32"))
         else:
@@ -140,17 +171,22 @@ def _specialized(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], gri
 
 def encoder_calls(
     config: FastViTHDConfig, height: int, width: int, batch: int, dtype: torch.dtype, *, device: str = "meta",
-    modes: int = 0,
+    modes: int = 0, precision: Literal["fp8"] | None = None,
 ) -> Iterator[Call]:  # fmt: skip
     """Every call of an operator that the encoder can be put together from, at one size.
 
-    A part that several kernels compute is there once for each: a ConvFFN as `mlp`, where that has room, and as its two
-    products; a grouped convolution as `depthwise`, as `depthwise_rows` or `depthwise_pairs`, and as `depthwise_mma`.
+    A part that several kernels can compute is there once for each: a ConvFFN as `mlp`, if that has room, and as its two
+    products; a product by each of `products.KERNELS`; a grouped convolution as `depthwise`, as `depthwise_rows` or
+    `depthwise_pairs`, and as `depthwise_mma`.
     Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
-    those of every call.
+    those of every call. With precision `fp8`, `dtype` is that of everything but the layers that the policy multiplies
+    in FP8, and a tensor that its producer may write in FP8 stands there both ways.
     """
+    fp8 = precision == "fp8"
     make = _Make(torch.empty if device == "meta" else torch.randn, dtype, device, modes)
     stem = config.dims[0]
+    if exists("stem", NEWEST, dtype):
+        yield from _stem(batch, height, width, stem, make)
     yield from _depthwise(batch, height // 2, width // 2, stem, 3, make, stride=2, gelu=True)
     yield from _linear(batch * height * width // 16, stem, stem, make, gelu=True)
     for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
@@ -160,10 +196,19 @@ def encoder_calls(
             yield from _depthwise(batch, 2 * h, 2 * w, before, 7, make, stride=2, gelu=True, outputs=c // before)
             yield from _linear(m, c, c, make, gelu=True)
         if MIXERS[stage] == "attention":
-            yield from _attention(batch, h * w, config.num_heads(stage), make, c)
-            yield from _linear(m, c, c, make, residual=True)
+            if fp8:
+                yield from _attention_fp8(batch, h * w, config.num_heads(stage), make, c)
+            else:
+                yield from _attention(batch, h * w, config.num_heads(stage), make, c)
+                yield from _linear(m, c, c, make, residual=True)
         else:
             yield from _depthwise(batch, h, w, c, 3, make)
+        if fp8 and in_fp8("fc1", c):
+            yield from _depthwise(batch, h, w, c, 7, make, out_scale=ANY_SCALE)
+            yield from _quantize_fp8(m, c, make)
+            yield from _linear_fp8(m, hidden, c, make, End(gelu=True, out_scale=ANY_SCALE))
+            yield from _linear_fp8(m, c, hidden, make, End(residual=make(m, c)))
+            continue
         yield from _depthwise(batch, h, w, c, 7, make)
         if c <= MAX_CHANNELS:
             yield from _mlp(m, c, hidden, make)
@@ -183,9 +228,19 @@ class _Make:
         return self.make(*shape, dtype=dtype or self.dtype, device=self.device)
 
 
+def _stem(batch: int, height: int, width: int, c: int, make: _Make) -> Iterator[Call]:
+    """Of pixels in the model's dtype, and of levels."""
+    pixels, weight, bias = make(batch, COLORS, height, width), make(c, PADDED), make(c)
+    m = batch * -(-height // 2) * -(-width // 2)
+    for x in (pixels, (pixels.abs() * 64).clamp(max=255).to(torch.uint8)):
+        run = functools.partial(launch_stem, x, weight, bias, modes=make.modes)
+        yield Call("stem", {"m": m, "c": c, "levels": int(x.dtype == torch.uint8)}, run)
+
+
 def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:
     x, qkv = make(batch, tokens, c), make(batch, tokens, 3 * c)
     weight, bias = make(3 * c, c), make(3 * c)
+    yield from _linear(batch * tokens, 3 * c, c, make)
     sums = make(3 * c, dtype=torch.float32)
     yield Call(
         "norm_linear",
@@ -202,10 +257,47 @@ def _attention(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iter
 def _linear(m: int, n: int, k: int, make: _Make, *, gelu: bool = False, residual: bool = False) -> Iterator[Call]:
     x, weight, bias = make(m, k), make(n, k), make(n)
     stream = make(m, n) if residual else None
+    for name, launch in KERNELS.items():
+        ends = gelu or residual or name != "cublas"  # which by itself launches none of our kernels
+        fits = name != "linear_tma" or (n % ROW_ALIGNED == 0 and k % ROW_ALIGNED == 0)
+        if ends and fits and exists(name, NEWEST, make.dtype) and (name != "split_k" or m <= FEW_ROWS):
+            run = functools.partial(launch, x, weight, bias, None, stream, gelu=gelu, modes=make.modes)
+            yield Call(name, {"m": m, "n": n, "k": k}, run)
+
+
+def _attention_fp8(batch: int, tokens: int, heads: int, make: _Make, c: int) -> Iterator[Call]:
+    x, qkv, gain, shift = make(batch, tokens, c), make(batch, tokens, 3 * c), make(c), make(c)
+    m = batch * tokens
     yield Call(
-        "linear",
+        "norm_fp8",
+        {"m": m, "k": c},
+        lambda config: launch_norm_fp8(x, gain, shift, ANY_SCALE, NORM_EPS, config, modes=make.modes),
+    )
+    yield from _linear_fp8(m, 3 * c, c, make, End())
+    yield Call(
+        "attention",
+        {"tokens": tokens, "batch": batch, "heads": heads},
+        lambda config: launch_attention(qkv, heads, config, out_scale=ANY_SCALE, modes=make.modes),
+    )
+    yield from _linear_fp8(m, c, c, make, End(residual=make(m, c)))
+
+
+def _linear_fp8(m: int, n: int, k: int, make: _Make, end: End) -> Iterator[Call]:
+    x, weight = make(m, k).to(FP8), make(n, k).to(FP8)
+    scale, bias = make(n, dtype=torch.float32), make(n)
+    yield Call(
+        "linear_fp8",
         {"m": m, "n": n, "k": k},
-        lambda config: launch_linear(x, weight, bias, None, stream, config, gelu=gelu, modes=make.modes),
+        lambda config: launch_linear_fp8(x, weight, scale, bias, end, config, modes=make.modes),
+    )
+
+
+def _quantize_fp8(m: int, c: int, make: _Make) -> Iterator[Call]:
+    x = make(m, c)
+    yield Call(
+        "quantize_fp8",
+        {"m": m * c},
+        lambda config: launch_quantize_fp8(x, ANY_SCALE, False, config, modes=make.modes),
     )
 
 
@@ -221,7 +313,7 @@ def _mlp(m: int, c: int, hidden: int, make: _Make) -> Iterator[Call]:
 
 def _depthwise(
     batch: int, height: int, width: int, c: int, kernel: int, make: _Make, *, stride: int = 1,
-    gelu: bool = False, outputs: int = 1,
+    gelu: bool = False, outputs: int = 1, out_scale: float | None = None,
 ) -> Iterator[Call]:  # fmt: skip
     x, out = make(batch, height, width, c), outputs * c
     weight, bias = make(kernel, kernel, out), make(out)
@@ -229,21 +321,15 @@ def _depthwise(
         "batch": batch, "height": -(-height // stride), "width": -(-width // stride), "c": out, "kernel": kernel,
         "stride": stride, "multiplier": outputs,
     }  # fmt: skip
-    yield Call(
-        "depthwise",
-        sizes,
-        lambda config: launch_depthwise(x, weight, bias, stride, gelu, config, modes=make.modes),
-    )
     taps = make(outputs, kernel, kernel, c, dtype=torch.float32)
-    launch = launch_depthwise_rows if outputs == 1 else launch_depthwise_pairs
-    yield Call(
-        "depthwise_rows" if outputs == 1 else "depthwise_pairs",
-        sizes,
-        lambda config: launch(x, taps, bias, stride, gelu, config, modes=make.modes),
-    )
-    if kernel == 7 and outputs == stride == 1 and make.dtype != torch.float32:
-        yield Call(
-            "depthwise_mma",
-            sizes,
-            lambda config: launch_depthwise_mma(x, weight, bias, gelu, config, modes=make.modes),
-        )
+    kinds: list[tuple[str, Callable[..., Tensor], Tensor]] = [("depthwise", launch_depthwise, weight)]
+    if outputs == 1:
+        kinds.append(("depthwise_rows", launch_depthwise_rows, taps))
+        if kernel == MAX_KERNEL and stride == 1 and make.dtype != torch.float32:
+            kinds.append(("depthwise_mma", launch_depthwise_mma, weight))
+    elif out_scale is None:
+        kinds.append(("depthwise_pairs", launch_depthwise_pairs, taps))
+    for name, launch, values in kinds:
+        extra = {} if out_scale is None else {"out_scale": out_scale}
+        run = functools.partial(launch, x, values, bias, stride, gelu, modes=make.modes, **extra)
+        yield Call(name, sizes, run)

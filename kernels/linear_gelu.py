@@ -3,8 +3,7 @@
     y = gelu(x @ weight^T + bias)        ConvFFN's fc1 where `mlp` does not win, and 1x1 convolutions with GELU
 
 x is (..., K), weight (N, K) as in `nn.Linear`, bias (N,), y (..., N). Channels-last, a 1x1 convolution is such a
-product. The kernel is `linear_residual`'s with another end; GELU is computed on the float32 sums,
-by erf or in logistic form (`tiles.gelu_as`).
+product. `products` lists the kernels that compute it; GELU is by erf or in logistic form (`tiles.gelu_as`).
 
 FLOPs: 2 M N K, and about 10 M N for GELU.    Bytes: M K + N K + M N values; GELU by itself would take 2 M N more.
 """
@@ -15,9 +14,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from .dispatch import Modes, check_product, check_same_dtype, forward_only, on_device_of, runs
-from .linear_residual import launch_linear
-from .table import config_for
+from .dispatch import Modes, check_product, check_same_dtype, forward_only
+from .products import compute, name_of
 
 
 def linear_gelu_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -30,28 +28,27 @@ def linear_gelu(
 ) -> Tensor:
     """GELU of a product: x (..., K), weight (N, K), bias (N,), one dtype, any strides -> (..., N), contiguous.
 
-    `kernel=False` or `None` computes in plain PyTorch, whatever the device; `modes` are of `dispatch.Modes`. Raises
-    ConfigError for shapes or dtypes that do not fit each other, or if a gradient is asked for.
+    `kernel` is of `products.KERNELS`, or True for `linear`; False or None computes in plain PyTorch on any device.
+    `modes` are of `dispatch.Modes`. Raises ConfigError for another kernel, for shapes or dtypes that do not fit each
+    other, or if a gradient is asked for.
     """
     check_product("linear_gelu", x, weight, bias)
     check_same_dtype("linear_gelu", x, weight, bias)
     forward_only("linear_gelu", x, weight, bias)
-    return _linear_gelu(x, weight, bias, int(modes)) if kernel else linear_gelu_reference(x, weight, bias)
+    if not kernel:
+        return linear_gelu_reference(x, weight, bias)
+    return _linear_gelu(x, weight, bias, name_of(kernel), int(modes))
 
 
 @torch.library.custom_op(
-    "fvexport::linear_gelu", mutates_args=(), schema="(Tensor x, Tensor weight, Tensor bias, int modes) -> Tensor"
-)
-def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, modes: int) -> Tensor:
-    if not runs("linear", x, weight, bias):
-        return linear_gelu_reference(x, weight, bias).contiguous()
-    n, k = weight.shape
-    config = config_for("linear", x, {"m": x.numel() // k, "n": n, "k": k})
-    x, weight, bias = (t.contiguous() for t in (x, weight, bias))
-    with on_device_of(x):
-        return launch_linear(x, weight, bias, None, None, config, gelu=True, modes=modes)
+    "fvexport::linear_gelu", mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, str kernel, int modes) -> Tensor",
+)  # fmt: skip
+def _linear_gelu(x: Tensor, weight: Tensor, bias: Tensor, kernel: str, modes: int) -> Tensor:
+    found = compute(kernel, x, weight, bias, gelu=True, modes=modes)
+    return linear_gelu_reference(x, weight, bias).contiguous() if found is None else found
 
 
 @_linear_gelu.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, modes: int) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, kernel: str, modes: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])

@@ -12,6 +12,8 @@ A first kernel writes mean and rstd in float32, two values a row; the second mul
 Where a mean is many times its row's deviation (all channels equal, for one), the two terms nearly cancel, and float32
 sums would not do. Such tiles, and all of float32, multiply x - mean instead: still without writing it.
 
+Where another kernel computes the product faster than this saves, LayerNorm is PyTorch's and `products` multiplies.
+
 FLOPs: 2 M N K + 7 M K.    Bytes: 2 M K + N K + M N values, and 16 M of statistics, instead of 4 M K + N K + M N.
 """
 
@@ -33,6 +35,7 @@ from .dispatch import (
     runs,
 )
 from .language import jit, tl
+from .products import KERNELS, compute, name_of
 from .table import Config, config_for
 from .tiles import begin, centred_product, product, tile_of
 
@@ -88,7 +91,7 @@ def norm_linear_kernel(
             x_ptr, weight_ptr, near_rows, near_columns, k, mean, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION
         )
     else:
-        total = product(x_ptr, weight_ptr, near_rows, near_columns, k, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION)
+        total = product(x_ptr, weight_ptr, near_rows, near_columns, k, k, BLOCK_M, BLOCK_N, BLOCK_K, EVEN_K, PRECISION)
         total -= mean[:, None] * tl.load(sums_ptr + near_columns)[None, :]
     y = total * rstd[:, None] + bias[None, :]
     out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * n + columns[None, :]
@@ -100,6 +103,12 @@ def norm_linear_reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 
     return F.linear(F.layer_norm(x, x.shape[-1:], eps=eps), weight, bias)
 
 
+def rows_per_program(m: int, block_k: int) -> int:
+    """Rows of a program of statistics, a power of two: 32 values per thread, but not fewer than about 128 programs."""
+    most = max(1, min(4096 // block_k, m // 128))
+    return 1 << (most.bit_length() - 1)
+
+
 def launch_norm_linear(
     x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, config: Config, *, modes: int = 0
 ) -> Tensor:
@@ -108,8 +117,10 @@ def launch_norm_linear(
     m = x.numel() // k
     out = x.new_empty(*x.shape[:-1], n)
     statistics = x.new_empty(2, m, dtype=torch.float32)
-    row_statistics_kernel[(m,)](
-        x, m, k, eps, statistics, BLOCK_M=1, BLOCK_K=max(16, 1 << (k - 1).bit_length()), **pdl_launch(modes, x)
+    block_k = max(16, 1 << (k - 1).bit_length())
+    rows = rows_per_program(m, block_k)
+    row_statistics_kernel[(-(-m // rows),)](
+        x, m, k, eps, statistics, BLOCK_M=rows, BLOCK_K=block_k, **pdl_launch(modes, x)
     )
     tiles = -(-m // config.blocks["BLOCK_M"]) * -(-n // config.blocks["BLOCK_N"])
     norm_linear_kernel[(tiles,)](
@@ -131,7 +142,8 @@ def norm_linear(
         weight, bias: (N, K) and (N,).
         eps: of LayerNorm.
         sums: the rows of `weight` summed, (N,) float32: `weight_sums(weight)`, where it was computed before.
-        kernel: its name or True; False or None computes in plain PyTorch, whatever the device.
+        kernel: `norm_linear` or True; or one of `products.KERNELS`, after LayerNorm in PyTorch; False or None computes
+            in plain PyTorch, whatever the device.
         modes: of `dispatch.Modes`.
 
     Raises:
@@ -142,7 +154,9 @@ def norm_linear(
     forward_only("norm_linear", x, weight, bias)
     if not kernel:
         return norm_linear_reference(x, weight, bias, eps)
-    return _norm_linear(x, weight, bias, weight_sums(weight) if sums is None else sums, eps, int(modes))
+    name = "norm_linear" if kernel in (True, "norm_linear") else name_of(kernel)
+    sums = weight_sums(weight) if sums is None else sums
+    return _norm_linear(x, weight, bias, sums, eps, name, int(modes))
 
 
 def weight_sums(weight: Tensor) -> Tensor:
@@ -152,10 +166,13 @@ def weight_sums(weight: Tensor) -> Tensor:
 
 @torch.library.custom_op(
     "fvexport::norm_linear", mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, Tensor sums, float eps, int modes) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor sums, float eps, str kernel, int modes) -> Tensor",
 )  # fmt: skip
-def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, modes: int) -> Tensor:
-    if not runs("norm_linear", x, weight, bias, sums):
+def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, kernel: str, modes: int) -> Tensor:
+    if kernel in KERNELS:
+        found = compute(kernel, F.layer_norm(x, x.shape[-1:], eps=eps), weight, bias, modes=modes)
+        return norm_linear_reference(x, weight, bias, eps).contiguous() if found is None else found
+    if not runs(kernel, x, weight, bias, sums):
         return norm_linear_reference(x, weight, bias, eps).contiguous()
     n, k = weight.shape
     config = config_for("norm_linear", x, {"m": x.numel() // k, "n": n, "k": k})
@@ -165,5 +182,5 @@ def _norm_linear(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: flo
 
 
 @_norm_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, modes: int) -> Tensor:
+def _(x: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, eps: float, kernel: str, modes: int) -> Tensor:
     return x.new_empty(*x.shape[:-1], weight.shape[0])

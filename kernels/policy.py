@@ -1,7 +1,8 @@
 """Which kernel computes which part of the model, in one table with its reasons.
 
-None of it has been measured yet: the rows follow from bytes and FLOPs (`ffn_floor`), and wait for `python -m
-fvexport.benchmarks.kernels` on a GPU. A part that no row fits is PyTorch's.
+None of it has been measured yet: the rows follow from bytes and FLOPs (`ffn_floor`) and, for the H100, from the
+performance model in `benchmarks/gpu/model.py`. They wait for `python -m fvexport.benchmarks.kernels` on a GPU. A part
+that no row fits is PyTorch's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import torch
 from .dispatch import DEFAULTS, DTYPES
 
 HALF = (torch.float16, torch.bfloat16)
+HOPPER = ("sm_90",)
+FP8_CHANNELS = 384
+"""Narrowest ConvFFN whose products are FP8."""
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,20 @@ class Row:
 ROWS: tuple[Row, ...] = (
     Row(
         "depthwise 7x7", "depthwise_mma", HALF,
-        "tensor cores: 31 to 46 instructions per value instead of 77 to 88, and 0.34 (sm_90) or 0.44 (sm_80) clocks of "
-        "tensor cores per value; sm_86, sm_89 and sm_120 would take 1.7. Under 4 positions per multiprocessor its "
-        "programs are too few",
-        rows_per_processor=4, arch=("sm_80", "sm_90"),
+        "tensor cores: 31 to 46 instructions per value instead of 77 to 88, and a third of a clock of tensor cores, "
+        "predicted; sm_86, sm_89 and sm_120 would take 1.7 clocks by their data sheets. Under 4 positions per "
+        "multiprocessor there are too few programs",
+        rows_per_processor=4, arch=HOPPER,
     ),
     Row(
         "depthwise 7x7", "depthwise_rows", DTYPES,
         "77 to 88 instructions per value instead of 106, which is what bounds a 7x7",
     ),
     Row("depthwise 7x7", "depthwise", DTYPES, "bias in the same pass: each value is read and written once"),
+    Row(
+        "stem", "stem", HALF,
+        "the model's largest tensor is written once; cuDNN's convolution, bias and GELU pass over it five times",
+    ),
     Row(
         "depthwise", "depthwise_rows", DTYPES,
         "bias and GELU in the same pass; 3x3 is bound by bytes, and takes 17 to 20 instructions per value instead of "
@@ -81,28 +89,130 @@ ROWS: tuple[Row, ...] = (
     Row("depthwise x2", "depthwise", DTYPES, "bias and GELU in the same pass"),
     Row(
         "ConvFFN", "mlp", HALF,
-        "the hidden tensor, 8 of the 11 C values a position that two products move, is never written; one wave of "
-        "programs takes no longer than two launches",
-        max_channels=96,
+        "the hidden tensor, 8 of the 11 C values a position that two products move, is never written. Fewer than one "
+        "program of 128 rows per processor take longer than two launches: predicted for H100 at 4096 rows, 10.1 us "
+        "against 8.7",
+        max_channels=96, rows_per_processor=128,
     ),
     Row(
         "ConvFFN", "mlp", HALF,
         "the same, once programs of 64 rows fill the GPU; with fewer rows the two products, cut along channels too, "
         "are done sooner",
-        max_channels=192, rows_per_processor=96,
+        min_channels=97, max_channels=192, rows_per_processor=96,
+    ),
+    # A ConvFFN that no row above takes is two products, fc1 and fc2. All microseconds are predicted, for an H100 in
+    # half precision; programmatic dependent launch takes about 0.9 off each kernel of ours, and split_k has two.
+    Row(
+        "fc1", "linear_tma", HALF,
+        "predicted against linear: 16.1 us to 20.1 at 1024 rows, 768 -> 3072; 92 to 120 at 32768 rows, 384 -> 1536. "
+        "cuBLAS, with GELU in a pass of its own: 16.7 and 127",
+        arch=HOPPER,
     ),
     Row(
-        "ConvFFN", "linear", HALF,
-        "wider: a program's result fills the registers at 64 rows, so weights pass from L2 at 64 FLOPs a byte, which "
-        "no longer feeds the tensor cores; GELU and addition ride on the two products",
+        "fc1", "linear", HALF,
+        "GELU rides on the product. In one kernel with fc2, a program's result would fill the registers at 64 rows, "
+        "and weights would pass from L2 at 64 FLOPs a byte, which does not feed the tensor cores",
+    ),
+    Row(
+        "fc2", "split_k", HALF,
+        "predicted at 256 rows, 1536 -> 384: 7.1 us, 5.3 with programmatic dependent launch; linear 8.3, linear_tma "
+        "7.4, cuBLAS 7.7",
+        min_channels=1536, max_channels=1536, max_rows=256, arch=HOPPER,
+    ),
+    Row(
+        "fc2", "split_k", HALF,
+        "predicted at 64 rows, 3072 -> 768: 7.8 us, 6.0 with programmatic dependent launch; linear 14.3, cuBLAS 7.6. "
+        "At 16 rows, 6144 -> 1536: 11.7 and 9.9; 45.5 and 11.5",
+        min_channels=3072, max_rows=64, arch=HOPPER,
+    ),
+    Row(
+        "fc2", "cublas", HALF,
+        "predicted at 1024 rows, 3072 -> 768: 15.1 us; linear_tma 20.1. At 2048 rows, 6144 -> 1536: 64.5 and 96.9. Its "
+        "kernels reach 0.8 of the tensor cores' peak where tiles by Triton reach 0.6, and the addition is a small pass",
+        min_channels=3072, arch=HOPPER,
+    ),
+    Row(
+        "fc2", "cublas", HALF, "predicted at 32768 rows, 1536 -> 384: 84.6 us; linear_tma 101",
+        min_channels=1536, rows_per_processor=64, arch=HOPPER,
+    ),
+    Row(
+        "fc2", "linear_tma", HALF,
+        "predicted against linear: 4.9 us to 8.4 at 1024 rows, 768 -> 192; 11.3 to 14.6 at 2048 rows, 1536 -> 384",
+        arch=HOPPER,
+    ),
+    Row("fc2", "linear", HALF, "the addition rides on the product"),
+    Row(
+        "pointwise", "split_k", HALF,
+        "predicted at 16 rows of 1536 channels: 6.6 us, 4.8 with programmatic dependent launch; linear 13.1, "
+        "linear_tma 9.6. At 64 rows of 768: 5.8 and 4.0; 5.3 and 5.9",
+        min_channels=768, max_rows=64, arch=HOPPER,
+    ),
+    Row(
+        "pointwise", "linear_tma", HALF,
+        "predicted against linear: 7.2 us to 8.8 at 1024 rows of 768 channels, 27.8 to 36 at 2048 of 1536",
+        arch=HOPPER,
     ),
     Row("pointwise", "linear", HALF, "1x1 convolution and GELU in one pass: saves writing and reading the result once"),
+    Row(
+        "qkv", "cublas", HALF,
+        "predicted with LayerNorm in a pass of its own: 14.8 us at 1024 rows of 768 channels, 49.6 at 2048 of 1536; "
+        "norm_linear 21.1 and 85.8, LayerNorm and linear_tma 17.4 and 80.4",
+        arch=HOPPER,
+    ),
     Row("qkv", "norm_linear", HALF, "the normalized tensor is neither written nor read"),
     Row("attention", "attention", HALF, "reads packed q, k and v in place and writes what proj reads: no copy"),
+    Row(
+        "proj", "split_k", HALF,
+        "predicted at 16 rows of 1536 channels: 6.6 us, 4.8 with programmatic dependent launch; linear 13.1, cuBLAS "
+        "7.6. At 64 rows of 768: 5.8 and 4.0; 5.3 and 7.5",
+        min_channels=768, max_rows=64, arch=HOPPER,
+    ),
+    Row(
+        "proj", "linear_tma", HALF,
+        "predicted against linear: 7.0 us to 8.6 at 1024 rows of 768 channels, 27.0 to 35.4 at 2048 of 1536; cuBLAS "
+        "9.8 and 23.8",
+        arch=HOPPER,
+    ),
     Row("proj", "linear", HALF, "the addition rides on the product: one pass less over the stream"),
+    Row("qkv fp8", "scaled_mm", HALF, "cuBLAS with nothing to add; off by default until it is measured"),
+    Row("proj fp8", "scaled_mm", HALF, "cuBLAS, and the addition in a pass of its own; off by default"),
+    Row("fc2 fp8", "scaled_mm", HALF, "the same", min_channels=FP8_CHANNELS),
+    Row(
+        "qkv fp8", "linear_fp8", HALF,
+        "half the bytes and twice the multiply-adds a clock of half precision; predicted for H100 at 1024 rows, "
+        "768 -> 2304: 9.2 us, and 3.9 for norm_fp8",
+    ),
+    Row(
+        "proj fp8", "linear_fp8", HALF,
+        "the addition rides on the product; predicted for H100 at 1024 rows of 768 channels: 5.7 us",
+    ),
+    Row(
+        "fc1 fp8", "linear_fp8", HALF,
+        "GELU and rounding ride on the product, and the hidden tensor takes half the bytes; predicted for H100 at "
+        "4096 rows, 384 -> 1536: 13.1 us, linear_tma in half precision 17.6. Narrower ConvFFNs stay in half precision: "
+        "`mlp` never writes their hidden tensor, 8 C bytes a position in FP8, and GELU, which FP8 leaves as it is, "
+        "takes longer than their products",
+        min_channels=FP8_CHANNELS,
+    ),
+    Row(
+        "fc2 fp8", "linear_fp8", HALF,
+        "the addition rides on the product; predicted for H100 at 4096 rows, 1536 -> 384: 10.0 us, linear_tma in half "
+        "precision 15.3. At 16 rows, 6144 -> 1536, split_k would win, 11.7 to 13.5, but the layer is quantized either "
+        "way",
+        min_channels=FP8_CHANNELS,
+    ),
+    Row("norm fp8", "norm_fp8", HALF, "LayerNorm reads its input once and writes a byte a value for qkv"),
+    Row("quantize fp8", "quantize_fp8", HALF, "where what comes before cannot write FP8 itself"),
 )  # fmt: skip
 """In order; the first that fits counts. Not here, so PyTorch's: float32 products and attention (exact float32 runs on
-FMA units, where cuBLAS has no rival), the first convolution, squeeze-excite."""
+FMA units, where cuBLAS has no rival), the first convolution in float32, squeeze-excite."""
+
+
+def depthwise_part(kernel: int, stride: int, outputs: int) -> str:
+    """The part of the model, as ROWS names it, that a grouped convolution with `outputs` per input channel is."""
+    if outputs == 2:
+        return "depthwise x2"
+    return "depthwise 7x7" if (kernel, stride, outputs) == (7, 1, 1) else "depthwise"
 
 
 def kernel_for(
@@ -124,6 +234,20 @@ def kernel_for(
         if row.part == part and row.kernel in allowed and row.fits(dtype, channels, rows, processors, arch):
             return row.kernel
     return None
+
+
+def in_fp8(part: str, channels: int) -> bool:
+    """Whether `accelerate(precision="fp8")` multiplies a layer in FP8: a row of the table fits it on some GPU.
+
+    So whether a layer is quantized depends on the model alone; `kernel_for` says what computes it here.
+
+    Args:
+        part: `qkv`, `proj`, `fc1` or `fc2`.
+        channels: of the block.
+    """
+    return any(
+        row.part == f"{part} fp8" and row.min_channels <= channels <= (row.max_channels or channels) for row in ROWS
+    )
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,13 @@ def tile_of(program, m, n, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M
 
 @jit
 def product(
-    x_ptr, weight_ptr, rows, columns, k,
+    x_ptr, weight_ptr, rows, columns, k, stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, EVEN_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x[rows] @ weight[columns]^T -> (BLOCK_M, BLOCK_N) float32; x is (M, k), weight (N, k)."""
+    """x[rows] @ weight[columns]^T -> (BLOCK_M, BLOCK_N) float32; rows of x (M, k), weight (N, k) are `stride` apart."""
     inner = tl.arange(0, BLOCK_K)
-    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * k + inner[None, :]
-    weight_ptrs = weight_ptr + columns.to(tl.int64)[None, :] * k + inner[:, None]
+    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * stride + inner[None, :]
+    weight_ptrs = weight_ptr + columns.to(tl.int64)[None, :] * stride + inner[:, None]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, k, BLOCK_K):
         if EVEN_K:

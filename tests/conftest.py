@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -19,15 +20,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # two processes at once: each keeps to 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `gpu` on a machine without one. Imports torch only where there are such tests."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out tests marked `long` unless `-m` names them, and skips those marked `gpu` on a machine without one.
+
+    `-m "not long"` among the default options would be lost with any other `-m`. Imports torch only for `gpu`.
+    """
+    if not re.search(r"\blong\b", config.option.markexpr):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked:
         import torch
 
         if not torch.cuda.is_available():
+            built = f"this PyTorch ({torch.__version__}) is built for another device"
+            why = built if torch.version.cuda is None else "PyTorch finds none"
             for item in marked:
-                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+                item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {why}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

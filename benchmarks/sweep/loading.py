@@ -17,6 +17,7 @@ from ...export.artifact import Artifact
 from ...export.runtime.backends import make_backend
 from ...export.runtime.base import TensorBackend
 from ...export.runtime.eager import EagerBackend
+from ...export.runtime.pytorch import PyTorchBackend
 from ...export.targets import Target, get_target
 from ...export.trace import DTYPES
 from ..peers import get_peer, load_peer
@@ -24,7 +25,7 @@ from .result import Cell
 
 COMPILES = ("torch-compile", "plain-torch-compile")
 REPLAYS = (*COMPILES, "tensorrt", "tensorrt-rtx")
-"""Replay CUDA graphs of their own, which cannot be captured once more."""
+"""Replay CUDA graphs of their own, which cannot be captured once more. (`triton` does too, but can launch without.)"""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Loaded:
         computes: how, in words.
         device: `cpu` or `cuda`.
         run_tensor: the same from tensor to tensor on that device, where the backend can.
-        captures: `run_tensor` may be recorded in a CUDA graph.
+        captures: `launch` or `run_tensor` may be recorded in a CUDA graph.
+        launch: `run_tensor` without the CUDA graph that it replays, where it replays one and can do without.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -44,6 +46,7 @@ class Loaded:
     device: str
     run_tensor: Callable[[Tensor], Tensor] | None = None
     captures: bool = False
+    launch: Callable[[Tensor], Tensor] | None = None
 
 
 def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
@@ -65,7 +68,8 @@ def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     checkpoint = load_checkpoint(**weights) if row.module == "torch" else None
     backend = make_backend(Artifact.open(file), cell.backend, threads=cell.threads, checkpoint=checkpoint)
     tensors = backend.run_tensor if isinstance(backend, TensorBackend) else None
-    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, cell.backend not in REPLAYS)
+    launch = backend.launch if isinstance(backend, PyTorchBackend) and cell.backend == "triton" else None
+    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, cell.backend not in REPLAYS, launch)
 
 
 def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:
@@ -85,12 +89,11 @@ def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:
 
 
 def _peer(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
-    run, computes = load_peer(
+    peer = load_peer(
         get_peer(cell.backend), cell.precision, None if file is None else Path(file),
         lambda: load_checkpoint(**weights), cell.threads,
     )  # fmt: skip
-    on_gpu = cell.backend in COMPILES and torch.cuda.is_available()
-    return Loaded(run, computes, "cuda" if on_gpu else "cpu")
+    return Loaded(peer.run, peer.computes, peer.device, peer.run_tensor)
 
 
 def _device(row: Target, backend: Any) -> str:

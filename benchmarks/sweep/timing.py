@@ -1,17 +1,17 @@
-"""Calls of one loaded cell: by the host's clock, or by events on the GPU around a graph's replay."""
+"""Calls of one loaded cell: by the host's clock, or by the GPU's (`kernels/timing.py`), around a graph's replay."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import first_line
+from ...kernels.timing import CaptureError, Clock, Replay, default_clock
 from .loading import Loaded
 
 WARM_MS = 1000.0
@@ -51,47 +51,48 @@ class WallTimer:
         return 1e3 * (time.perf_counter() - start)
 
 
-class CudaTimer:
-    """Events around a call on the GPU: input and result stay there. Replays a graph where one can be recorded."""
+class DeviceTimer:
+    """Device time of a call: input and result stay on the GPU, and the host launches ahead of it.
 
-    def __init__(self, call: Callable[[Tensor], Tensor], x: Tensor, *, captures: bool) -> None:
+    Times the replay of a CUDA graph of the call where that can be recorded. A call that replays a graph of its own
+    cannot, nor one that waits for the GPU; the timer looks for both before it records anything.
+
+    Args:
+        call: from tensor to tensor.
+        x: its input, on the GPU.
+        captures: whether to record it.
+        clock: `default_clock()` if not given.
+
+    Raises UnavailableError where a failed recording leaves a GPU that this process can no longer use.
+    """
+
+    def __init__(
+        self, call: Callable[[Tensor], Tensor], x: Tensor, *, captures: bool, clock: Clock | None = None
+    ) -> None:
+        self.clock = clock or default_clock()
         self.name, self.note = "cuda-events", ""
         self.parts: list[tuple[float, float, float]] = []
-        self.launch: Callable[[], Any] = lambda: call(x)
-        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.launch: Callable[[], object] = lambda: call(x)
         if captures:
             try:
-                self.launch = self._recorded(call, x)
+                replay = Replay(self.launch, copies=1, clock=self.clock)
+                self.launch, self.result = replay.replay, replay.result
                 self.name = "cuda-graph"
-            except Exception as error:  # whatever in the call may not be recorded; timed without a graph then
-                self.note = f"no CUDA graph: {first_line(error)}"
-
-    def _recorded(self, call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Any]:
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            for _ in range(3):  # allocates and chooses algorithms, which must not be recorded
-                call(x)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            self.result = call(x)
-        torch.cuda.synchronize()
-        return graph.replay
+            except CaptureError as error:
+                self.note = f"no CUDA graph: {error}"
+        self.clock.measure(self.launch)
+        if not self.clock.ahead:
+            self.note = "; ".join(filter(None, (self.note, "the call waits for the GPU: the host's time is in it")))
 
     def once(self) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(self.stream):
-            start.record()
-            self.launch()
-            end.record()
-        end.synchronize()
-        return start.elapsed_time(end)
+        return self.clock.measure(self.launch)
 
 
 def make_timer(loaded: Loaded, pixel_values: np.ndarray) -> Timer:
     """What times `loaded` on (B, 3, H, W) float32."""
     if loaded.device == "cuda" and loaded.run_tensor is not None:
-        return CudaTimer(loaded.run_tensor, torch.from_numpy(pixel_values).cuda(), captures=loaded.captures)
+        x = torch.from_numpy(pixel_values).cuda()
+        return DeviceTimer(loaded.launch or loaded.run_tensor, x, captures=loaded.captures)
     return WallTimer(lambda: loaded.run(pixel_values))
 
 

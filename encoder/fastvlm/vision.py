@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..exact import exact_float32
 from ..fastvithd import FastViTHD
 
 
@@ -53,7 +54,8 @@ class EagerTower:
         """Levels 0..255, uint8 (B, 3, H, W), or floats in [0, 1] -> tokens (B, N, C) in the tower's dtype."""
         x = pixels.to(self.device)
         x = x.to(self.dtype) if x.is_floating_point() else (x.float() / 255).to(self.dtype)
-        return self.encoder(x.contiguous(memory_format=torch.channels_last))
+        with exact_float32():
+            return self.encoder(x.contiguous(memory_format=torch.channels_last))
 
 
 @dataclass(frozen=True)

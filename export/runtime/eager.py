@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...encoder.connector import Connector
+from ...encoder.exact import exact_float32
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.float32 import in_float32_now
 
@@ -61,8 +62,9 @@ class EagerBackend:
 
     @contextmanager
     def mode(self) -> Iterator[None]:
-        """Without gradients, and rounding where `stores` says so."""
-        with torch.inference_mode(), nullcontext() if self.stores is None else _Stored(self.stores):
+        """Without gradients, with float32 in full (no TF32), and rounding where `stores` says so."""
+        rounding = nullcontext() if self.stores is None else _Stored(self.stores)
+        with torch.inference_mode(), exact_float32(), rounding:
             yield
 
     def run_taps(

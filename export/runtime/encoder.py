@@ -16,8 +16,10 @@ from ...errors import ConfigError
 from ..artifact import Artifact
 from .backends import make_backend
 from .base import Backend, TensorBackend
+from .upload import Upload, pixel_values
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -51,6 +53,8 @@ class Encoder:
         self.uint8 = manifest.input["dtype"] == "uint8"
         self.backend = make_backend(self.artifact, backend, threads=threads, checkpoint=checkpoint)
         self.batch = _batch_limits(self.artifact, self.backend)
+        gpu = _gpu_of(self.backend)
+        self._upload = None if gpu is None else Upload(gpu)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,7 +80,8 @@ class Encoder:
         if not len(pixels):
             return np.zeros((0, *self.shape), np.float32)
         if pixels.dtype == np.uint8:
-            values = pixels if self.uint8 else pixels.astype(np.float32) / 255
+            # Levels are uploaded to a GPU as they are, a quarter of the bytes, and divided there.
+            values = pixels if self.uint8 or self._upload is not None else pixels.astype(np.float32) / 255
         elif self.uint8:
             values = np.rint(pixels * 255).clip(0, 255).astype(np.uint8)
         else:
@@ -85,6 +90,9 @@ class Encoder:
         results = []
         for start in range(0, len(values), high or len(values)):
             part = values[start : start + (high or len(values))]
+            if self._upload is not None:
+                results.append(self.run_tensor(self._upload(part)).float().cpu().numpy())
+                continue
             missing = max(0, low - len(part))
             filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
             results.append(self.backend.run(filled)[: len(part)])
@@ -106,7 +114,8 @@ class Encoder:
         if pixels.is_floating_point():
             values = (pixels.float() * 255).round().clamp(0, 255).byte() if self.uint8 else pixels.float()
         else:
-            values = pixels if self.uint8 else pixels.float() / 255
+            levels = pixels if self._upload is None else pixels.to(self._upload.device)
+            values = levels if self.uint8 else pixel_values(levels)
         low, high = self.batch
         results = []
         for part in torch.split(values, high or len(values)):
@@ -114,6 +123,12 @@ class Encoder:
             filled = torch.cat([part, part.new_zeros((missing, *part.shape[1:]))]) if missing else part
             results.append(self.backend.run_tensor(filled)[: len(part)])
         return results[0] if len(results) == 1 else torch.cat(results)
+
+
+def _gpu_of(backend: Backend) -> torch.device | None:
+    """The GPU that a backend takes tensors on; None for one that computes on the CPU, or takes NumPy arrays alone."""
+    device = getattr(backend, "device", None)
+    return device if isinstance(backend, TensorBackend) and getattr(device, "type", "cpu") != "cpu" else None
 
 
 def _batch_limits(artifact: Artifact, backend: Backend) -> tuple[int, int | None]:

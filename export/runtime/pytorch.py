@@ -11,12 +11,17 @@ import torch
 from torch import Tensor
 
 from ...encoder.checkpoint import Checkpoint
+from ...encoder.connector import Connector
+from ...encoder.cudnn import cudnn_trials
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.reparameterize import reparameterize
 from ...errors import UnavailableError, first_line
 from ...kernels.accelerate import accelerate
 from ...kernels.cuda_graph import CudaGraphs
+from ...kernels.dispatch import FP8_CAPABILITY
+from ...kernels.fp8_layers import count_fp8_layers
 from ..artifact import Artifact
+from ..quantized_module import quantized_module
 from ..source import exported_module, source_checkpoint
 from ..targets import get_target, require
 from ..trace import DTYPES
@@ -27,7 +32,8 @@ class PyTorchBackend:
     """Runs the fused module of an artifact's checkpoint, channels-last, on the GPU where there is one.
 
     Args:
-        artifact: an opened artifact that is not quantized.
+        artifact: an opened artifact, not quantized unless the target runs FP8: then its module is read from its ONNX
+            file.
         target: `eager`, `torch-compile` or `triton`.
         threads: of torch while it runs; None leaves them as they are.
         stored_half: compute half precision in float32, rounding each stored value (`eager` alone).
@@ -35,7 +41,8 @@ class PyTorchBackend:
         checkpoint: the weights, or where they are; the artifact's own source by default.
 
     Raises:
-        UnavailableError: the artifact is quantized, or the target cannot run here or cannot do what is asked.
+        UnavailableError: the artifact is quantized in a way that the target does not run, or the target cannot run here
+            or cannot do what is asked.
         ArtifactError, CheckpointError: see `source_checkpoint`.
     """
 
@@ -54,15 +61,12 @@ class PyTorchBackend:
         compiles = target == "torch-compile"
         if target != "eager" and (taps or stored_half):
             raise UnavailableError(f"{target} shows no inner tensors and rounds nothing; take --backend eager")
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = source_checkpoint(artifact, checkpoint)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        encoder = exported_module(manifest, checkpoint, uint8_input=manifest.input["dtype"] == "uint8")
-        connector = None
-        if manifest.options.get("projector"):
-            assert checkpoint.connector is not None  # `source_checkpoint` saw to it
-            connector = reparameterize(checkpoint.connector)
-        half = DTYPES[manifest.precision]
+        fp8 = manifest.precision == "fp8"
+        if fp8 and target == "triton":
+            _require_fp8(self.device)
+        encoder, connector = _modules(artifact, checkpoint)
+        half = DTYPES[manifest.float_precision]
         encoder = encoder.to(half)
         connector = None if connector is None else connector.to(half)
         if half == torch.float16 and self.device.type == "cpu":
@@ -73,18 +77,27 @@ class PyTorchBackend:
         self.stores: str | None = None
         encoder = encoder.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What `accelerate` makes is called like the model, and shows no inner tensors.
+        quantized = count_fp8_layers(encoder)
+        if target == "triton":
+            encoder = cast("FastViTHD", accelerate(encoder, precision="fp8" if fp8 else None))
         self._model = EagerBackend(
-            cast("FastViTHD", accelerate(encoder)) if target == "triton" else encoder,
+            encoder,
             None if connector is None else connector.to(self.device),
             stores=half if rounds else None,
         )
         self.computes = self._model.computes + (f", each stored value in {half_name(half)}" if rounds else "")
         self.computes += f", on {_device_name(self.device)}"
         self.computes += {"torch-compile": ", torch.compile", "triton": ", Triton kernels"}.get(target, "")
+        if fp8:
+            count = count_fp8_layers(encoder)
+            others = "" if count == quantized else ", the others with FP8 weights and inputs in that dtype"
+            self.computes += f", {count} of {quantized} quantized layers in FP8{others}"
         self._forward: Callable[[Tensor], Tensor] = self._model.forward
+        self._prepare: Callable[[Tensor], Tensor] = self._channels_last
         if target == "triton" and self.device.type == "cuda":
             modules = [m for m in (self._model.encoder, self._model.connector) if m is not None]
-            self._forward = CudaGraphs(torch.nn.Sequential(*modules))
+            self._forward = CudaGraphs(torch.nn.Sequential(*modules), dtype=self._model.dtype)
+            self._prepare = _as_it_is
         if compiles:
             # With CUDA graphs where there is a GPU; on a CPU the modes are alike.
             self._forward = torch.compile(
@@ -98,16 +111,35 @@ class PyTorchBackend:
 
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
-        x = self._model.pixels(pixel_values).contiguous(memory_format=torch.channels_last)
-        with _threads(self.threads), self._model.mode():
+        with _threads(self.threads), self._mode():
             try:
-                y = self._forward(x)
+                y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise UnavailableError(
                     f"torch.compile fails here: {first_line(error)}; take --backend eager, or install a C++ compiler"
                 ) from error
         # A CUDA graph writes its next result to the same place.
         return y.clone() if self.name == "torch-compile" and self.device.type == "cuda" else y
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """As the model is to be called. A CUDA graph has all of it from its capture, and enters it there."""
+        if isinstance(self._forward, CudaGraphs):
+            yield
+            return
+        with self._model.mode(), cudnn_trials(self.device):
+            yield
+
+    def _channels_last(self, pixel_values: Tensor) -> Tensor:
+        """`pixel_values` on the device as the model takes them, dtype and layout changed in one copy."""
+        x = pixel_values.to(self.device)
+        dtype = self._model.dtype if x.is_floating_point() else x.dtype
+        return x.to(dtype=dtype, memory_format=torch.channels_last)
+
+    def launch(self, pixel_values: Tensor) -> Tensor:
+        """As `run_tensor`, each kernel launched from Python: what a CUDA graph of the caller's can record."""
+        with _threads(self.threads), self._model.mode(), cudnn_trials(self.device):
+            return self._model.forward(self._channels_last(pixel_values))
 
     def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The features, and the outputs of the blocks asked for, all in float32."""
@@ -121,6 +153,31 @@ class PyTorchBackend:
             return self._model.run_taps(pixel_values, see), inner
 
 
+def _modules(artifact: Artifact, checkpoint: Checkpoint | str | None) -> tuple[FastViTHD, Connector | None]:
+    """The fused encoder that was exported, and its connector if the artifact has one, in float32."""
+    manifest = artifact.manifest
+    projector = manifest.options.get("projector")
+    if not isinstance(checkpoint, Checkpoint) and (projector or manifest.quantization is None):
+        checkpoint = source_checkpoint(artifact, checkpoint)
+    connector = None
+    if projector:
+        assert isinstance(checkpoint, Checkpoint) and checkpoint.connector is not None  # `source_checkpoint` saw to it
+        connector = reparameterize(checkpoint.connector)
+    if manifest.quantization is not None:
+        return quantized_module(artifact), connector
+    assert isinstance(checkpoint, Checkpoint)
+    return exported_module(manifest, checkpoint, uint8_input=manifest.input["dtype"] == "uint8"), connector
+
+
+def _require_fp8(device: torch.device) -> None:
+    """Raises UnavailableError for a GPU that cannot multiply FP8 numbers."""
+    if device.type == "cuda" and (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        raise UnavailableError(
+            f"FP8 kernels need compute capability 8.9 (Ada, Hopper or later); {torch.cuda.get_device_name(device)} has "
+            f"{found[0]}.{found[1]}: export with --fp16 for it, or take --backend eager"
+        )
+
+
 def half_name(dtype: torch.dtype) -> str:
     """`float16` for torch.float16."""
     return str(dtype).removeprefix("torch.")
@@ -128,6 +185,11 @@ def half_name(dtype: torch.dtype) -> str:
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
+def _as_it_is(pixel_values: Tensor) -> Tensor:
+    """The copy into a CUDA graph's input changes device, dtype and layout."""
+    return pixel_values
 
 
 @contextmanager

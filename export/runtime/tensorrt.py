@@ -63,7 +63,7 @@ class TensorRTBackend:
         plan = artifact.path / PLAN_FILE
         if file_sha256(plan) != manifest.files.get(PLAN_FILE, {}).get("sha256"):
             raise ArtifactError(f"{plan} was changed after it was built (SHA-256 differs): {REBUILD}")
-        self.name = target
+        self.name, self._api = target, api
         self.stores: str | None = None
         self.profile = Profile.from_dict(manifest.engine["profile"])
         self.computes = f"{api.title}, {manifest.precision}" + (", CUDA graphs" if cuda_graph else "")
@@ -95,7 +95,8 @@ class TensorRTBackend:
         caller = torch.cuda.current_stream(self.device)
         self._stream.wait_stream(caller)
         with torch.cuda.stream(self._stream):
-            shape.pixels.copy_(pixel_values, non_blocking=True)
+            # Not `non_blocking`: from pinned memory that returns before the host's tensor was read.
+            shape.pixels.copy_(pixel_values.to(self.device))
             self._execute(shape)
             features = shape.features.clone()
         caller.wait_stream(self._stream)
@@ -107,7 +108,7 @@ class TensorRTBackend:
         while len(self._shapes) >= MAX_SHAPES:
             torch.cuda.synchronize(self.device)
             self._shapes.pop(next(iter(self._shapes)))
-        context = self._engine.create_execution_context()
+        context = self._api.create_context(self._engine)
         if context is None:
             raise ArtifactError(
                 f"TensorRT has no memory to run the engine ({self._log.reason()}); free some of the GPU's"

@@ -4,11 +4,13 @@ Everything else in this package calls what all of them have. What differs, and i
 
     precision           strongly typed networks on all: a flag on 10, the only kind on 11
     inspector's JSON    `Bindings` on 10, `I/O Tensors` on 11
-    where it builds     full TensorRT on the GPU that will run the engine; RTX anywhere, for Ampere and later
+    where it builds     full TensorRT on the GPU that will run the engine; RTX anywhere, for the GPUs that it lists
+    where it runs       full TensorRT from Turing on (Volta before 10.5); RTX on the compute capabilities that it lists
+    first runs          RTX specializes kernels for a shape in the background, unless told to do so at once
     what it offers      RTX has no compatibility levels (its engines always are), and measures nothing to be cached
 
 Sources: NVIDIA's "Porting Guide for TensorRT Applications" and "CPU-Only AOT and TensorRT-RTX Engines"
-(docs.nvidia.com/deeplearning/tensorrt-rtx), the API references of TensorRT 10.13 and 11.4.
+(docs.nvidia.com/deeplearning/tensorrt-rtx), the API references of TensorRT 10.13 and 11.4, the release notes of 10.5.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,18 @@ from .options import FLAVOURS, EngineOptions, Flavour
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OLDEST = (10, 0)
 """Strongly typed networks, `execute_async_v3` and V2 memory sizes."""
+
+WITHOUT_VOLTA = (10, 5)
+"""The first full TensorRT that needs Turing."""
+VOLTA, TURING, AMPERE = (7, 0), (7, 5), (8, 0)
+"""Compute capabilities. Engines of TensorRT-RTX run from Ampere on, unless they are built for Turing alone."""
+
+RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0", "12.1")
+"""Compute capabilities that engines of TensorRT-RTX 1.7 run on, for when the library is not there to be asked.
+
+It lists 7.5 too, but for engines that are built for Turing alone. Hopper (9.0) and the data-centre Blackwells (10.0,
+10.3) are not among them.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,40 @@ class Api:
     def title(self) -> str:
         """`TensorRT 10.13.3.9`, `TensorRT-RTX 1.7`."""
         return f"{'TensorRT-RTX' if self.flavour == 'tensorrt-rtx' else 'TensorRT'} {self.version}"
+
+    def why_not_on(self, capability: str) -> str | None:
+        """None if engines run on GPUs of a compute capability such as `9.0`, else the reason."""
+        if self.flavour == "tensorrt-rtx":
+            if capability in (known := self.capabilities()):
+                return None
+            full = "; full TensorRT does" if version_tuple(capability) >= TURING else ""
+            return f"TensorRT-RTX does not run on compute capability {capability}, only on {', '.join(known)}{full}"
+        oldest = VOLTA if version_tuple(self.version) < WITHOUT_VOLTA else TURING
+        return None if version_tuple(capability) >= oldest else (
+            f"{self.title} needs compute capability {oldest[0]}.{oldest[1]} or later, and this GPU has {capability}"
+        )  # fmt: skip
+
+    def capabilities(self) -> tuple[str, ...]:
+        """The compute capabilities that TensorRT-RTX's engines run on, by its own list; `8.0`, `8.6`, … in order."""
+        listed = getattr(self.trt, "ComputeCapability", None)
+        if listed is None:
+            return RTX_CAPABILITIES
+        numbers = [re.fullmatch(r"SM(\d+)(\d)", name) for name in listed.__members__]
+        found = sorted((int(n[1]), int(n[2])) for n in numbers if n)
+        return tuple(f"{major}.{minor}" for major, minor in found if (major, minor) >= AMPERE)
+
+    def create_context(self, engine: Any) -> Any:
+        """An execution context whose first run already has the kernels of all later ones.
+
+        By default TensorRT-RTX starts a new shape on kernels for any shape, and replaces them by ones for this shape
+        when those are compiled. A CUDA graph would keep the first for ever, and results would change on the way.
+        """
+        if self.flavour != "tensorrt-rtx" or not hasattr(self.trt, "DynamicShapesKernelSpecializationStrategy"):
+            return engine.create_execution_context()
+        runtime_config = engine.create_runtime_config()
+        strategy = self.trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = strategy
+        return engine.create_execution_context(runtime_config)
 
     def create_network(self, builder: Any) -> Any:
         """A strongly typed network: types stand in the ONNX file, no builder flag changes them."""

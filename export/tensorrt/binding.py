@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import ArtifactError, UnavailableError
 from ...hardware import cuda_driver, cuda_version
-from .api import Api, version_tuple
+from .api import AMPERE, RTX_CAPABILITIES, Api, install_command, version_tuple
 
 REBUILD = "build it again with `fvexport trt --force`"
 
@@ -38,20 +38,42 @@ def current_gpu() -> Gpu | None:
     return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", f"{cuda[0]}.{cuda[1]}")
 
 
-def bound_to(engine: dict[str, Any]) -> str:
+def bound_to(section: dict[str, Any]) -> str:
     """What an engine needs to be loaded, in words, from its section of the manifest."""
-    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[engine["flavour"]]
-    flags = engine["options"]
-    if engine["flavour"] == "tensorrt-rtx":
-        return f"{title} {engine['version']}, any RTX GPU from Ampere (compute capability 8.0) on"
-    release = f"{title} {version_tuple(engine['version'])[0]}, {engine['version']} or later" if (
+    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[section["flavour"]]
+    flags = section["options"]
+    if section["flavour"] == "tensorrt-rtx":
+        known = section.get("capabilities") or RTX_CAPABILITIES  # older manifests have no list
+        return f"{title} {section['version']}, GPUs of compute capability {', '.join(known)}"
+    release = f"{title} {version_tuple(section['version'])[0]}, {section['version']} or later" if (
         flags["version_compatible"]
-    ) else f"{title} {engine['version']}"  # fmt: skip
-    gpu = engine["gpu"] or {}
+    ) else f"{title} {section['version']}"  # fmt: skip
+    gpu = section["gpu"] or {}
     device = "any GPU from Ampere (compute capability 8.0) on" if flags["hardware_compatible"] else (
         f"{gpu.get('name', 'the GPU it was built on')} (compute capability {gpu.get('compute_capability', '?')})"
     )  # fmt: skip
     return f"{release}, {device}"
+
+
+def check_gpu(api: Api, gpu: Gpu | None, *, runs: bool) -> None:
+    """Refuses a GPU that engines do not run on, before one is built.
+
+    Args:
+        api: the TensorRT that would build.
+        gpu: the one here; none is fine for TensorRT-RTX, which needs none to build.
+        runs: whether the engine would be run here too, and not only built.
+
+    Raises:
+        UnavailableError: this TensorRT does not support the GPU.
+    """
+    if gpu is None or (reason := api.why_not_on(gpu.compute_capability)) is None:
+        return
+    if api.flavour == "tensorrt":
+        raise UnavailableError(f"{reason} ({gpu.name}); run this on a newer GPU, or add --dry-run")
+    if runs:
+        raise UnavailableError(
+            f"{reason} (here is {gpu.name}): `{install_command('tensorrt')}`, or --no-parity to build for another GPU"
+        )
 
 
 def check_binding(where: str, engine: dict[str, Any], api: Api, gpu: Gpu | None) -> None:
@@ -78,10 +100,13 @@ def check_binding(where: str, engine: dict[str, Any], api: Api, gpu: Gpu | None)
         raise ArtifactError(f"{where} holds an engine of {bound_to(engine)}; here is {api.title}: {REBUILD}")
     if gpu is None:
         raise UnavailableError(f"{where} holds an engine for {bound_to(engine)}, and no NVIDIA GPU was found here")
-    portable = api.flavour == "tensorrt-rtx" or flags["hardware_compatible"]
-    capability = tuple(int(part) for part in gpu.compute_capability.split("."))
+    if (reason := api.why_not_on(gpu.compute_capability)) is not None:
+        other = ": `fvexport trt --flavour tensorrt --force`" if api.flavour == "tensorrt-rtx" else ""
+        raise ArtifactError(f"{where} holds an engine for {bound_to(engine)}; here is {gpu.name}: {reason}{other}")
+    if api.flavour == "tensorrt-rtx":
+        return
     built_on = engine["gpu"] or {}
     same = (gpu.name, gpu.compute_capability) == (built_on.get("name"), built_on.get("compute_capability"))
-    if (portable and capability < (8, 0)) or (not portable and not same):
+    if version_tuple(gpu.compute_capability) < AMPERE if flags["hardware_compatible"] else not same:
         raise ArtifactError(f"{where} holds an engine for {bound_to(engine)}; here is {gpu.name} (compute capability "
                             f"{gpu.compute_capability}): {REBUILD} on it")  # fmt: skip

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,15 +21,18 @@ from fvexport.benchmarks.sweep.making import Maker
 from fvexport.benchmarks.sweep.prefilling import TtftTimer
 from fvexport.benchmarks.sweep.result import Cell
 from fvexport.benchmarks.sweep.running import Running
-from fvexport.benchmarks.sweep.timing import CudaTimer, Energy, WallTimer, take_window
+from fvexport.benchmarks.sweep.timing import DeviceTimer, Energy, WallTimer, take_window
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.export.artifact import Artifact
 from fvexport.export.figures import compare
 from fvexport.export.parity import THRESHOLDS
 from fvexport.export.targets import get_target, why_absent
+from fvexport.kernels.timing import CaptureError, HostClock
 
 WEIGHTS: dict[str, Any] = {"source": None, "revision": None, "variant": "tiny", "seed": 0}
 SIZE = {"height": 64, "width": 128}
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where the eager forms run."""
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +117,7 @@ def test_every_eager_form_is_the_same_model(place: Path, maker: Maker, form: str
         made(maker, file, precision)
     found = running(cell("eager", precision, form=form), place, file if form == "channels-last" else None)
     told = found.loaded()
-    assert told["parity"]["status"] == "pass" and told["device"] == "cpu" and told["tokens"] == 2
+    assert told["parity"]["status"] == "pass" and told["device"] == DEVICE and told["tokens"] == 2
     # bfloat16 has 8 bits: it is a different computation, and not a wildly different one.
     assert (told["parity"]["sqnr_db"] is None or told["parity"]["sqnr_db"] > 90) == (precision == "fp32")
     assert ("train form" if form == "train" else "fused form") in told["computes"]
@@ -170,22 +173,58 @@ def test_windows_last_their_time(seconds: float, most: int, expected: float, cou
     assert (len(times), calls, clock.calls) == (counted, called, called)
 
 
+class FakeDevice(HostClock):
+    """A GPU's clock that says each run takes 2 ms, and knows two calls that no graph can hold."""
+
+    def __init__(self, *, refuses: bool = False, ahead: bool = True) -> None:
+        super().__init__()
+        self.refuses, self.ahead, self.runs = refuses, ahead, list[Any]()
+
+    def measure(self, run: Any, runs: int = 1) -> float:
+        self.runs.append(run)
+        run()
+        return 2.0 * runs
+
+    def capture(self, runs: Any, copies: int) -> Any:
+        if self.refuses:
+            raise CaptureError("the call replays one of its own")
+        return super().capture(runs, copies)
+
+
+def test_a_call_is_timed_as_a_graph() -> None:
+    x = torch.arange(4.0)
+    clock = FakeDevice()
+    timer = DeviceTimer(lambda v: v + 1, x, captures=True, clock=clock)
+    assert (timer.name, timer.note, timer.once()) == ("cuda-graph", "", 2.0)
+    assert torch.equal(cast("torch.Tensor", timer.result), x + 1) and clock.runs[-1] is timer.launch
+    plain = DeviceTimer(lambda v: v + 1, x, captures=False, clock=FakeDevice())
+    assert (plain.name, plain.note, plain.once()) == ("cuda-events", "", 2.0)
+
+
+def test_a_call_without_a_graph_says_why() -> None:
+    timer = DeviceTimer(lambda v: v + 1, torch.ones(1), captures=True, clock=FakeDevice(refuses=True, ahead=False))
+    assert timer.name == "cuda-events" and timer.note == (
+        "no CUDA graph: the call replays one of its own; the call waits for the GPU: the host's time is in it"
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("captures", [True, False])
-def test_events_time_the_gpu_and_a_graph_replays(captures: bool) -> None:
+def test_device_time_of_a_call(captures: bool) -> None:
     x = torch.randn(512, 512, device="cuda")
-    timer = CudaTimer(lambda v: v @ v, x, captures=captures)
+    timer = DeviceTimer(lambda v: v @ v, x, captures=captures)
     assert (timer.name, timer.note) == (("cuda-graph" if captures else "cuda-events"), "")
     assert 0 < min(timer.once() for _ in range(5)) < 50
     if captures:
-        assert torch.allclose(timer.result, x @ x)
+        assert torch.allclose(cast("torch.Tensor", timer.result), x @ x)
 
 
 @pytest.mark.gpu
 def test_what_cannot_be_recorded_is_timed_all_the_same() -> None:
-    timer = CudaTimer(lambda v: v * float(v.sum().item()), torch.ones(8, device="cuda"), captures=True)
+    timer = DeviceTimer(lambda v: v * float(v.sum().item()), torch.ones(8, device="cuda"), captures=True)
     assert timer.name == "cuda-events" and timer.note.startswith("no CUDA graph: ")
     assert timer.once() > 0
+    assert torch.rand(2, device="cuda").numel() == 2  # the generator is no longer in a capture
 
 
 def test_energy_is_not_counted_on_a_cpu() -> None:
@@ -259,9 +298,32 @@ def test_plain_ways_run_the_same_weights(
     maker.reference(str(tmp_path / "reference.npz"), 64, 64)
     with np.load(tmp_path / "reference.npz") as known:
         pixels, features = known["pixels"], known["features"]
-    run, computes = load_peer(get_peer(name), precision, peer_files(name), lambda: maker.checkpoint, 1)
-    found = compare(features[:1], run(pixels[:1].astype(np.float32) / 255))
-    assert least_db < found.sqnr_db < most_db and computes
+    peer = load_peer(get_peer(name), precision, peer_files(name), lambda: maker.checkpoint, 1)
+    found = compare(features[:1], peer.run(pixels[:1].astype(np.float32) / 255))
+    assert least_db < found.sqnr_db < most_db and peer.computes and peer.device == "cpu" and peer.run_tensor is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_peer_does_not_compute_float16_on_a_cpu() -> None:
+    compiled = get_peer("plain-torch-compile")
+    assert why_peer_absent(compiled, "fp16", 64, 64, 1) == "PyTorch takes minutes for float16 convolutions on a CPU"
+    assert why_peer_absent(compiled, "bf16", 64, 64, 1) == why_absent(get_target("torch-compile"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_compiled_peer_is_timed_on_the_gpu(place: Path, precision: str) -> None:
+    found = running(cell("plain-torch-compile", precision, kind="peer"), place, None)
+    told = found.loaded()
+    assert told["timer"] == "cuda-events" and "reduce-overhead" in told["computes"] and told["device"] == "cuda"
+    assert told["parity"]["status"] == "pass" and found.window(0.02, 5)["times_ms"]
+
+
+@pytest.mark.gpu
+def test_our_kernels_are_timed_as_one_graph(place: Path, maker: Maker, tmp_path: Path) -> None:
+    made(maker, tmp_path / "half", "fp16")
+    found = running(cell("triton", "fp16", form="channels-last"), place, tmp_path / "half")
+    assert found.loaded()["timer"] == "cuda-graph" and found.loaded()["parity"]["status"] == "pass"
 
 
 def test_a_peer_names_what_it_cannot() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,8 @@ from fvexport.export.runtime.onnxruntime import EXTERNAL_FOLDER
 from fvexport.export.runtime.rounding import with_rounding
 from fvexport.export.simplification import simplified, write_graph
 from fvexport.export.trace import ExportModule, trace
+
+ort = pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

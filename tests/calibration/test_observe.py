@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.calibration import observe as observe_module
-from fvexport.calibration.data import CalibrationData
+from fvexport.calibration.data import CalibrationData, calibration_data
 from fvexport.calibration.fp16 import plan_fp16
 from fvexport.calibration.observe import observe_peaks
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
@@ -177,3 +177,13 @@ def test_damaged_weights(
         assert "checkpoint is damaged" in str(caught.value)
         assert not hooks(broken)
     assert not (tmp_path / "cache").exists()
+
+
+def test_ranges_are_observed_without_tf32(seeded_tiny: Checkpoint, tmp_path: Path) -> None:
+    model, data = reparameterize(seeded_tiny.encoder), calibration_data(None, 1)
+    seen: list[bool] = []
+    model.final_conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    assert torch.backends.cudnn.allow_tf32
+    observe_module.observe(model, seeded_tiny.info, data, FRAME, cache=tmp_path)
+    observe_peaks(model, data, FRAME)
+    assert seen == [False, False] and torch.backends.cudnn.allow_tf32

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,6 +29,8 @@ from fvexport.calibration.qdq import (
     quantize,
 )
 from fvexport.export.trace import quiet
+
+ort = pytest.importorskip("onnxruntime")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -214,3 +214,13 @@ def test_swap_gives_back_what_stood_there() -> None:
     assert model[0] is model[1][0] is new
     swap(model, before)
     assert model[0] is first and model[1][0] is inner
+
+
+def test_layers_are_measured_without_tf32(fused_tiny: FastViTHD, quantized: FastViTHD) -> None:
+    seen: list[bool] = []
+    with torch.inference_mode():
+        model = copy.deepcopy(fused_tiny)
+        model.final_conv.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    assert torch.backends.cudnn.allow_tf32
+    sensitivity(model, quantized, torch.zeros(1, 3, 64, 64))
+    assert set(seen) == {False} and torch.backends.cudnn.allow_tf32

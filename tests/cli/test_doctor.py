@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
+from fvexport.cli import machine
 from fvexport.export.tensorrt import api
+from fvexport.export.tensorrt.binding import Gpu
 
 COMMANDS = {"onnx", "trt", "parity", "inspect", "encode", "ask", "eval"}
 
@@ -42,6 +45,30 @@ def test_what_builds_engines_without_a_gpu(fvexport, tensorrt_rtx, monkeypatch: 
     answer = fvexport("doctor", "--json").json
     assert answer["commands"]["trt"] == f"builds engines with TensorRT-RTX {tensorrt_rtx.__version__}"
     assert answer["versions"]["tensorrt_rtx"] == tensorrt_rtx.__version__
+
+
+def test_onnx_is_written_without_onnxsim(fvexport, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxsim" else find_spec(name))
+    answer = fvexport("doctor", "--json").json
+    packages = {package["name"]: package for package in answer["packages"]}
+    assert (
+        packages["onnxsim"]["required"] is False
+        and packages["onnxsim"]["note"] == "not installed (simpler ONNX graphs)"
+    )
+    assert answer["commands"]["onnx"].startswith("writes fp32, ")
+    assert "not simplified (no onnxsim), and checks them" in answer["commands"]["onnx"]
+    assert "pip install onnxsim" in answer["installs"] and not answer["commands"]["trt"].startswith("not here: onnxsim")
+
+
+def test_a_gpu_that_rtx_does_not_run_on(fvexport, tensorrt_rtx, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "is_installed", lambda flavour: flavour == "tensorrt-rtx")
+    monkeypatch.setattr(machine, "current_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
+    answer = fvexport("doctor", "--json").json
+    title = f"TensorRT-RTX {tensorrt_rtx.__version__}"
+    assert answer["commands"]["trt"].startswith(
+        f"builds engines with {title}, for other GPUs with --no-parity: TensorRT-RTX does not run on compute capab"
+    )
 
 
 @pytest.mark.parametrize("failure", ["ImportError('no libfoo.so.1')", "OSError('broken')", "SystemExit(3)", "1 / 0"])

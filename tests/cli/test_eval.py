@@ -219,6 +219,7 @@ def test_an_interrupted_run_goes_on(
     assert timeless(tmp_path / "out.jsonl") == whole
 
     # One more encoder: it alone runs, and the eager model's rows serve again.
+    pytest.importorskip("openvino")
     before = (tmp_path / "out.jsonl").read_bytes()
     report = evaluate(task, *options, "--backend", "onnxruntime-cpu", "--backend", "openvino", "--json").json
     assert [one["encoder"].split()[-1] for one in report["encoders"]] == ["eager", "onnxruntime-cpu", "openvino"]

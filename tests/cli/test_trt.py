@@ -28,7 +28,7 @@ def test_summary_table_notice_and_next_command(fvexport, tensorrt_rtx: Any, tmp_
     text = outcome.out
     assert max(len(line) for line in text.splitlines() if not line.startswith(("next:", "note:"))) <= 80
     for word in (
-        "TensorRT engine", "int8, parity PASS", "bound to", "any RTX GPU from Ampere", "batch 1, height 64, width 64",
+        "TensorRT engine", "int8, parity PASS", "bound to", "compute capability", "batch 1, height 64, width 64",
         "on disk", "of weights", "of activations", "computed in", "convolutions and products", "in one kernel each",
         "wider than asked  nothing", "lay values out anew", "build", "largest",
     ):  # fmt: skip

@@ -11,9 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import FastVlmForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.fast_vlm import modeling_fast_vlm
 
 import fvexport
 from fvexport.encoder.checkpoint import load_checkpoint
@@ -22,6 +19,9 @@ from fvexport.encoder.config import VARIANTS
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.export.artifact import Artifact
+
+modeling_outputs = pytest.importorskip("transformers.modeling_outputs")
+modeling_fast_vlm = pytest.importorskip("transformers.models.fast_vlm.modeling_fast_vlm")
 
 Export = Callable[..., Artifact]
 Golden = Callable[[str], dict[str, Any]]
@@ -39,7 +39,9 @@ class Timm(nn.Module):
         self.calls += 1
         h, w = (side // 64 for side in pixel_values.shape[-2:])
         tokens = self.timm_model(pixel_values)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens.transpose(1, 2).unflatten(2, (h, w)))
+        return modeling_outputs.BaseModelOutputWithPooling(
+            last_hidden_state=tokens.transpose(1, 2).unflatten(2, (h, w))
+        )
 
 
 class Apple(nn.Module):
@@ -103,7 +105,7 @@ def transformers_model(golden_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any
         return Timm() if config.model_type == "timm_wrapper" else make(config, **options)
 
     monkeypatch.setattr(modeling_fast_vlm.AutoModel, "from_config", from_config)
-    model = FastVlmForConditionalGeneration.from_pretrained(golden_dir / "transformers_tiny")
+    model = modeling_fast_vlm.FastVlmForConditionalGeneration.from_pretrained(golden_dir / "transformers_tiny")
     return model.eval()
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 import torch
 from safetensors import safe_open
@@ -24,6 +23,8 @@ from fvexport.errors import ArtifactError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.parity import check_parity
 from fvexport.export.runtime import EagerBackend, Encoder, OnnxRuntimeBackend, OpenVinoBackend, make_backend
+
+openvino = pytest.importorskip("openvino")
 
 Export = Callable[..., Artifact]
 Distance = Callable[[Any, Any], float]

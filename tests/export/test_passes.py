@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
-import onnxsim
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,8 @@ from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export.onnx import export_onnx
 from fvexport.export.options import ExportOptions
 from fvexport.export.passes import WEIGHT_BYTES, name_dimensions, reshapes_to_constants, simplify, tidy
+
+ort = pytest.importorskip("onnxruntime")
 
 SMALL = ExportOptions(height=64, width=64)
 FLOAT = TensorProto.FLOAT
@@ -100,7 +102,7 @@ def does_not_run(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, boo
 def test_wrong_simplification_is_not_taken(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tiny: Checkpoint, wrong: Any, words: str
 ) -> None:
-    monkeypatch.setattr(onnxsim, "simplify", wrong)
+    monkeypatch.setattr(pytest.importorskip("onnxsim"), "simplify", wrong)
     report = export_onnx(tiny, tmp_path / "a", options=SMALL)
     assert report.verdict is not None and report.verdict.passed
     kept = report.artifact.manifest.graph["kept_unsimplified"]
@@ -109,8 +111,26 @@ def test_wrong_simplification_is_not_taken(
     assert len(kept.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [(None, "onnxsim is not installed; `pip install onnxsim`"), ("broken", "onnxsim does not import: no libonnx.so")],
+)
+def test_without_onnxsim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Checkpoint, entry: str | None, words: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxsim", None)
+    if entry is not None:
+        (tmp_path / "onnxsim.py").write_text("raise OSError('no libonnx.so')")
+        monkeypatch.delitem(sys.modules, "onnxsim")
+        monkeypatch.syspath_prepend(tmp_path)
+    report = export_onnx(tiny, tmp_path / "a", options=SMALL)
+    assert report.verdict is not None and report.verdict.passed
+    assert report.artifact.manifest.graph["kept_unsimplified"] == f"the graph was not simplified: {words}"
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_right_simplification_is_taken(exported: Callable[..., Any], precision: Any) -> None:
+    pytest.importorskip("onnxsim")
     assert exported(precision=precision).manifest.graph["kept_unsimplified"] is None
 
 
@@ -217,6 +237,7 @@ def convolution() -> ir.Model:
 
 
 def test_weights_stand_aside_and_come_back() -> None:
+    pytest.importorskip("onnxsim")
     model = convolution()
     wanted = model.graph.initializers["w"].const_value.numpy()
     result, done = simplify(model)

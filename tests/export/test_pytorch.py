@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
@@ -20,6 +21,9 @@ from fvexport.export.artifact import Artifact
 from fvexport.export.parity import check_parity
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, PyTorchBackend, TensorBackend
 from fvexport.export.targets import get_target, why_absent
+
+FP16_BOUND = 5e-3 if torch.cuda.is_available() else 1e-5
+"""Between two ways of computing an FP16 model, which a CPU computes in float32."""
 
 Export = Callable[..., Artifact]
 Distance = Callable[[Any, Any], float]
@@ -63,11 +67,11 @@ def test_tensors_in_and_out(exported: Export, pixels: np.ndarray) -> None:
     levels = np.rint(pixels * 255).astype(np.uint8)
     found = encoder.run_tensor(torch.from_numpy(levels))  # a file with batch 1, run twice
     assert isinstance(found, torch.Tensor)
-    np.testing.assert_allclose(found.numpy(), encoder.run(levels), atol=1e-6)
+    np.testing.assert_allclose(found.cpu().numpy(), encoder.run(levels), atol=1e-6)
     assert encoder.run_tensor(torch.from_numpy(levels[:0])).shape == (0, 4, 256)
     through_numpy = Encoder(exported())
     assert not isinstance(through_numpy.backend, TensorBackend)
-    torch.testing.assert_close(through_numpy.run_tensor(torch.from_numpy(levels)), found, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(through_numpy.run_tensor(torch.from_numpy(levels)), found.cpu(), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -84,7 +88,7 @@ def test_other_weights_than_the_artifacts(exported: Export) -> None:
 
 
 def test_quantized_files_are_refused(made: Callable[[str], Any]) -> None:
-    with pytest.raises(UnavailableError, match=r"eager runs fp32, fp16, bf16; .* is int8"):
+    with pytest.raises(UnavailableError, match=r"eager runs fp32, fp16, bf16, fp8; .* is int8"):
         PyTorchBackend(made("onnxruntime-cpu").artifact)
 
 
@@ -113,7 +117,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_gpu")
 @pytest.mark.parametrize(
     ("options", "bound"),
-    [({}, 1e-5), ({"projector": True}, 1e-5), ({"precision": "fp16"}, 1e-5), ({"precision": "bf16"}, 5e-2)],
+    [({}, 1e-5), ({"projector": True}, 1e-5), ({"precision": "fp16"}, FP16_BOUND), ({"precision": "bf16"}, 5e-2)],
 )
 def test_kernels(
     exported: Export, pixels: np.ndarray, distance: Distance, options: dict[str, Any], bound: float
@@ -172,6 +176,55 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert targets.why_absent(get_target("torch-compile")) == "no C++ compiler found"
+
+
+def flags(backend: PyTorchBackend, pixels: np.ndarray) -> tuple[bool, bool]:
+    """(TF32 allowed, cuDNN's algorithms tried) while the model runs."""
+    seen = []
+    hook = backend._model.encoder.register_forward_hook(
+        lambda *_: seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark))
+    )
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+    backend.run(pixels[:1])
+    hook.remove()
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark) == before == (True, False)
+    return seen[-1]
+
+
+@pytest.mark.usefixtures("without_gpu")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("target", ["eager", "triton"])
+def test_float32_is_not_tf32(exported: Export, pixels: np.ndarray, target: str) -> None:
+    assert flags(PyTorchBackend(exported(), target), pixels) == (False, False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("target", ["eager", "triton"])
+def test_float32_is_not_tf32_on_a_gpu(exported: Export, pixels: np.ndarray, distance: Distance, target: str) -> None:
+    artifact = exported(batch=None)
+    backend = PyTorchBackend(artifact, target)
+    assert flags(backend, pixels) == (False, True)
+    with torch.inference_mode():
+        wanted = load_checkpoint(variant="tiny").encoder.double()(torch.from_numpy(pixels).double())
+    assert distance(backend.run(pixels), wanted) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pixels_are_copied_once(exported: Export, pixels: np.ndarray, precision: str) -> None:
+    """Device, dtype and layout change together."""
+
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += "copy" in str(func) or "clone" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    backend = PyTorchBackend(exported(batch=None, precision=precision))
+    with Copies() as copies:
+        x = backend._prepare(torch.from_numpy(pixels))
+    assert copies.count == 1 and x.is_contiguous(memory_format=torch.channels_last)
+    assert x.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 @pytest.mark.parametrize("threads", [None, 2])

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import TensorProto, numpy_helper
@@ -30,6 +29,8 @@ from fvexport.export.rules import check_quantized
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, OpenVinoBackend
 from fvexport.export.simplification import _output
 from fvexport.progress import silent
+
+ort = pytest.importorskip("onnxruntime")
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 FEW = CalibrationOptions(samples=4)
@@ -144,6 +145,7 @@ def test_projector(made: Made, photographs: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("case", ["onnxruntime-cpu", "openvino, as traced", "tensorrt"])
 def test_openvino_runs_int8(made: Made, tiny: Checkpoint, photographs: dict[str, Path], case: str) -> None:
+    pytest.importorskip("openvino")
     backend = OpenVinoBackend(made(case).artifact)
     assert backend.computes.startswith("int8, all else in ")
     pixels = Preprocessor(128, 128)(photographs["coffee"])

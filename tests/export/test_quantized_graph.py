@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -61,7 +62,8 @@ def test_valid_and_within_the_rules(made: Made, tiny: Checkpoint, case: str) -> 
     check_rules(model, tiny.encoder.config, projector="projector" in case)
     check_quantized(model, LAYERS)
     assert artifact.manifest.opset == 20
-    assert made(case).artifact.manifest.graph["kept_unsimplified"] is None
+    kept = made(case).artifact.manifest.graph["kept_unsimplified"]
+    assert kept is None or (importlib.util.find_spec("onnxsim") is None and "onnxsim is not installed" in kept)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     assert len(inferred.graph.node) == len(model.graph.node)
 

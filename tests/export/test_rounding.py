@@ -8,7 +8,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +19,8 @@ from fvexport.encoder.reparameterize import reparameterize
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import EagerBackend, OnnxRuntimeBackend
 from fvexport.export.runtime.rounding import with_rounding
+
+ort = pytest.importorskip("onnxruntime")
 
 HALVES: dict[str, tuple[int, Any, torch.dtype]] = {
     "fp16": (TensorProto.FLOAT16, np.float16, torch.float16),

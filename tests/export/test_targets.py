@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import onnxruntime
-import openvino
 import pytest
 
 from fvexport import hardware
@@ -54,6 +52,7 @@ def test_missing_module_names_the_command() -> None:
 
 
 def test_missing_provider_and_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
     cuda = get_target("onnxruntime-cuda")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     assert why_absent(cuda) == "this onnxruntime has no CUDAExecutionProvider"
@@ -66,6 +65,7 @@ def test_missing_provider_and_missing_gpu(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_openvino_missing_and_without_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
     row = get_target("openvino")
     assert why_absent(row) is None
     monkeypatch.setattr(openvino.Core, "available_devices", ["GPU"])
@@ -77,6 +77,7 @@ def test_openvino_missing_and_without_its_device(monkeypatch: pytest.MonkeyPatch
 
 def test_openvino_is_imported_in_silence(tmp_path: Path) -> None:
     """No event is sent: openvino_telemetry, which also leaves files in the home folder, is not loaded."""
+    pytest.importorskip("openvino")
     code = """
 import sys
 from fvexport.export.targets import import_openvino

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 from google.protobuf import text_format
 from hypothesis import given
@@ -23,6 +22,9 @@ from fvexport.export import triton_server
 from fvexport.export.artifact import Artifact
 from fvexport.export.manifest import Manifest
 from fvexport.export.triton_server import check_repository, write_repository
+
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("tritonclient")
 
 
 def _schema() -> Any:

@@ -175,6 +175,15 @@ def test_exports_with_one_node_for_each_operator(fused: FastViTHD) -> None:
         assert relative(program.module()(x), half(x)) < 1e-6
 
 
+def test_without_tf32(fused: FastViTHD) -> None:
+    model, seen = accelerate(fused), []
+    for part in (model.first, model.body[-1]):
+        part.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    with torch.inference_mode():
+        model(torch.zeros(1, 3, 64, 64))
+    assert seen == [False, False] and torch.backends.cudnn.allow_tf32
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_graph_without_a_gpu(fused: FastViTHD) -> None:
     with pytest.raises(UnavailableError, match="needs an NVIDIA GPU"):

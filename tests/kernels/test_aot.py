@@ -10,6 +10,7 @@ import sys
 import tempfile
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -28,23 +29,36 @@ from fvexport.kernels.aot import (
     compile_launch,
     line_of,
 )
-from fvexport.kernels.dispatch import OPS
+from fvexport.kernels.dispatch import FP8_OPS, LIBRARY_OPS, NEWEST, OPS, capability_of, exists, has_fp8, modes_for
 from fvexport.kernels.launches import TRITON_TYPES, Call, Launch, encoder_calls, launches_of, recording
-from fvexport.kernels.table import committed
+from fvexport.kernels.linear_tma import descriptor
+from fvexport.kernels.table import committed, default_config, dtype_class
 
 pytestmark = pytest.mark.skipif(
     not language.INSTALLED or language.INTERPRETED, reason="needs Triton's compiler, not its interpreter"
 )
 
 NAMES = (
-    "attention", "depthwise", "depthwise_mma", "depthwise_pairs", "depthwise_rows", "linear", "mlp", "norm_linear",
+    "attention", "depthwise", "depthwise_pairs", "depthwise_rows", "finish", "linear", "mlp", "norm_linear",
     "row_statistics",
 )  # fmt: skip
 KERNELS = {f"{name}_kernel" for name in NAMES}
+HALF_KERNELS = {"depthwise_mma_kernel", "split_k_kernel", "stem_kernel", "sum_parts_kernel"}
+HOPPER_KERNELS = {"linear_tma_kernel"}
+FP8_KERNELS = {"linear_fp8_kernel", "norm_fp8_kernel", "quantize_fp8_kernel"}
 
 
-def calls(dtype: torch.dtype, *sizes: tuple[int, int], config: FastViTHDConfig = VARIANTS["fastvithd"]) -> list[Call]:
-    return [call for size in sizes for call in encoder_calls(config, *size, 1, dtype)]
+def kernels_of(arch: str, dtype: torch.dtype) -> set[str]:
+    """The kernels that the encoder launches on an architecture in a dtype."""
+    if dtype == torch.float32:
+        return KERNELS
+    return KERNELS | HALF_KERNELS | (HOPPER_KERNELS if arch in ("sm_90", "sm_100", "sm_120") else set())
+
+
+def calls(
+    dtype: torch.dtype, *sizes: tuple[int, int], config: FastViTHDConfig = VARIANTS["fastvithd"], modes: int = 0
+) -> list[Call]:
+    return [call for size in sizes for call in encoder_calls(config, *size, 1, dtype, modes=modes)]
 
 
 def largest(arch: str, dtype: torch.dtype) -> dict[str, tuple[Call, Launch]]:
@@ -52,9 +66,9 @@ def largest(arch: str, dtype: torch.dtype) -> dict[str, tuple[Call, Launch]]:
     found: dict[str, tuple[Call, Launch]] = {}
 
     def size(launch: Launch) -> int:
-        return prod(v for _, v in launch.constants if type(v) is int)
+        return prod(v for _, v in launch.constants if type(v) is int and v)
 
-    for call, launch in launches_of(calls(dtype, (1024, 1024)), arch, dtype):
+    for call, launch in launches_of(calls(dtype, (1024, 1024), modes=modes_for(arch)), arch, dtype):
         if launch.name not in found or size(launch) > size(found[launch.name][1]):
             found[launch.name] = call, launch
     return found
@@ -68,13 +82,16 @@ def check(kernel: Compiled) -> None:
     assert kernel.registers * 32 * kernel.num_warps <= 64 * 1024
     number = kernel.arch.removeprefix("sm_")
     assert re.search(rf"^\.target sm_{number}a?$", kernel.ptx, re.M)
+    # One wait for the kernel before, and one word to the kernel after, where the architecture has them.
+    waits = [len(re.findall(rf"\bgriddepcontrol\.{word}\b", kernel.ptx)) for word in ("wait", "launch_dependents")]
+    assert waits == [int(number) >= 90] * 2
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_kernel_on_every_architecture(arch: str) -> None:
     found = largest(arch, torch.float16)
-    assert found.keys() == KERNELS
+    assert found.keys() == kernels_of(arch, torch.float16)
     for call, launch in found.values():
         check(compile_launch(launch, arch, sizes=call.sizes, dtype="fp16"))
 
@@ -91,7 +108,8 @@ def test_every_kernel_in_every_type(arch: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_everything_that_the_encoder_launches(arch: str, dtype: torch.dtype) -> None:
     found = list(compile_encoder([arch], [dtype]))
-    assert {kernel.kernel for kernel in found} == KERNELS
+    fp8 = FP8_KERNELS if has_fp8(arch) and dtype != torch.float32 else set()
+    assert {kernel.kernel for kernel in found} == kernels_of(arch, dtype) | fp8
     for kernel in found:
         check(kernel)
     for kernel in compile_encoder([arch], [dtype], config=VARIANTS["tiny"]):  # channels too few for wide reads
@@ -101,23 +119,26 @@ def test_everything_that_the_encoder_launches(arch: str, dtype: torch.dtype) -> 
 @pytest.mark.parametrize("dtype", list(TRITON_TYPES))
 def test_every_committed_configuration_is_launched_somewhere(dtype: torch.dtype) -> None:
     """No row of the tables is for shapes that neither variant has."""
-    sizes = (*RESOLUTIONS, (4096, 4096))
-    launched = {
-        (call.op, launch.num_warps, launch.num_stages, *sorted((n, v) for n, v in launch.constants if type(v) is int))
+    kind = dtype_class(dtype)
+    half = dtype != torch.float32
+    precisions: tuple[Literal["fp8"] | None, ...] = (None, "fp8") if half else (None,)
+    chosen = {
+        (call.op, repr(default_config(call.op, arch, kind, call.sizes)))
         for config in VARIANTS.values()
+        for size in (*RESOLUTIONS, (4096, 4096))
+        for batch in (1, 8)
+        for precision in precisions
+        for call in encoder_calls(config, *size, batch, dtype, precision=precision)
         for arch in ARCHS
-        for call, launch in launches_of(calls(dtype, *sizes, config=config), arch, dtype)
+        if exists(call.op, capability_of(arch), dtype)
     }
-    kind = "float32" if dtype == torch.float32 else "half"
     for op in OPS:
+        if op in LIBRARY_OPS or not exists(op, NEWEST, dtype) or (op in FP8_OPS and not half):
+            continue
         for row in committed(op):
-            if row.dtype in (None, kind) and (row.dtype or not any(r.dtype == kind for r in committed(op))):
-                wanted = {*row.config.blocks.items()}
-                assert any(
-                    found[0] == op and found[1:3] == (row.config.num_warps, row.config.num_stages)
-                    and wanted <= set(found[3:])
-                    for found in launched
-                ), (op, row)  # fmt: skip
+            if row.dtype in (None, kind):
+                only = row.dtype or not any(other.dtype == kind for other in committed(op))
+                assert not only or (op, repr(row.config)) in chosen, (op, row)
 
 
 def test_against_cuobjdump() -> None:
@@ -157,10 +178,12 @@ def test_accesses() -> None:
         ld.shared.v4.b32 { %r1, %r2, %r3, %r4 }, [ %r5 ];
         cp.async.cg.shared.global [ %r104 + 0 ], [ %rd18 + 0 ], 0x10, %r105;
         cp.async.ca.shared.global [ %r104 + 0 ], [ %rd18 + 0 ], 0x4;
+        cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [ %r1 ], [ %rd1, { %r2 } ];
         st.global.v2.b32 [ %rd1 + 0 ], { %r1, %r2 };
+        cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [ %rd1, { %r1, %r2 } ], [ %r3 ];
     """
-    assert accesses(text, "ld") == {16: 3, 4: 1, 2: 1}
-    assert accesses(text, "st") == {8: 1}
+    assert accesses(text, "ld") == {16: 4, 4: 1, 2: 1}
+    assert accesses(text, "st") == {16: 1, 8: 1}
 
 
 def test_launches_are_specialized_as_triton_does() -> None:
@@ -177,6 +200,21 @@ def test_launches_are_specialized_as_triton_does() -> None:
     with recording() as again:
         kernel[(1, 1)](x, None, 1, 48, 17, 2**41, 0.25, BLOCK=64, num_warps=8, num_stages=1)
     assert again[0].key == launch.key
+
+
+def test_descriptors_are_arguments_with_a_block() -> None:
+    """As Triton names their type; nothing else about them is compiled in."""
+    import triton
+    from triton.backends.nvidia.compiler import CUDABackend
+
+    kernel = language.jit(_example)
+    x = torch.empty(40, 24, dtype=torch.float16, device="meta")
+    block = descriptor(x, 40, 24, 16, 8)
+    with recording() as made:
+        kernel[(1,)](block, None, 1, 32, 33, 2**40, 0.5, BLOCK=64)
+    assert made[0].signature[0] == ("x", "tensordesc<fp16[16, 8]>") and "x" not in made[0].divisible
+    own = triton._C.libtriton.native_specialize_impl(CUDABackend, block, False, True, True)
+    assert own[0] == made[0].signature[0][1]
 
 
 def _example(x, a, b, c, d, e, f, BLOCK: language.tl.constexpr if language.INSTALLED else int):  # type: ignore[no-untyped-def]

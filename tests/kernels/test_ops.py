@@ -14,13 +14,27 @@ from torch import Tensor, nn
 from fvexport.errors import ConfigError
 from fvexport.kernels import dispatch
 from fvexport.kernels.attention import attention, attention_reference
-from fvexport.kernels.depthwise import KERNELS, depthwise, depthwise_reference
+from fvexport.kernels.depthwise import KERNELS as DEPTHWISE
+from fvexport.kernels.depthwise import depthwise, depthwise_reference
 from fvexport.kernels.depthwise_rows import float_taps
-from fvexport.kernels.dispatch import DEFAULTS, MODES, OPS, SWITCH, Modes, gelu_form, modes_for, runs, switched_on
+from fvexport.kernels.dispatch import (
+    DEFAULTS,
+    MODES,
+    OPS,
+    SWITCH,
+    Modes,
+    exists,
+    gelu_form,
+    has_fp8,
+    modes_for,
+    runs,
+    switched_on,
+)
 from fvexport.kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from fvexport.kernels.linear_residual import linear_residual, linear_residual_reference
 from fvexport.kernels.mlp import mlp, mlp_reference
 from fvexport.kernels.norm_linear import norm_linear, norm_linear_reference
+from fvexport.kernels.products import KERNELS
 
 Op = Callable[..., Tensor]
 
@@ -123,13 +137,14 @@ def test_fake_tensors_have_the_real_shape(name: str) -> None:
     assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
-@pytest.mark.parametrize("name", ["attention", "norm_linear", "linear_residual", "depthwise"])
+@pytest.mark.parametrize("name", ["attention", "norm_linear", "linear_gelu", "linear_residual", "depthwise"])
 def test_registration(name: str) -> None:
     """PyTorch's own check of the schema and of the fake implementation, with sizes as symbols too."""
     extra: dict[str, tuple[Any, ...]] = {
-        "attention": (2, 0),
-        "norm_linear": (torch.randn(8), 1e-5, 0),
-        "linear_residual": (0,),
+        "attention": (2, None, 0),
+        "norm_linear": (torch.randn(8), 1e-5, "cublas", 0),
+        "linear_gelu": ("split_k", 0),
+        "linear_residual": ("linear_tma", 0),
         "depthwise": (2, True, 0, torch.randn(2, 3, 3, 12), "depthwise_pairs", None),
     }
     torch.library.opcheck(
@@ -143,11 +158,11 @@ def test_kernels_of_depthwise() -> None:
     x, weight, bias = inputs("depthwise", torch.float16)
     wanted, taps = depthwise_reference(x, weight, bias, 2, True), float_taps(weight, 12)
     assert taps.shape == (2, 3, 3, 12) and torch.equal(taps[1], weight[:, :, 1::2].float())
-    for kernel in KERNELS:
+    for kernel in DEPTHWISE:
         assert torch.equal(depthwise(x, weight, bias, 2, True, kernel=kernel, taps=taps), wanted)
-    found = depthwise(x, weight, bias, 2, True, out_scale=64.0)
+    found = depthwise(x, weight, bias, 2, True, out_scale=1 / 64)
     assert torch.equal(found.float(), (wanted.float() * 64).clamp(-448, 448).to(torch.float8_e4m3fn).float())
-    fake = depthwise(x.to("meta"), weight.to("meta"), bias.to("meta"), 2, True, out_scale=64.0)
+    fake = depthwise(x.to("meta"), weight.to("meta"), bias.to("meta"), 2, True, out_scale=1 / 64)
     assert (fake.dtype, fake.shape) == (torch.float8_e4m3fn, found.shape)
     with pytest.raises(ConfigError, match="depthwise has no kernel 'mlp'; it has depthwise, depthwise_rows"):
         depthwise(x, weight, bias, kernel="mlp")
@@ -193,6 +208,11 @@ def test_what_a_gpu_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for other in (There(torch.float64), There(numel=0), There(device="cpu"), There(device="meta")):
         assert not runs("mlp", other)  # type: ignore[arg-type]
     assert not runs("mlp", There(), There(device="cuda:1"))  # type: ignore[arg-type]
+    fp8 = There(torch.float8_e4m3fn)
+    assert not runs("linear_fp8", fp8) and not runs("attention", There(), fp8=True)  # type: ignore[arg-type]
+    monkeypatch.setattr(dispatch, "_capability", lambda device: (8, 9))
+    assert runs("linear_fp8", fp8) and runs("attention", There(), fp8=True)  # type: ignore[arg-type]
+    assert not runs("linear", fp8)  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch, "_capability", lambda device: (7, 5))
     assert not runs("mlp", There())  # type: ignore[arg-type]
     monkeypatch.setattr(dispatch, "_capability", lambda device: (12, 0))
@@ -203,10 +223,33 @@ def test_what_a_gpu_would_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not runs("attention", There())  # type: ignore[arg-type]
 
 
+def test_what_a_kernel_needs() -> None:
+    assert exists("linear_tma", (9, 0), torch.float16) and exists("linear_tma", (12, 0), torch.bfloat16)
+    assert not exists("linear_tma", (8, 9), torch.float16) and not exists("linear_tma", (9, 0), torch.float32)
+    assert exists("split_k", (8, 0), torch.float16) and not exists("split_k", (8, 0), torch.float32)
+    assert exists("cublas", (8, 0), torch.float32) and not exists("cublas", (7, 5), torch.float16)
+    assert not exists("linear", (8, 0), torch.float64)
+
+
+def test_kernel_of_a_product() -> None:
+    args = inputs("linear_gelu")
+    with pytest.raises(ConfigError, match="no kernel 'mlp' computes products; known are linear, linear_tma, split_k"):
+        linear_gelu(*args, kernel="mlp")
+    for kernel in KERNELS:
+        torch.testing.assert_close(linear_gelu(*args, kernel=kernel), linear_gelu_reference(*args), rtol=0, atol=0)
+
+
 def test_modes_of_an_architecture() -> None:
     """Programmatic dependent launch came with compute capability 9.0."""
     assert modes_for("sm_89") == Modes.FAST_GELU and modes_for("sm_120") == modes_for("sm_90") == 3
     assert modes_for("sm_90", ("pdl", "mlp")) == Modes.PDL and modes_for("sm_90", ()) == 0
+    assert [has_fp8(arch) for arch in ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_form_of_gelu() -> None:

@@ -10,29 +10,79 @@ import torch
 
 from fvexport.encoder.config import FastViTHDConfig
 from fvexport.kernels import table
-from fvexport.kernels.dispatch import BASELINE, DEFAULTS, DTYPES, OPS
-from fvexport.kernels.policy import A100, HALF, ROWS, ffn_floor, kernel_for
-from fvexport.kernels.table import Config, Row, committed, default_config, dtype_class, key_of, tuned
+from fvexport.kernels.dispatch import BASELINE, DEFAULTS, DTYPES, FP8_OPS, LIBRARY_OPS, OPS, PRODUCTS
+from fvexport.kernels.policy import A100, HALF, ROWS, ffn_floor, in_fp8, kernel_for
+from fvexport.kernels.products import KERNELS
+from fvexport.kernels.table import Config, Row, committed, config_for, default_config, dtype_class, key_of, tuned
 
 HALVES = list(HALF)
 
 
+PARTS = {row.part for row in ROWS}
+SIZES = [(channels, rows) for channels in (96, 192, 384, 768, 1536, 3072, 6144) for rows in (1, 16, 256, 4096, 10**6)]
+
+
 def test_every_row_can_be_reached() -> None:
-    reached = set()
-    for part in {row.part for row in ROWS}:
-        for dtype in DTYPES:
-            for channels in (96, 192, 384, 768, 1536):
-                for rows in (1, 10**6):
-                    for allowed in (DEFAULTS, BASELINE, OPS):
-                        for arch in ("", "sm_90"):
-                            if kernel := kernel_for(part, dtype, channels, rows, 108, allowed, arch=arch):
-                                reached.add((part, kernel))
-    assert reached == {(row.part, row.kernel) for row in ROWS}
+    reached = {
+        (part, kernel_for(part, dtype, channels, rows, 108, allowed, arch=arch))
+        for part in PARTS
+        for dtype in DTYPES
+        for channels, rows in SIZES
+        for arch in ("sm_80", "sm_90")
+        for allowed in (DEFAULTS, BASELINE, OPS)
+    }
+    assert {(part, kernel) for part, kernel in reached if kernel} == {(row.part, row.kernel) for row in ROWS}
     assert {row.kernel for row in ROWS} == set(OPS) and all(row.why for row in ROWS)
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_100", "sm_120", "interpreter"])
+def test_other_gpus_have_the_baseline(arch: str) -> None:
+    """Predictions for the H100 say nothing about them; stem saves passes on every GPU."""
+    for part in PARTS:
+        for channels, rows in SIZES:
+            chosen = kernel_for(part, torch.float16, channels, rows, 108, arch=arch)
+            assert chosen in (None, "stem", *BASELINE, *FP8_OPS)
+
+
+@pytest.mark.parametrize("part", ["fc1", "fc2", "pointwise", "qkv", "proj"])
+def test_every_product_has_a_kernel_in_half_precision(part: str) -> None:
+    """Also if each of the newer ones is left out."""
+    for allowed in (DEFAULTS, *(DEFAULTS - {name} for name in PRODUCTS), BASELINE):
+        for channels, rows in SIZES:
+            kernel = kernel_for(part, torch.float16, channels, rows, 132, allowed, arch="sm_90")
+            assert kernel in allowed and (kernel in KERNELS or kernel == "norm_linear")
+
+
+@pytest.mark.parametrize(
+    ("part", "channels", "rows", "wanted"),
+    [
+        ("ConvFFN", 96, 65536, "mlp"), ("ConvFFN", 96, 4096, None), ("ConvFFN", 192, 16384, "mlp"),
+        ("ConvFFN", 384, 4096, None), ("fc1", 768, 1024, "linear_tma"), ("fc2", 1536, 256, "split_k"),
+        ("fc2", 1536, 4096, "linear_tma"), ("fc2", 1536, 32768, "cublas"), ("fc2", 3072, 1024, "cublas"),
+        ("fc2", 6144, 16, "split_k"), ("qkv", 768, 1024, "cublas"), ("proj", 1536, 16, "split_k"),
+        ("proj", 768, 1024, "linear_tma"), ("pointwise", 96, 65536, "linear_tma"),
+    ],
+)  # fmt: skip
+def test_an_h100(part: str, channels: int, rows: int, wanted: str | None) -> None:
+    assert kernel_for(part, torch.float16, channels, rows, 132, arch="sm_90") == wanted
+    assert kernel_for(part, torch.float32, channels, rows, 132, arch="sm_90") is None
+
+
+def test_what_is_multiplied_in_fp8() -> None:
+    """The model alone decides it, whatever kernels are allowed: the function must not depend on the machine."""
+    for part in ("qkv", "proj"):
+        assert in_fp8(part, 768) and in_fp8(part, 96)
+    for part in ("fc1", "fc2"):
+        assert [in_fp8(part, c) for c in (96, 192, 384, 768, 1536)] == [False, False, True, True, True]
+    assert not in_fp8("stem", 384)
+    assert kernel_for("qkv fp8", torch.float16, 768, 1024, 132) == "linear_fp8"
+    assert kernel_for("qkv fp8", torch.float16, 768, 1024, 132, OPS) == "scaled_mm"
+    assert kernel_for("fc1 fp8", torch.bfloat16, 768, 1024, 132, OPS) == "linear_fp8"  # GELU rides on it
+    assert kernel_for("qkv fp8", torch.float16, 768, 1024, 132, ()) is None
+
+
 def test_float32_products_are_pytorchs() -> None:
-    for part in ("ConvFFN", "qkv", "attention", "proj", "pointwise"):
+    for part in ("ConvFFN", "fc1", "fc2", "qkv", "attention", "proj", "pointwise", "fc1 fp8", "qkv fp8", "norm fp8"):
         assert kernel_for(part, torch.float32, 96, 4096, 108) is None
     assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise_rows"
     assert kernel_for("depthwise 7x7", torch.float32, 96, 4096, 108, arch="sm_90") == "depthwise_rows"
@@ -56,7 +106,7 @@ def test_where_mlp_is_used_follows_from_its_floor(res: int, batch: int) -> None:
             assert floor["linear"] < floor["mlp"] + 2e-6, (channels, rows)
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", [op for op in OPS if op not in LIBRARY_OPS])
 def test_committed_tables(op: str) -> None:
     """Every size finds a row, and every row says why and what a GPU can hold."""
     rows = committed(op)
@@ -78,11 +128,11 @@ def test_the_first_row_that_fits() -> None:
     assert default_config("attention", "sm_90", "half", {"tokens": 16, "batch": 1, "heads": 24}).blocks["BLOCK_M"] == 16
 
 
-def test_tensor_cores_for_7x7_where_they_are_quick() -> None:
+def test_tensor_cores_for_7x7_on_an_h100() -> None:
     def chosen(arch: str, rows: int) -> str | None:
         return kernel_for("depthwise 7x7", torch.float16, 384, rows, 132, arch=arch)
 
-    assert chosen("sm_90", 4096) == chosen("sm_80", 4096) == "depthwise_mma"
+    assert chosen("sm_90", 4096) == "depthwise_mma"
     assert chosen("sm_89", 4096) == chosen("sm_120", 4096) == chosen("sm_90", 256) == "depthwise_rows"
 
 
@@ -109,3 +159,32 @@ def test_a_broken_cache_is_none(text: str, tmp_path: Path, monkeypatch: pytest.M
     tuned.cache_clear()
     assert tuned(torch.device("cuda")) == {}
     tuned.cache_clear()
+
+
+def test_a_choice_is_made_once_and_again_for_other_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes are looked up at every launch, which would cost more Python than the launch itself."""
+    x, sizes = torch.empty(3, 64, dtype=torch.float16), {"m": 3, "n": 64, "k": 64}
+    first = config_for("linear", x, sizes)
+    assert first == default_config("linear", "interpreter", "half", sizes)
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "default_config", lambda *_: pytest.fail("searched again"))
+        assert config_for("linear", x, dict(sizes)) is first
+    other = Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16})
+    with monkeypatch.context() as patch:
+        patch.setattr(table, "committed", lambda op: (Row(other, "a test's"),))
+        assert config_for("linear", x, sizes) is other
+    assert config_for("linear", x, sizes) == first
+    assert config_for("linear", x.float(), sizes) == default_config("linear", "interpreter", "float32", sizes)
+
+
+def test_a_finished_search_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnAGpu:
+        device, dtype = torch.device("cuda", 0), torch.float16
+
+    sizes = {"m": 1000, "n": 64, "k": 64}
+    monkeypatch.setattr(table, "arch_of", lambda device: "sm_90")
+    found: dict[str, Config] = {}
+    monkeypatch.setattr(table, "tuned", lambda device: found)
+    assert config_for("linear", OnAGpu(), sizes) == default_config("linear", "sm_90", "half", sizes)
+    found = {"linear half k=64 m=1024 n=64": Config({"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16})}
+    assert config_for("linear", OnAGpu(), sizes) is found["linear half k=64 m=1024 n=64"]

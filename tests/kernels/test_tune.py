@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from math import log2
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
 
 from fvexport.encoder.config import FastViTHDConfig, get_variant
 from fvexport.errors import ArtifactError, UnavailableError
-from fvexport.kernels import table, tune
-from fvexport.kernels.dispatch import OPS
+from fvexport.kernels import share, table, tune
+from fvexport.kernels.dispatch import BASELINE
+from fvexport.kernels.launches import Call
 from fvexport.kernels.table import Config, default_config
-from fvexport.kernels.tune import BOUNDS, neighbours, plan, search, write
+from fvexport.kernels.timing import HostClock
+from fvexport.kernels.tune import BOUNDS, Bench, neighbours, plan, search, write
+from fvexport.kernels.warm import Built, Compilers
 
 START = Config({"BLOCK_M": 64, "BLOCK_N": 64}, 4, 2)
 
@@ -70,12 +75,175 @@ def test_neighbours_differ_in_one_size_within_bounds() -> None:
 def test_plan_names_each_key_once() -> None:
     report = plan(FastViTHDConfig(), [(1024, 1024), (256, 256)], [1, 8], arch="sm_90")
     keys = [s.key for s in report.searches]
-    assert len(set(keys)) == len(keys) and {key.split()[0] for key in keys} == set(OPS)
+    assert len(set(keys)) == len(keys) and {key.split()[0] for key in keys} >= {
+        "attention",
+        "depthwise",
+        "mlp",
+        "linear_tma",
+        "split_k",
+    }
     assert "attention half batch=1 heads=24 tokens=1024" in keys and "mlp half c=96 hidden=384 m=65536" in keys
-    assert "linear half k=768 m=8192 n=3072" in keys and all(s.config is None for s in report.searches)
+    assert "linear_tma half k=768 m=8192 n=3072" in keys and all(s.config is None for s in report.searches)
     assert json.loads(json.dumps(report.to_dict()))["file"] is None
     tiny = plan(get_variant("tiny"), [(64, 64)], [1], torch.float32, arch="sm_80")
     assert all(" float32 " in s.key for s in tiny.searches)
+
+
+def test_plan_leaves_out_what_the_policy_does_not_use() -> None:
+    keys = [s.key for s in plan(FastViTHDConfig(), [(1024, 1024)], [1], names=BASELINE, arch="sm_90").searches]
+    assert not any("k=96 m=65536 n=384" in key or "c=384 hidden" in key for key in keys)  # fused, and not fused
+    few = plan(FastViTHDConfig(), [(1024, 1024)], [1], names=("attention",), arch="sm_90").searches
+    assert {s.key.split()[0] for s in few} == {"attention"} and len(few) == 2
+    assert not plan(FastViTHDConfig(), [(256, 256)], [1], names=(), arch="sm_90").searches
+
+
+def test_plan_begins_with_what_takes_longest() -> None:
+    searches = plan(FastViTHDConfig(), [(1024, 1024)], [1], names=BASELINE, arch="sm_90").searches
+    times = [s.predicted_us for s in searches]
+    assert times == sorted(times, reverse=True)
+    by_key = {s.key: s.predicted_us for s in searches}
+    many, one = by_key["linear half k=384 m=4096 n=1536"], by_key["linear half k=384 m=4096 n=384"]
+    assert 20 < many / one < 24 * 4  # 24 blocks, four times as wide, against one convolution
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts", "shape"),
+    [
+        ({"m": 8, "n": 192, "k": 64}, ("qkv", "fc1"), (64, 8)),
+        ({"m": 8, "n": 64, "k": 256}, ("fc2",), (256, 8)),
+        ({"m": 8, "n": 64, "k": 64}, ("pointwise", "proj"), (64, 8)),
+        ({"m": 8, "c": 64, "hidden": 256}, ("ConvFFN",), (64, 8)),
+        ({"tokens": 4, "batch": 2, "heads": 2}, ("attention",), (64, 8)),
+        ({"m": 1024, "c": 64, "levels": 0}, ("stem",), (3, 1024)),
+        (
+            {"batch": 2, "height": 2, "width": 1, "c": 128, "kernel": 7, "stride": 2, "multiplier": 2},
+            ("depthwise",),
+            (64, 16),
+        ),
+    ],
+)
+def test_sizes_as_the_policy_counts_them(sizes: dict[str, int], parts: tuple[str, ...], shape: tuple[int, int]) -> None:
+    assert share._parts(sizes) == parts and share._shape(sizes, FastViTHDConfig()) == shape
+
+
+def test_what_is_refused_is_not_measured() -> None:
+    measured: list[Config] = []
+
+    def measure(config: Config) -> float:
+        measured.append(config)
+        return distance_from(BLOCK_M=256, BLOCK_N=64)(config)
+
+    def refused(candidates: Sequence[Config]) -> list[str]:
+        return ["spills" if c.blocks["BLOCK_M"] > 128 else "" for c in candidates]
+
+    found = search("a key", START, measure, refused=refused)
+    assert found.config is not None and found.config.blocks["BLOCK_M"] == 128 and found.finished and found.failed
+    assert all(config.blocks["BLOCK_M"] <= 128 for config in measured)
+
+
+def test_time_limit_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr(tune.time, "monotonic", lambda: next(clock))
+    found = search("a key", START, distance_from(BLOCK_M=256, BLOCK_N=16), until=12)
+    assert not found.finished and found.config != START and found.ms is not None and found.start_ms is not None
+    assert found.ms < found.start_ms and 1 < found.tried < 12
+
+
+def test_a_lost_gpu_ends_a_search() -> None:
+    def measure(config: Config) -> float:
+        if config != START:
+            raise UnavailableError("this process can no longer use the GPU")
+        return 1.0
+
+    with pytest.raises(UnavailableError, match="no longer"):
+        search("a key", START, measure)
+
+
+def test_why_candidates_are_refused() -> None:
+    fine, spills = Built("a_kernel", 0.1, registers=128, spills=0), Built("a_kernel", 0.1, registers=255, spills=64)
+    assert not tune.why_refused([fine, fine]) and tune.why_refused([fine, spills]) == "a_kernel spills 64 bytes"
+    assert tune.why_refused([Built("a_kernel", 0.1, error="out of memory")]) == "out of memory"
+
+
+def test_weights_that_come_from_memory() -> None:
+    wide, long = {"m": 16, "n": 6144, "k": 1536}, {"m": 65536, "n": 384, "k": 96}
+    assert tune.weighs_most(Call("linear", wide, print)) and not tune.weighs_most(Call("linear", long, print))
+    assert not tune.weighs_most(Call("depthwise", {"kernel": 7, "c": 96}, print))
+    assert not tune.weighs_most(Call("mlp", {"m": 65536, "c": 96, "hidden": 384}, print))
+
+
+class FakeCompilers:
+    """Compiles nothing; says that candidates with more than three stages spill."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def warm(self, wanted: Sequence[tuple[Call, Config]], arch: str, **_: object) -> list[tuple[Built, ...]]:
+        self.asked.append(len(wanted))
+        return [(Built(call.op, 0.0, spills=64 * (config.num_stages > 3)),) for call, config in wanted]
+
+
+COST: list[float] = []
+"""Milliseconds of each call that was made."""
+
+
+class CostClock(HostClock):
+    """Takes each call for as long as it says."""
+
+    def measure(self, run: Callable[[], object], runs: int = 1) -> float:
+        before = len(COST)
+        for _ in range(runs):
+            run()
+        return sum(COST[before:])
+
+
+def fake_calls(*_: object, **__: object) -> Iterator[Call]:
+    """Two calls: a product whose time falls with BLOCK_M, and attention, which does not run."""
+
+    def product(config: Config) -> torch.Tensor:
+        COST.append(1.0 if config.blocks["BLOCK_M"] < 256 else 0.5)
+        return torch.ones(4)
+
+    def broken(config: Config) -> torch.Tensor:
+        raise RuntimeError("no kernel image")
+
+    yield Call("linear", {"m": 4096, "n": 1536, "k": 384}, product)
+    yield Call("attention", {"tokens": 1024, "batch": 1, "heads": 24}, broken)
+
+
+def test_searches_on_a_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole search but the kernels: order, refusals, results kept, and a call that does not run."""
+    monkeypatch.setattr(tune, "encoder_calls", fake_calls)
+    monkeypatch.setattr(tune, "BOUNDS", {"BLOCK_M": (32, 256), "num_stages": (2, 4)})
+    scope = tune.Scope(FastViTHDConfig(), [(1024, 1024)], [1], names=BASELINE)
+    compilers, out = FakeCompilers(), tmp_path / "gpu.json"
+    report = Bench("sm_90", "cpu", CostClock()).run(scope, cast("Compilers", compilers), out, {"gpu": "none"})
+    product, broken = report.searches
+    assert product.key == "linear half k=384 m=4096 n=1536" and product.config is not None and product.finished
+    assert product.config.blocks["BLOCK_M"] == 256 and (product.start_ms, product.ms) == (1.0, 0.5)
+    assert product.config.num_stages <= 3 and product.failed
+    assert broken.error == "no kernel image" and broken.config is None
+    assert list(json.loads(out.read_text(encoding="utf-8"))["configs"]) == [product.key]
+    assert compilers.asked[0] == 2 + product.neighbours + broken.neighbours and not report.left
+
+    over = Bench("sm_90", "cpu", CostClock(), until=0.0).run(scope, cast("Compilers", FakeCompilers()), out, {})
+    assert not over.searches and over.left == 2 and over.stopped == "the time is over"
+
+
+def test_a_lost_gpu_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "encoder_calls", fake_calls)
+    monkeypatch.setattr(tune, "BOUNDS", {"BLOCK_M": (64, 256)})
+
+    def lost() -> None:
+        raise UnavailableError("this process can no longer use the GPU (illegal address); start another")
+
+    monkeypatch.setattr(tune, "check_alive", lost)
+    scope = tune.Scope(FastViTHDConfig(), [(1024, 1024)], [1], names=BASELINE)
+    monkeypatch.setattr(tune.Task, "calls", lambda self, *_: [self.call])
+    out = tmp_path / "gpu.json"
+    report = Bench("sm_90", "cuda", CostClock()).run(scope, cast("Compilers", FakeCompilers()), out, {})
+    assert len(report.searches) == 1 and report.left == 1 and "no longer" in report.stopped
+    assert len(json.loads(out.read_text(encoding="utf-8"))["configs"]) == 1
 
 
 def test_cache_grows_and_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,8 +275,10 @@ def test_no_search_without_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-def test_search_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "BOUNDS", {name: (low, low) for name, (low, _) in BOUNDS.items()})
-    report = tune.tune(get_variant("tiny"), [(64, 64)], [1])
-    assert report.file is not None and report.file.is_file()
+def test_search_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel's searches, with few candidates: seconds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(tune, "BOUNDS", {"num_warps": (4, 8)})
+    report = tune.tune(get_variant("tiny"), [(64, 64)], [1], names=("attention",), budget_s=60)
+    assert report.file is not None and report.file.is_file() and report.searches and not report.stopped
     assert all(s.ms is not None and s.start_ms is not None and s.ms <= s.start_ms for s in report.searches)

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoTokenizer, LlavaProcessor
 
 from fvexport.encoder.checkpoint.source import locate
 from fvexport.encoder.fastvlm.generate import TextStream
 from fvexport.encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX, Conversation, segments, tokenize, with_marks
 from fvexport.encoder.fastvlm.tokenizer import load_tokenizer
 from fvexport.errors import PromptError
+
+transformers = pytest.importorskip("transformers")
 
 WriteTokenizer = Callable[..., None]
 
@@ -34,7 +35,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory, write_tokenizer: WriteTo
     """With `<image>` as a token, as in transformers' form: the harder case."""
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder, image_token=True)
-    return AutoTokenizer.from_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def text_of(parts: list[str | None]) -> str:
@@ -97,16 +98,16 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<|>"), max_size
 
 
 @pytest.fixture(scope="module")
-def processor(tokenizer: Any) -> LlavaProcessor:
+def processor(tokenizer: Any) -> Any:
     """What transformers' FastVLM checkpoints are released with, at 128 x 128: four tokens for each image."""
     clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     images = clip.CLIPImageProcessorPil(size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128})
-    return LlavaProcessor(images, tokenizer, patch_size=64, vision_feature_select_strategy="full")
+    return transformers.LlavaProcessor(images, tokenizer, patch_size=64, vision_feature_select_strategy="full")
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=3))
-def test_ids_are_the_processors_own(tokenizer: Any, processor: LlavaProcessor, around: list[str]) -> None:
+def test_ids_are_the_processors_own(tokenizer: Any, processor: Any, around: list[str]) -> None:
     """transformers expands `<image>` to its placeholders and tokenizes all at once; LLaVA tokenizes piece by piece."""
     images = len(around) - 1
     parts = segments([{"role": "user", "content": "<image>".join(around)}], images)

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_utils import select_best_resolution
-from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from fvexport.encoder.fastvlm import EncodedImages, FastVLM, Sampling, Tiling, load_fastvlm
 from fvexport.encoder.fastvlm.tiles import Layout, best_grid, cut
 from fvexport.errors import ConfigError
+
+image_processing = pytest.importorskip("transformers.image_processing_utils")
+llava_next = pytest.importorskip("transformers.models.llava_next.modeling_llava_next")
 
 TILE = 128
 GRIDS = Tiling().grids
@@ -45,7 +46,7 @@ def picture(height: int, width: int) -> Image.Image:
 @given(SIDES, SIDES, st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=6))
 def test_the_grid_is_transformers_own(height: int, width: int, grids: list[tuple[int, int]]) -> None:
     pinpoints = [(rows * TILE, columns * TILE) for rows, columns in grids]
-    wanted = select_best_resolution((height, width), pinpoints)
+    wanted = image_processing.select_best_resolution((height, width), pinpoints)
     found = best_grid((height, width), (TILE, TILE), grids)
     assert (found[0] * TILE, found[1] * TILE) == tuple(wanted)
 
@@ -74,7 +75,7 @@ def test_tokens_come_together_as_transformers_packs_them(height: int, width: int
     pinpoints = [[rows * TILE, columns * TILE] for rows, columns in GRIDS]
     vision = SimpleNamespace(image_size=TILE, patch_size=TILE // 4)
     self = SimpleNamespace(config=SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints))
-    wanted, lengths = LlavaNextModel.pack_image_features(
+    wanted, lengths = llava_next.LlavaNextModel.pack_image_features(
         self, [tokens], torch.tensor([[height, width]]), "full", image_newline=end if newline else None
     )
     found = layout.merged(tokens, end)

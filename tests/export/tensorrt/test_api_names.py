@@ -32,7 +32,10 @@ VERSIONS = ("tensorrt", "tensorrt_rtx", "10.3.0", "10.9.0.34", "10.13.3.9")
 WITHOUT_PLUGINS = ("10.3.0", "tensorrt_rtx")
 """Have no `tensorrt.plugin`, which what needs it has to ask for first."""
 
-GUARDED: dict[str, tuple[str, ...]] = {}
+GUARDED: dict[str, tuple[str, ...]] = {
+    "DynamicShapesKernelSpecializationStrategy.EAGER": ("tensorrt", "10.3.0", "10.9.0.34", "10.13.3.9"),
+    "ICudaEngine.create_runtime_config": ("10.3.0", "10.9.0.34"),
+}
 """Other names that some versions lack -> these versions; the code asks before it uses them."""
 
 PROBE = """

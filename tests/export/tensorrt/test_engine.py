@@ -19,6 +19,7 @@ from fvexport.export.artifact import Artifact
 from fvexport.export.engine import export_trt
 from fvexport.export.options import ExportOptions
 from fvexport.export.tensorrt.api import Api
+from fvexport.export.tensorrt.binding import Gpu
 from fvexport.export.tensorrt.options import EngineOptions
 from fvexport.hashing import file_sha256
 
@@ -54,7 +55,7 @@ def test_an_artifact_gains_its_engine(rtx: Api, copied: Path) -> None:
     assert engine["profile"] == {"batch": [1, 1, 1], "height": [128] * 3, "width": [128] * 3}
     assert engine["memory"]["plan"] == manifest.files["encoder.plan"]["bytes"]
     assert engine["layers"]["layers"] == len(json.loads((copied / "encoder.layers.json").read_text()))
-    assert "Ampere" in engine["bound_to"]
+    assert engine["capabilities"] == ["8.0", "8.6", "8.9", "12.0", "12.1"] and "8.9, 12.0" in engine["bound_to"]
     assert any("was not run, for want of an NVIDIA GPU" in notice for notice in report.notices)
 
 
@@ -227,3 +228,21 @@ def test_a_damaged_engine_is_seen(rtx: Api, copied: Path, damage: str) -> None:
     file.write_bytes(data[:100])
     with pytest.raises(ArtifactError, match="has 100 bytes instead of"):
         Artifact.open(copied)
+
+
+def test_a_gpu_that_rtx_does_not_run_on_is_refused_before_any_work(
+    rtx: Api, onnx_artifact: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "current_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
+    for started in ("load_checkpoint", "export_onnx", "build_plan"):
+        monkeypatch.setattr(module, started, lambda *_, **__: pytest.fail("work was begun"))
+    engine = EngineOptions(flavour="tensorrt-rtx")
+    for source in ({"variant": "tiny"}, {"artifact": onnx_artifact()}):
+        with pytest.raises(
+            UnavailableError, match=r"does not run on compute capability 9\.0.*full TensorRT does.*H100"
+        ):
+            export_trt(out=tmp_path / "out", engine=engine, **source)
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "current_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
+    report = export_trt(out=tmp_path / "out", engine=engine, artifact=onnx_artifact(), parity=False)  # for another GPU
+    assert report.artifact.manifest.engine is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +22,9 @@ from fvexport.export.parity import check_parity
 from fvexport.export.runtime import Encoder, TensorRTBackend
 from fvexport.export.runtime import encoder as encoder_module
 from fvexport.export.runtime import tensorrt as module
-from fvexport.export.targets import TARGETS, get_target, why_absent
+from fvexport.export.targets import TARGETS, get_target, require, why_absent
+from fvexport.export.tensorrt import binding
+from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.binding import Gpu
 from fvexport.export.tensorrt.options import Profile
 
@@ -111,6 +116,69 @@ def test_images_are_cut_to_what_the_engine_takes(
     np.testing.assert_allclose(encoder.run(pixels)[:, 0, 0], wanted, rtol=1e-5)
     np.testing.assert_allclose(encoder.run_tensor(torch.from_numpy(pixels))[:, 0, 0], wanted, rtol=1e-5)
     assert backend.counts == calls * 2
+
+
+class FakeEngine:
+    """An engine of one fixed output, and the configuration that its context was made with."""
+
+    def __init__(self) -> None:
+        self.made_with: list[Any] = []
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace()
+
+    def create_execution_context(self, runtime_config: Any = None) -> Any:
+        self.made_with.append(runtime_config)
+        return SimpleNamespace(
+            set_input_shape=lambda name, size: True, get_tensor_shape=lambda name: (1, 4, 8),
+            set_tensor_address=lambda name, address: True,
+        )  # fmt: skip
+
+
+def test_rtx_compiles_a_shapes_kernels_before_they_are_captured(tensorrt_rtx: Any, tensorrt: Any) -> None:
+    """A CUDA graph would keep the kernels for any shape, which the first runs use by default."""
+    found = {}
+    for flavour, trt in (("tensorrt-rtx", tensorrt_rtx), ("tensorrt", tensorrt)):
+        backend = TensorRTBackend.__new__(TensorRTBackend)
+        backend._api = Api(trt, flavour, trt.__version__)
+        backend._engine, backend._shapes, backend.device = FakeEngine(), {}, torch.device("cpu")
+        backend._dtypes = dict.fromkeys(("pixel_values", "image_features"), torch.float32)
+        assert backend._prepare((1, 3, 128, 128)).features.shape == (1, 4, 8)
+        (found[flavour],) = backend._engine.made_with
+    assert found["tensorrt"] is None
+    eager = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert found["tensorrt-rtx"].dynamic_shapes_kernel_specialization_strategy == eager
+    assert hasattr(tensorrt_rtx.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
+
+
+def test_targets_of_tensorrt_know_which_gpus_they_run_on(
+    tensorrt_rtx: Any, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(targets, "rtx_devices", lambda: ["one"])
+    find_spec = importlib.util.find_spec
+    plugin = "onnxruntime_ep_nv_tensorrt_rtx"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == plugin else find_spec(name))
+
+    def reasons(capability: str) -> dict[str, str | None]:
+        monkeypatch.setattr(binding, "current_gpu", lambda: Gpu("a GPU", capability, "13.0"))
+        return {t.name: why_absent(t) for t in TARGETS if "tensorrt" in t.name}
+
+    assert set(reasons("8.9").values()) == {None}
+    hopper = reasons("9.0")
+    assert hopper["tensorrt"] is None and hopper["onnxruntime-tensorrt"] is None
+    for name in ("tensorrt-rtx", "onnxruntime-tensorrt-rtx"):
+        assert str(hopper[name]).startswith(
+            "TensorRT-RTX does not run on compute capability 9.0, only on 8.0, 8.6, 8.9"
+        )
+    volta = reasons("7.0")
+    assert "needs compute capability 7.5 or later" in str(volta["tensorrt"])
+    assert volta["onnxruntime-tensorrt"] == volta["tensorrt"] and "full" not in str(volta["tensorrt-rtx"])
+    with pytest.raises(UnavailableError, match=r"only on 8\.0, .*; take another --backend$"):
+        require(get_target("tensorrt-rtx"))
 
 
 def test_targets_of_tensorrt_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

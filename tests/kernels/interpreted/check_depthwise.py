@@ -141,7 +141,7 @@ def test_tensor_cores(
 def test_any_blocks_on_tensor_cores(randn: Make, judge: Judge, blocks: tuple[int, int, int]) -> None:
     args = (randn(1, 7, 18, 24, dtype=HALF), randn(7, 7, 24, dtype=HALF, std=1 / 7), randn(24, dtype=HALF))
     config = Config(dict(zip(("ROWS", "BLOCK_W", "BLOCK_C"), blocks, strict=True)))
-    judge(launch_depthwise_mma(*args, False, config), depthwise_reference, *args)
+    judge(launch_depthwise_mma(*args, 1, False, config), depthwise_reference, *args)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
@@ -190,10 +190,10 @@ def test_gelu_in_logistic_form(randn: Make, judge: Judge) -> None:
 def test_float8_results(randn: Make, kernel: str) -> None:
     """Rounded to nearest (half of 2^-3 relatively, 2^-10 among subnormals), limited to 448 where they are larger."""
     x, weight, bias = randn(1, 4, 8, 40, dtype=HALF), randn(3, 3, 40, dtype=HALF, std=0.4), randn(40, dtype=HALF)
-    for scale in (0.01, 400.0):
-        found = depthwise(x, weight, bias, kernel=kernel, out_scale=scale)
+    for factor in (0.01, 400.0):
+        found = depthwise(x, weight, bias, kernel=kernel, out_scale=1 / factor)
         assert found.dtype == torch.float8_e4m3fn
-        wanted = depthwise_reference(x.double(), weight.double(), bias.double()) * scale
+        wanted = depthwise_reference(x.double(), weight.double(), bias.double()) * factor
         error = (found.double() - wanted.clamp(-448, 448)).abs()
         assert (error <= 1.001 * (wanted.abs() / 16).clamp(min=2**-10)).all()
     assert (found.double().abs() == 448).any()  # some were limited

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,6 +12,7 @@ from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.kernels.accelerate import accelerate
 from fvexport.kernels.dispatch import OPS
+from fvexport.kernels.policy import kernel_for
 
 PRODUCTS = tuple(op for op in OPS if op != "depthwise")  # which takes most of the time, with 700 steps a program
 
@@ -28,6 +32,25 @@ def test_same_features_in_half(kernels: tuple[str, ...], height: int, width: int
         found, own, wanted = accelerate(half, kernels=kernels)(x), half(x), model.double()(x.double())
     error = (found.double() - wanted).norm() / wanted.norm()
     assert error < 2 * (own.double() - wanted).norm() / wanted.norm()
+
+
+def test_same_features_by_the_rows_for_an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The policy of an architecture that is not here, interpreted."""
+    used: set[str] = set()
+
+    def chosen(*args: Any, arch: str, **kwargs: Any) -> str | None:
+        kernel = kernel_for(*args, arch="sm_90", **kwargs)
+        used.update([kernel] if kernel else [])
+        return kernel
+
+    monkeypatch.setattr(import_module("fvexport.kernels.accelerate"), "kernel_for", chosen)
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).half()
+    model = load_checkpoint(variant="tiny").encoder
+    half = reparameterize(model).half()
+    with torch.inference_mode():
+        found, own, wanted = accelerate(half, kernels=PRODUCTS)(x), half(x), model.double()(x.double())
+    assert {"linear_tma", "cublas"} <= used
+    assert (found.double() - wanted).norm() < 2 * (own.double() - wanted).norm()
 
 
 def test_same_features_in_float32() -> None:

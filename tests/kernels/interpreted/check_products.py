@@ -12,7 +12,7 @@ from torch import Tensor
 from fvexport.kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from fvexport.kernels.linear_residual import linear_residual, linear_residual_reference
 from fvexport.kernels.mlp import mlp, mlp_reference, parts_of
-from fvexport.kernels.norm_linear import norm_linear, norm_linear_reference
+from fvexport.kernels.norm_linear import norm_linear, norm_linear_reference, rows_per_program
 
 Make = Callable[..., Tensor]
 Judge = Callable[..., None]
@@ -40,6 +40,15 @@ def tensors(randn: Make, m: int, k: int, n: int, dtype: torch.dtype) -> tuple[Te
 def test_norm_linear(randn: Make, judge: Judge, m: int, k: int, n: int, dtype: torch.dtype) -> None:
     x, weight, bias = tensors(randn, m, k, n, dtype)
     x = x * 3 + 1
+    judge(norm_linear(x, weight, bias), norm_linear_reference, x, weight, bias)
+
+
+def test_statistics_of_several_rows(randn: Make, judge: Judge) -> None:
+    """Rows that several do not divide; the rest of a program's block is outside."""
+    assert [rows_per_program(m, k) for m, k in ((1, 16), (255, 256), (271, 64), (1024, 1024), (10**6, 2048))] == [
+        1, 1, 2, 4, 2
+    ]  # fmt: skip
+    x, weight, bias = tensors(randn, 271, 40, 24, HALF)
     judge(norm_linear(x, weight, bias), norm_linear_reference, x, weight, bias)
 
 

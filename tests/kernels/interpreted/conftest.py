@@ -12,11 +12,11 @@ from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from fvexport.benchmarks.gpu.interpreter import corrected
 from fvexport.kernels import language
 
 if language.INSTALLED and not language.INTERPRETED:
@@ -27,41 +27,9 @@ Judge = Callable[..., None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _bfloat16() -> Iterator[None]:
-    """Bfloat16 and float8_e4m3fn as a GPU has them. NumPy has neither, so Triton 3.7's interpreter keeps their bits as
-    integers: it cuts off where a GPU rounds bfloat16 to nearest, rounds float8 wrongly where the exponent changes, and
-    `tl.dot` multiplies the integers.
-    """
-    if not language.INSTALLED:
-        yield
-        return
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    convert, dot = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
-
-    def widened(bits: np.ndarray) -> np.ndarray:
-        return torch.from_numpy(np.ascontiguousarray(bits)).view(torch.bfloat16).float().numpy()
-
-    def converting(value: np.ndarray, source: Any, target: Any, rounding: Any) -> np.ndarray:
-        if (source, target) == (tl.bfloat16, tl.float32):
-            return widened(value).view(np.uint32)
-        if (source, target) == (tl.float32, tl.bfloat16):
-            return torch.from_numpy(np.ascontiguousarray(value)).bfloat16().view(torch.uint16).numpy()
-        if (source, target) == (tl.float32, tl.float8e4nv):
-            return torch.from_numpy(np.ascontiguousarray(value)).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
-        return convert(value, source, target, rounding)
-
-    def multiplying(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
-        wide = [
-            interpreter.TensorHandle(widened(t.data), tl.float32) if t.dtype.scalar == tl.bfloat16 else t
-            for t in (a, b)
-        ]
-        return dot(self, *wide, d, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_convert_float", converting)
-        patch.setattr(interpreter.InterpreterBuilder, "create_dot", multiplying)
+def _as_on_a_gpu() -> Iterator[None]:
+    """Rounding, products and loops of the interpreter as a GPU has them."""
+    with corrected():
         yield
 
 

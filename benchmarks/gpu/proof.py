@@ -1,0 +1,58 @@
+"""Checks and measures everything of this project that needs an NVIDIA GPU, in one command with a time limit.
+
+    python3 benchmarks/gpu/proof.py --out build/proof --seconds 470
+    python3 benchmarks/gpu/proof.py --out build/proof --dry-run     # every line on a CPU, with a tiny model
+    python3 benchmarks/gpu/proof.py --commit build/proof            # results -> benchmarks/results, kernels/configs
+
+Needs torch, triton and the packages that the model imports, but no installation of this project: the package is linked
+together under build/. See docs/gpu-proof.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("torch", "numpy", "click", "safetensors", "huggingface_hub", "lazy_loader", "PIL")
+
+
+def link_package(root: Path = ROOT) -> Path:
+    """Links the repository's folders together as the package `fvexport`, without an installation.
+
+    Returns the folder for PYTHONPATH. Links that are right already are left alone.
+    """
+    tree = root / "build" / "pkg"
+    package = tree / "fvexport"
+    package.mkdir(parents=True, exist_ok=True)
+    folders = [f for f in root.iterdir() if (f / "__init__.py").is_file() and f.name not in ("fvexport", "tests")]
+    for source in (*(root / "fvexport").iterdir(), *folders):
+        link, target = package / source.name, os.path.relpath(source, package)
+        if source.name == "__pycache__" or (link.is_symlink() and link.resolve() == source.resolve()):
+            continue
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+    return tree
+
+
+def main() -> None:
+    """Makes the package importable here and in child processes, then runs `fvexport.benchmarks.gpu.run`."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"Error: {sys.executable} has no {', '.join(missing)}; run proof.py with a Python that has, or `make "
+            "gpu-proof`, which installs into .venv"
+        )
+    tree = str(link_package())
+    os.environ["PYTHONPATH"] = os.pathsep.join([tree, *filter(None, [os.environ.get("PYTHONPATH")])])
+    here = str(Path(__file__).resolve().parent)
+    sys.path[:] = [tree, *(folder for folder in sys.path if folder != here)]
+    from fvexport.benchmarks.gpu.run import main as run  # type: ignore[import-not-found,unused-ignore]
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
