@@ -115,7 +115,7 @@ def launch_depthwise_mma(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, config: Config, *, modes: int = 0,
     out_scale: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Runs the kernel with the block sizes of `config`: contiguous tensors of a half type, weight (k, k, C), stride 1."""
+    """Runs the kernel with the block sizes of `config`: contiguous tensors of a half type, weight (k, k, C)."""
     assert stride == 1
     b, height, width, c = x.shape
     out = output_like(x, c, 1, out_scale)
