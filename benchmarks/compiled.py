@@ -60,18 +60,17 @@ def measure(job: Job) -> dict[str, Any]:
     """
     import torch
 
+    from ..encoder.exact import exact_float32
     from ..kernels.timing import default_clock, device_times
 
     torch.backends.cudnn.benchmark = True
     model = torch.load(job.model, map_location=job.device, weights_only=False)
     x = torch.load(job.pixels, map_location=job.device)
     reference = torch.load(job.features, map_location=job.device)
-    dtype = next(model.parameters()).dtype
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype != torch.float32
     mode = job.mode if job.backend == "inductor" else None
     compiled: Callable[[Tensor], Tensor] = torch.compile(model, mode=mode, backend=job.backend, dynamic=False)
     clock, start = default_clock(), time.perf_counter()
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32():
         for _ in range(3):  # compiles, then records its graphs
             y = compiled(x)
         y = y[: len(reference)].double()

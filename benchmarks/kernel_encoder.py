@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ..encoder.checkpoint import load_checkpoint
 from ..encoder.config import get_variant
+from ..encoder.exact import exact_float32
 from ..encoder.reparameterize import reparameterize
 from ..export.gpus import Gpu, get_gpu
 from ..export.roofline import roofline
@@ -88,7 +87,7 @@ class Encoder:
         plan = self.plan
         x = torch.rand(batch, 3, side, side, device=plan.device).to(plan.torch_dtype)
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), _no_tf32(plan.dtype):
+        with torch.inference_mode(), exact_float32():
             reference = self.exact(x[:1].double())
             results = {OURS: self.ours(x), "eager fused": self.eager(x)}
             errors = {name: error_of(y[:1], reference) for name, y in results.items()}
@@ -136,13 +135,6 @@ class Encoder:
         gpu = Gpu("custom", top.matmul_flops / 1e12, None, top.copy_bytes_s / 1e9)
         config = get_variant(self.plan.variant)
         return roofline(config, [(side, side)], gpu, precision="fp16", batch=batch).floors[0].fused.us / 1e3
-
-
-@contextlib.contextmanager
-def _no_tf32(dtype: str) -> Iterator[None]:
-    """float32 is compared as float32."""
-    with torch.backends.cudnn.flags(True, benchmark=True, allow_tf32=dtype != "fp32"):
-        yield
 
 
 def floor_ms(variant: str, side: int, batch: int, gpu: str | None) -> float | None:

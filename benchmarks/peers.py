@@ -116,7 +116,7 @@ class LoadedPeer:
         run: `pixel_values` (B, 3, H, W) -> features (B, N, C) float32.
         computes: how, in words.
         device: `cpu` or `cuda`.
-        run_tensor: the same from tensor to tensor on that device, in the peer's dtype; None where it takes arrays alone.
+        run_tensor: the same from tensor to tensor on that device, in the peer's dtype; None if it takes only arrays.
     """
 
     run: Callable[[np.ndarray], np.ndarray]
@@ -164,6 +164,7 @@ def _compiled(encoder: Any, precision: str) -> LoadedPeer:
     """torch.compile of the train form as it is loaded, on the GPU where there is one."""
     import torch
 
+    from ..encoder.exact import exact_float32
     from ..export.trace import DTYPES
 
     device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[precision]
@@ -173,9 +174,9 @@ def _compiled(encoder: Any, precision: str) -> LoadedPeer:
 
     def run_tensor(pixel_values: Tensor) -> Tensor:
         """The result is overwritten by the next call."""
-        with torch.inference_mode(), torch.backends.cudnn.flags(True, allow_tf32=dtype != torch.float32):
+        with torch.inference_mode(), exact_float32():
             try:
-                y: Tensor = model(pixel_values.to(device, dtype))
+                y: Tensor = model(pixel_values.to(device, dtype))  # type: ignore[no-untyped-call]
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise UnavailableError(f"torch.compile fails here: {error}") from error
         return y

@@ -16,7 +16,9 @@ What lives here
     split_k         the same for few rows: the summed axis in parts
     cublas          cuBLAS, and what follows the product in a pass of its own
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
-    depthwise       depthwise convolutions, channels-last
+    depthwise       depthwise convolutions, channels-last: the operator, and the kernel for any multiplier
+    depthwise_rows  those with one output per input channel, eight rows per program
+    depthwise_pairs those with two, which load each value once for both
     fp8             FP8 numbers: rounding, what follows a product, what a quantized layer holds
     linear_fp8      a product of FP8 numbers and what follows it
     scaled_mm       cuBLAS's product of FP8 numbers, and what follows in passes of its own

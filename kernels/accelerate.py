@@ -36,6 +36,7 @@ from ..encoder.reparameterize import reparameterize
 from ..errors import ConfigError
 from .attention import attention
 from .depthwise import depthwise, taps_first
+from .depthwise_rows import float_taps
 from .dispatch import FP8, SWITCH, check_names, modes_of, runs, switched_on
 from .fp8 import End, is_fp8_layer
 from .fp8_layers import Fp8Product, check_quantized, dequantize_others
@@ -217,12 +218,30 @@ class _Depthwise(_Kernels):
         super().__init__(kernels)
         assert conv.bias is not None and conv.groups == conv.in_channels
         self.weight = nn.Parameter(taps_first(conv.weight), requires_grad=False)
-        self.bias, self.stride, self.gelu = conv.bias, conv.stride[0], gelu
+        self.bias, self.stride, self.gelu, self.channels = conv.bias, conv.stride[0], gelu, conv.in_channels
+        self.part = "depthwise" if conv.out_channels == conv.in_channels else "depthwise x2"
+        self.taps: Tensor  # the weight as it is stored, in float32: prepared again whenever that changes
+        self._prepare()
+        self.register_load_state_dict_post_hook(_prepare_again)  # type: ignore[no-untyped-call]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, out_scale: float | None = None) -> Tensor:
+        """With an out_scale the result is FP8, in steps of that size."""
         return depthwise(
-            x, self.weight, self.bias, self.stride, self.gelu, kernel=self.chosen("depthwise", x), modes=self.modes
-        )
+            x, self.weight, self.bias, self.stride, self.gelu, kernel=self.chosen(self.part, x), modes=self.modes,
+            taps=self.taps, out_scale=out_scale,
+        )  # fmt: skip
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Depthwise:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._prepare()
+        return self
+
+    def _prepare(self) -> None:
+        self.taps = float_taps(self.weight.detach(), self.channels)
+
+
+def _prepare_again(module: _Depthwise, _keys: object) -> None:
+    module._prepare()
 
 
 class _Pointwise(_Kernels):
@@ -322,11 +341,14 @@ class _Fp8ConvFFN(_Kernels):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        y, fc1, fc2 = self.conv(x), self.fc1, self.fc2
+        fc1, fc2 = self.fc1, self.fc2
         if isinstance(fc1, Fp8Product):
             out_scale = fc2.in_scale if isinstance(fc2, Fp8Product) else None
-            y = fc1(fc1.quantized(y), End(gelu=True, out_scale=out_scale))
+            writes_fp8 = self.conv.chosen(self.conv.part, x) is not None
+            q = self.conv(x, fc1.in_scale) if writes_fp8 else fc1.quantized(self.conv(x))
+            y = fc1(q, End(gelu=True, out_scale=out_scale))
         else:
+            y = self.conv(x)
             y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("fc1", y), modes=self.modes)
         if isinstance(fc2, Fp8Product):
             return fc2(y if y.dtype == FP8 else fc2.quantized(y), End(residual=x))

@@ -27,13 +27,14 @@ class ReadsPixels(Protocol):
 
 
 class GraphMemory:
-    """The memory pool that all graphs of a model take their intermediate tensors from, and whose turn it is.
+    """What the graphs of a model share: memory for intermediate tensors, a stream for captures, and whose turn it is.
 
-    A graph writes the same addresses at every replay, and a later capture into the same pool may use those addresses
-    for tensors of its own. That is safe as long as two replays never overlap and nothing in the pool is read after
-    another graph has run. Both hold: a graph's input lies outside the pool, every replay writes all that it reads, its
-    result is copied out on the same stream before the turn ends, and `turn` makes one call wait for the one before it,
-    on whatever stream and thread either is. (An output keeps its own addresses: the graph that wrote it holds it.)
+    A graph writes the same addresses at every replay. A later capture into the same pool may use those addresses again,
+    for what it computes and for its output. That is safe if two replays never overlap and nothing in the pool is
+    read after another graph has run. Both hold: a graph's input and the model's weights are outside the pool, a replay
+    writes all else that it reads, its output is copied on the same stream before its turn ends, and `wait` makes each
+    call wait for the end of the one before, on whatever stream and thread either is. The libraries' workspaces, which
+    belong to the capturing stream, are shared in the same way.
 
     Source: PyTorch's notes "CUDA semantics", on sharing memory across captures.
     """
@@ -41,6 +42,8 @@ class GraphMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.pool: Any = torch.cuda.graph_pool_handle()
+        # On this GPU: torch.cuda.graph's default one is on the GPU that was current when it was first used.
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self.lock = threading.Lock()
         self._ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
@@ -61,7 +64,7 @@ class CudaGraph:
 
     Attributes:
         shape, dtype: of the input.
-        output: what the last replay wrote; the next one overwrites it.
+        output: what the last replay wrote; the next one, also of a graph that shares its memory, may overwrite it.
     """
 
     def __init__(
@@ -74,8 +77,7 @@ class CudaGraph:
         # As the model's first layer reads it: then the copy into the graph is the conversion too.
         layouts = (part.input_layout(device) for part in model.modules() if isinstance(part, ReadsPixels))
         layout = next(layouts, torch.channels_last) if len(shape) == 4 else torch.contiguous_format
-        # On a stream of this GPU's own: torch.cuda.graph's default one is on the GPU that was current at its first use.
-        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        stream = memory.stream
         with (
             memory.lock, torch.inference_mode(), exact_float32(), cudnn_trials(device), torch.cuda.device(device),
             torch.cuda.stream(torch.cuda.current_stream(device)),  # a capture that fails leaves its own one current

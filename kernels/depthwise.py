@@ -6,6 +6,9 @@ x is (B, H, W, C), zero outside; weight (k, k, m * C), taps first so that channe
 m * C). Every grouped convolution of the model is one: k 3 or 7, stride s 1 or 2, m 1 or 2 outputs per input channel
 (embeddings and the last block).
 
+The operator has three kernels. `depthwise`, here, takes any m. `depthwise_rows` (m = 1) and `depthwise_pairs` (m = 2)
+need fewer instructions per value; they take the weight in float32 too (`float_taps`), prepared once.
+
 A program computes ROWS rows of BLOCK_W positions of BLOCK_C channels. It walks over the taps column by column: a value
 of x is read once for all rows that it counts in, k + (ROWS - 1) s times instead of k ROWS.
 
@@ -22,10 +25,13 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..errors import ConfigError
-from .dispatch import Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
+from .depthwise_pairs import launch_depthwise_pairs
+from .depthwise_rows import float_taps, launch_depthwise_rows, output_like, store_row
+from .dispatch import FP8, Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
+from .fp8 import check_scale, fp8_reference
 from .language import jit, tl
 from .table import Config, config_for
-from .tiles import begin, gelu_as
+from .tiles import begin
 
 MAX_KERNEL = 7
 """Largest kernel of the model; the rows of one are unrolled."""
@@ -41,18 +47,8 @@ def add_tap(total, x, weight_ptrs, row: tl.constexpr, inside, c, KERNEL: tl.cons
 
 
 @jit
-def store_row(total, bias, row, height, columns, width, channels, c, out_ptr, GELU: tl.constexpr):
-    """Adds the bias, applies GELU where asked, and writes one row of positions."""
-    y = gelu_as(total + bias[None, :], GELU)
-    inside = (row < height) & (columns[:, None] < width) & (channels[None, :] < c)
-    tl.store(
-        out_ptr + (row * width + columns[:, None]) * c + channels[None, :], y.to(out_ptr.dtype.element_ty), mask=inside
-    )
-
-
-@jit
 def depthwise_kernel(
-    x_ptr, weight_ptr, bias_ptr, height, width, c, out_ptr,
+    x_ptr, weight_ptr, bias_ptr, height, width, c, inverse, out_ptr,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, MULTIPLIER: tl.constexpr, GELU: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -60,6 +56,7 @@ def depthwise_kernel(
 
     Grid: (cdiv(H / STRIDE, ROWS) * cdiv(W / STRIDE, BLOCK_W), cdiv(c, BLOCK_C), B). x_ptr: (B, height, width, c /
     MULTIPLIER); weight_ptr: (KERNEL, KERNEL, c); bias_ptr: (c,); out_ptr: (B, H / STRIDE, W / STRIDE, c); one type.
+    inverse: 1 / scale of the result if that is FP8, else None.
     """
     begin(PDL)
     out_height = tl.cdiv(height, STRIDE)
@@ -95,19 +92,22 @@ def depthwise_kernel(
                 total2 = add_tap(total2, x, taps, u - 2 * STRIDE, inside, c, KERNEL)
                 total3 = add_tap(total3, x, taps, u - 3 * STRIDE, inside, c, KERNEL)
     bias = tl.load(bias_ptr + channels, mask=inside, other=0.0).to(tl.float32)
-    store_row(total0, bias, top, out_height, columns, out_width, channels, c, out_ptr, GELU)
+    store_row(total0, bias, top, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
     if ROWS > 1:
-        store_row(total1, bias, top + 1, out_height, columns, out_width, channels, c, out_ptr, GELU)
+        store_row(total1, bias, top + 1, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
     if ROWS > 2:
-        store_row(total2, bias, top + 2, out_height, columns, out_width, channels, c, out_ptr, GELU)
-        store_row(total3, bias, top + 3, out_height, columns, out_width, channels, c, out_ptr, GELU)
+        store_row(total2, bias, top + 2, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
+        store_row(total3, bias, top + 3, out_height, columns, out_width, channels, c, out_ptr, inverse, GELU)
 
 
-def depthwise_reference(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False) -> Tensor:
+def depthwise_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False, out_scale: float | None = None
+) -> Tensor:
     """The same in PyTorch: x (B, H, W, C), weight (k, k, m C), bias (m C,) -> (B, H/s, W/s, m C)."""
     kernel = weight.permute(2, 0, 1)[:, None]  # (m C, 1, k, k)
     y = F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, stride, weight.shape[0] // 2, groups=x.shape[3])
-    return (F.gelu(y) if gelu else y).permute(0, 2, 3, 1)
+    y = (F.gelu(y) if gelu else y).permute(0, 2, 3, 1)
+    return y if out_scale is None else fp8_reference(y, out_scale)
 
 
 def taps_first(weight: Tensor) -> Tensor:
@@ -116,23 +116,25 @@ def taps_first(weight: Tensor) -> Tensor:
 
 
 def launch_depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, config: Config, *, modes: int = 0
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, config: Config, *, modes: int = 0,
+    out_scale: float | None = None,
+) -> Tensor:  # fmt: skip
     """Runs the kernel with the block sizes of `config`: all tensors contiguous."""
     b, height, width, c_in = x.shape
     kernel, _, c = weight.shape
-    out = x.new_empty(b, -(-height // stride), -(-width // stride), c)
+    out = output_like(x, c, stride, out_scale)
     tiles = -(-out.shape[1] // config.blocks["ROWS"]) * -(-out.shape[2] // config.blocks["BLOCK_W"])
     depthwise_kernel[(tiles, -(-c // config.blocks["BLOCK_C"]), b)](
-        x, weight, bias, height, width, c, out, KERNEL=kernel, STRIDE=stride, MULTIPLIER=c // c_in,
-        GELU=gelu_form(gelu, x.dtype, modes), **config.arguments, **pdl_launch(modes, x),
+        x, weight, bias, height, width, c, None if out_scale is None else 1 / out_scale, out, KERNEL=kernel,
+        STRIDE=stride, MULTIPLIER=c // c_in, GELU=gelu_form(gelu, x.dtype, modes), **config.arguments,
+        **pdl_launch(modes, x),
     )  # fmt: skip
     return out
 
 
 def depthwise(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False, *, kernel: str | bool | None = True,
-    modes: int = Modes.NONE,
+    modes: int = Modes.NONE, taps: Tensor | None = None, out_scale: float | None = None,
 ) -> Tensor:  # fmt: skip
     """A depthwise convolution of x (B, H, W, C), padded by k // 2 -> (B, ceil(H/s), ceil(W/s), m C), contiguous.
 
@@ -142,46 +144,77 @@ def depthwise(
         bias: (m C,).
         stride: s.
         gelu: apply GELU to the result.
-        kernel: its name or True; False or None computes in plain PyTorch, whatever the device, which also computes
-            kernels over 7 x 7 and strides over 2.
+        kernel: a name of KERNELS, or True for `depthwise`; False or None computes in plain PyTorch, whatever the
+            device. PyTorch also computes what the kernel does not: kernels over 7 x 7, strides over 2, and m other than
+            1 in `depthwise_rows` and other than 2 in `depthwise_pairs`.
         modes: of `dispatch.Modes`.
+        taps: `float_taps(weight, C)`, if it was prepared before; `depthwise_rows` and `depthwise_pairs` use it.
+        out_scale: round the result to FP8 in steps of this size; by default it has x's dtype.
 
     Raises:
-        ConfigError: shapes or dtypes that do not fit each other, or a gradient is asked for.
+        ConfigError: shapes or dtypes that do not fit each other, an unknown kernel, or a gradient is asked for.
     """
     fits = x.ndim == 4 and weight.ndim == 3 and weight.shape[0] == weight.shape[1] and weight.shape[0] % 2 == 1
     if not fits or not x.shape[3] or weight.shape[2] % x.shape[3] or bias.shape != weight.shape[2:] or stride < 1:
         shapes = [tuple(t.shape) for t in (x, weight, bias)]
         raise ConfigError(f"depthwise takes x (B, H, W, C), weight (k, k, m C), bias (m C,), k odd; found {shapes}")
     check_same_dtype("depthwise", x, weight, bias)
-    forward_only("depthwise", x, weight, bias)
+    forward_only("depthwise", x, weight, bias, taps)
+    check_scale("depthwise", out_scale)
     if not kernel:
-        return depthwise_reference(x, weight, bias, stride, gelu)
-    return _depthwise(x, weight, bias, stride, gelu, int(modes))
+        return depthwise_reference(x, weight, bias, stride, gelu, out_scale)
+    name = kernel if isinstance(kernel, str) else "depthwise"
+    if name not in KERNELS:
+        raise ConfigError(f"depthwise has no kernel {name!r}; it has {', '.join(KERNELS)}")
+    wanted = (weight.shape[2] // x.shape[3], *weight.shape[:2], x.shape[3])
+    if taps is not None and (taps.shape != wanted or taps.dtype != torch.float32):
+        raise ConfigError(f"depthwise takes taps {wanted} in float32; found {tuple(taps.shape)}, {taps.dtype}")
+    return _depthwise(x, weight, bias, stride, gelu, int(modes), taps, name, out_scale)
+
+
+KERNELS = ("depthwise", "depthwise_rows", "depthwise_pairs")
+"""The kernels of this operator, by their names in `dispatch.OPS`."""
 
 
 @torch.library.custom_op(
     "fvexport::depthwise", mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor bias, int stride, bool gelu, int modes) -> Tensor",
+    schema="(Tensor x, Tensor weight, Tensor bias, int stride, bool gelu, int modes, Tensor? taps=None, "
+    "str kernel='depthwise', float? out_scale=None) -> Tensor",
 )  # fmt: skip
-def _depthwise(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, modes: int) -> Tensor:
-    b, height, width, _ = x.shape
+def _depthwise(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, modes: int, taps: Tensor | None = None,
+    kernel: str = "depthwise", out_scale: float | None = None,
+) -> Tensor:  # fmt: skip
+    b, height, width, c_in = x.shape
     size, _, c = weight.shape
+    outputs = c // c_in
     # One image's offsets are 32-bit in the kernel.
     small = height * width * c < 2**31 and b < 2**16
-    if not runs("depthwise", x, weight, bias) or size > MAX_KERNEL or stride > 2 or not small:
-        return depthwise_reference(x, weight, bias, stride, gelu).contiguous()
+    able = {"depthwise": True, "depthwise_rows": outputs == 1, "depthwise_pairs": outputs == 2 and out_scale is None}
+    fp8 = out_scale is not None
+    if not runs(kernel, x, weight, bias, fp8=fp8) or size > MAX_KERNEL or stride > 2 or not small or not able[kernel]:
+        return depthwise_reference(x, weight, bias, stride, gelu, out_scale).contiguous()
     sizes = {
         "batch": b, "height": -(-height // stride), "width": -(-width // stride), "c": c, "kernel": size,
-        "stride": stride, "multiplier": c // x.shape[3],
+        "stride": stride, "multiplier": outputs,
     }  # fmt: skip
-    config = config_for("depthwise", x, sizes)
+    config = config_for(kernel, x, sizes)
     x, weight, bias = (t.contiguous() for t in (x, weight, bias))
     with on_device_of(x):
-        return launch_depthwise(x, weight, bias, stride, gelu, config, modes=modes)
+        if kernel == "depthwise":
+            return launch_depthwise(x, weight, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
+        taps = float_taps(weight, c_in) if taps is None else taps.contiguous()
+        if kernel == "depthwise_pairs":
+            return launch_depthwise_pairs(x, taps, bias, stride, gelu, config, modes=modes)
+        return launch_depthwise_rows(x, taps, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
 
 
 @_depthwise.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, modes: int) -> Tensor:
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, gelu: bool, modes: int, taps: Tensor | None = None,
+    kernel: str = "depthwise", out_scale: float | None = None,
+) -> Tensor:  # fmt: skip
     b, height, width, _ = x.shape
-    return x.new_empty(b, (height + stride - 1) // stride, (width + stride - 1) // stride, weight.shape[2])
+    dtype = x.dtype if out_scale is None else FP8
+    shape = (b, (height + stride - 1) // stride, (width + stride - 1) // stride, weight.shape[2])
+    return x.new_empty(shape, dtype=dtype)

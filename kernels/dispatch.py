@@ -38,7 +38,7 @@ FP8_OPS = ("linear_fp8", "norm_fp8", "quantize_fp8", "scaled_mm")
 LIBRARY_OPS = ("scaled_mm",)
 """Names that stand for a library's kernel: these have no block sizes."""
 
-OPS = (*BASELINE, *PRODUCTS, "stem", *FP8_OPS)
+OPS = (*BASELINE, *PRODUCTS, "depthwise_rows", "depthwise_pairs", "stem", *FP8_OPS)
 """All kernels by name, as the switch and the tables know them."""
 
 MODES = ("fast_gelu", "pdl")

@@ -20,6 +20,8 @@ from ..errors import UnavailableError
 from . import language
 from .attention import launch_attention
 from .depthwise import launch_depthwise
+from .depthwise_pairs import launch_depthwise_pairs
+from .depthwise_rows import launch_depthwise_rows
 from .dispatch import FP8, NEWEST, capability_of, exists
 from .fp8 import End
 from .linear_fp8 import launch_linear_fp8
@@ -172,8 +174,9 @@ def encoder_calls(
 ) -> Iterator[Call]:  # fmt: skip
     """Every call of an operator that the encoder can be put together from, at one size.
 
-    A part that several kernels can compute stands there once for each: a ConvFFN as `mlp`, if that has room, and as its
-    two products; a product by each of `products.KERNELS`.
+    A part that several kernels can compute is there once for each: a ConvFFN as `mlp`, if that has room, and as its two
+    products; a product by each of `products.KERNELS`; a grouped convolution as `depthwise` and as `depthwise_rows` or
+    `depthwise_pairs`.
     Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
     those of every call. With precision `fp8`, `dtype` is that of everything but the layers that the policy multiplies
     in FP8, and a tensor that its producer may write in FP8 stands there both ways.
@@ -199,12 +202,13 @@ def encoder_calls(
                 yield from _linear(m, c, c, make, residual=True)
         else:
             yield from _depthwise(batch, h, w, c, 3, make)
-        yield from _depthwise(batch, h, w, c, 7, make)
         if fp8 and in_fp8("fc1", c):
+            yield from _depthwise(batch, h, w, c, 7, make, out_scale=ANY_SCALE)
             yield from _quantize_fp8(m, c, make)
             yield from _linear_fp8(m, hidden, c, make, End(gelu=True, out_scale=ANY_SCALE))
             yield from _linear_fp8(m, c, hidden, make, End(residual=make(m, c)))
             continue
+        yield from _depthwise(batch, h, w, c, 7, make)
         if c <= MAX_CHANNELS:
             yield from _mlp(m, c, hidden, make)
         yield from _linear(m, hidden, c, make, gelu=True)
@@ -308,7 +312,7 @@ def _mlp(m: int, c: int, hidden: int, make: _Make) -> Iterator[Call]:
 
 def _depthwise(
     batch: int, height: int, width: int, c: int, kernel: int, make: _Make, *, stride: int = 1,
-    gelu: bool = False, outputs: int = 1,
+    gelu: bool = False, outputs: int = 1, out_scale: float | None = None,
 ) -> Iterator[Call]:  # fmt: skip
     x, out = make(batch, height, width, c), outputs * c
     weight, bias = make(kernel, kernel, out), make(out)
@@ -316,8 +320,13 @@ def _depthwise(
         "batch": batch, "height": -(-height // stride), "width": -(-width // stride), "c": out, "kernel": kernel,
         "stride": stride, "multiplier": outputs,
     }  # fmt: skip
-    yield Call(
-        "depthwise",
-        sizes,
-        lambda config: launch_depthwise(x, weight, bias, stride, gelu, config, modes=make.modes),
-    )
+    taps = make(outputs, kernel, kernel, c, dtype=torch.float32)
+    kinds: list[tuple[str, Callable[..., Tensor], Tensor]] = [("depthwise", launch_depthwise, weight)]
+    if outputs == 1:
+        kinds.append(("depthwise_rows", launch_depthwise_rows, taps))
+    elif out_scale is None:
+        kinds.append(("depthwise_pairs", launch_depthwise_pairs, taps))
+    for name, launch, values in kinds:
+        extra = {} if out_scale is None else {"out_scale": out_scale}
+        run = functools.partial(launch, x, values, bias, stride, gelu, modes=make.modes, **extra)
+        yield Call(name, sizes, run)

@@ -61,10 +61,20 @@ ROWS: tuple[Row, ...] = (
         "the model's largest tensor is written once; cuDNN's convolution, bias and GELU pass over it five times",
     ),
     Row(
-        "depthwise", "depthwise", DTYPES,
-        "bound by bytes; reads and writes each value once, with bias and GELU in the same pass, for every grouped "
-        "convolution of the model",
+        "depthwise", "depthwise_rows", DTYPES,
+        "bias and GELU in the same pass; 3x3 is bound by bytes, 7x7 by instructions, of which it takes 77 to 88 per "
+        "value instead of 106",
     ),
+    Row(
+        "depthwise", "depthwise", DTYPES,
+        "bias and GELU in the same pass: each value is read and written once",
+    ),
+    Row(
+        "depthwise x2", "depthwise_pairs", DTYPES,
+        "7x7 with two outputs per input channel: 88 instructions per value instead of 246, because each value of x is "
+        "loaded once for both",
+    ),
+    Row("depthwise x2", "depthwise", DTYPES, "bias and GELU in the same pass"),
     Row(
         "ConvFFN", "mlp", HALF,
         "the hidden tensor, 8 of the 11 C values a position that two products move, is never written. Fewer than one "
@@ -155,16 +165,30 @@ ROWS: tuple[Row, ...] = (
     Row("qkv fp8", "scaled_mm", HALF, "cuBLAS with nothing to add; off by default until it is measured"),
     Row("proj fp8", "scaled_mm", HALF, "cuBLAS, and the addition in a pass of its own; off by default"),
     Row("fc2 fp8", "scaled_mm", HALF, "the same", min_channels=FP8_CHANNELS),
-    Row("qkv fp8", "linear_fp8", HALF, "half the bytes and twice the multiply-adds a clock of half precision"),
-    Row("proj fp8", "linear_fp8", HALF, "the same; the addition rides on the product"),
+    Row(
+        "qkv fp8", "linear_fp8", HALF,
+        "half the bytes and twice the multiply-adds a clock of half precision; predicted for H100 at 1024 rows, "
+        "768 -> 2304: 9.2 us, and 3.9 for norm_fp8",
+    ),
+    Row(
+        "proj fp8", "linear_fp8", HALF,
+        "the addition rides on the product; predicted for H100 at 1024 rows of 768 channels: 5.7 us",
+    ),
     Row(
         "fc1 fp8", "linear_fp8", HALF,
-        "the same; GELU and rounding ride on the product, and the hidden tensor takes half the bytes. Narrower "
-        "ConvFFNs stay in half precision: `mlp` never writes their hidden tensor, 8 C bytes a position in FP8, and "
-        "GELU, which FP8 leaves as it is, takes longer than their products",
+        "GELU and rounding ride on the product, and the hidden tensor takes half the bytes; predicted for H100 at "
+        "4096 rows, 384 -> 1536: 13.1 us, linear_tma in half precision 17.6. Narrower ConvFFNs stay in half precision: "
+        "`mlp` never writes their hidden tensor, 8 C bytes a position in FP8, and GELU, which FP8 leaves as it is, "
+        "takes longer than their products",
         min_channels=FP8_CHANNELS,
     ),
-    Row("fc2 fp8", "linear_fp8", HALF, "the same; the addition rides on the product", min_channels=FP8_CHANNELS),
+    Row(
+        "fc2 fp8", "linear_fp8", HALF,
+        "the addition rides on the product; predicted for H100 at 4096 rows, 1536 -> 384: 10.0 us, linear_tma in half "
+        "precision 15.3. At 16 rows, 6144 -> 1536, split_k would win, 11.7 to 13.5, but the layer is quantized either "
+        "way",
+        min_channels=FP8_CHANNELS,
+    ),
     Row("norm fp8", "norm_fp8", HALF, "LayerNorm reads its input once and writes a byte a value for qkv"),
     Row("quantize fp8", "quantize_fp8", HALF, "where what comes before cannot write FP8 itself"),
 )  # fmt: skip

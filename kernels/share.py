@@ -53,6 +53,9 @@ def predicted_us(call: Call, config: FastViTHDConfig, dtype: torch.dtype) -> flo
     elif "tokens" in sizes:
         arithmetic = 4 * rows * sizes["tokens"] * channels / FLOPS
         traffic = item * 4 * rows * channels / MEMORY
+    elif "levels" in sizes:
+        arithmetic = 2 * rows * sizes["c"] * 27 / FLOPS
+        traffic = item * rows * (sizes["c"] + 3 * 4) / MEMORY  # a position has four pixels
     else:
         m, n, k = (sizes.get(name, channels) for name in ("m", "n", "k"))
         arithmetic = 2 * m * n * k / FLOPS
@@ -65,6 +68,8 @@ def _shape(sizes: Mapping[str, int], config: FastViTHDConfig) -> tuple[int, int]
     if "kernel" in sizes:
         positions = sizes["batch"] * sizes["height"] * sizes["width"]
         return sizes["c"] // sizes.get("multiplier", 1), positions * sizes.get("stride", 1) ** 2
+    if "levels" in sizes:
+        return 3, sizes["m"]
     if "tokens" in sizes:
         return sizes["heads"] * config.head_dim, sizes["batch"] * sizes["tokens"]
     width = next((sizes[name] for name in ("k", "c") if name in sizes), config.dims[0])
@@ -74,11 +79,13 @@ def _shape(sizes: Mapping[str, int], config: FastViTHDConfig) -> tuple[int, int]
 def _parts(sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The parts of a model that a call of those sizes may compute."""
     if "kernel" in sizes:
-        return ("depthwise", "stem") if sizes.get("stride") == 2 else ("depthwise",)
+        return ("depthwise",) if sizes.get("multiplier", 1) == 1 else ("depthwise x2",)
     if "hidden" in sizes:
         return ("ConvFFN",)
     if "tokens" in sizes:
         return ("attention",)
+    if "levels" in sizes:
+        return ("stem",)
     if {"n", "k"} <= sizes.keys():
         if sizes["n"] == sizes["k"]:
             return ("pointwise", "proj")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -66,7 +67,7 @@ class Row:
         why: the reason; whether it was measured, and where.
         arch: architectures it is for (`sm_90`), all where empty.
         dtype: `half` (float16, bfloat16), `float32`, or None for both.
-        sizes: inclusive bounds by name of size; None is no bound.
+        sizes: inclusive bounds by name of size, or of a product of sizes (`batch*height`); None is no bound.
     """
 
     config: Config
@@ -79,9 +80,14 @@ class Row:
         if (self.arch and arch not in self.arch) or self.dtype not in (None, dtype):
             return False
         return all(
-            (low is None or sizes[name] >= low) and (high is None or sizes[name] <= high)
+            (low is None or _size(name, sizes) >= low) and (high is None or _size(name, sizes) <= high)
             for name, (low, high) in self.sizes.items()
         )
+
+
+def _size(name: str, sizes: Mapping[str, int]) -> int:
+    """A size by its name, or a product of sizes: `batch*height*width`."""
+    return math.prod(sizes[factor] for factor in name.split("*"))
 
 
 @functools.lru_cache

@@ -100,6 +100,11 @@ def _depthwise(constants: Constants, sizes: Sizes) -> Work:
     return Work(values, constants["KERNEL"], constants["KERNEL"] * values, tensor_cores=False)
 
 
+def _depthwise_pairs(constants: Constants, sizes: Sizes) -> Work:
+    values = 2 * constants["ROWS"] * constants["BLOCK_W"] * constants["BLOCK_C"]
+    return Work(values, constants["KERNEL"], constants["KERNEL"] * values, tensor_cores=False)
+
+
 def _stem(constants: Constants, sizes: Sizes) -> Work:
     return Work(constants["BLOCK_M"] * sizes["c"] // constants["SPLIT_N"])
 
@@ -111,6 +116,8 @@ _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "mlp_kernel": _mlp,
     "attention_kernel": _attention,
     "depthwise_kernel": _depthwise,
+    "depthwise_rows_kernel": _depthwise,
+    "depthwise_pairs_kernel": _depthwise_pairs,
     "linear_tma_kernel": _linear,
     "split_k_kernel": _split_k,
     "sum_parts_kernel": _pass,

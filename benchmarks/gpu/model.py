@@ -2,7 +2,7 @@
 
     python -m fvexport.benchmarks.gpu.model                                    # an H100, four sizes
     python -m fvexport.benchmarks.gpu.model --res 512 --batch 4 --gpu h200 --json
-    python -m fvexport.benchmarks.gpu.model --markdown                         # the tables of docs/performance-model.md
+    python -m fvexport.benchmarks.gpu.model --page docs/performance-model.md   # renews the tables of that page
     python -m fvexport.benchmarks.gpu.model --choices                          # every kernel for every part
 
 Nothing it prints is measured: times follow from instructions counted in SASS, FLOPs, bytes, and the GPU's ceilings.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -64,7 +65,7 @@ class Prediction:
         parts: milliseconds by part of the model and by who computes it: `before`, `after`, and the rivals.
         launches: kernels by who computes it.
         floor: milliseconds below which no kernels of any kind can be, part by part.
-        alone: total milliseconds of the release's kernels with one change.
+        alone: total milliseconds of the release's kernels with today's block sizes, the first row, and one change.
         together: total with this change and all before it.
     """
 
@@ -196,7 +197,8 @@ def _beside(name: str, measured: float | None, predicted: float | None) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object per size.")
 @click.option("--markdown", is_flag=True, help="Print the tables of docs/performance-model.md.")
 @click.option("--choices", is_flag=True, help="Print every kernel for every part, and where the policy loses.")
-def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices: bool) -> None:
+@click.option("--page", type=click.Path(path_type=Path, exists=True), help="Write those tables into this page.")
+def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices: bool, page: Path | None) -> None:
     """Prints predicted milliseconds by part, of each change, and of the rivals."""
     from ...errors import FvexportError
     from .predicted.device import device_of
@@ -209,10 +211,14 @@ def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices:
                 click.echo("\n".join(choice_lines(side, images, device)))
             return
         found = [predict(side, images, device) for side, images in sizes]
-        if markdown:
-            from .predicted.markdown import tables
+        if markdown or page:
+            from .predicted.markdown import put, tables
 
-            click.echo(tables(found, device))
+            text = tables(found, device)
+            if page:
+                page.write_text(put(text, page.read_text(encoding="utf-8")), encoding="utf-8")
+            if markdown:
+                click.echo(text)
             return
         for prediction in found:
             click.echo(json.dumps(prediction.to_dict()) if as_json else "\n".join(lines_of(prediction)))
@@ -240,9 +246,9 @@ def lines_of(prediction: Prediction) -> Iterator[str]:
     )
     yield f"  {'kernels':28}{'':9}" + "".join(f"{prediction.launches[name]:23}" for name in names)
     yield f"  {'change':36}{'alone':>9}{'':>9}{'added up':>10}"
-    before = prediction.total(BEFORE)
+    base = next(iter(prediction.alone.values()), 0.0)
     for name, ms in prediction.alone.items():
-        yield f"  {name:36}{ms:9.3f}{ms - before:+9.3f}{prediction.together[name]:10.3f}"
+        yield f"  {name:36}{ms:9.3f}{ms - base:+9.3f}{prediction.together[name]:10.3f}"
     yield ""
 
 

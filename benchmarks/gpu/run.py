@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ from .scope import DRY, REAL, TUNED, Scope
 LOG = "run.log"
 MAX_LOG = 900_000
 """Bytes of the log that are kept: its beginning and its end."""
+BACKGROUND = "reduce-overhead"
+"""The mode of torch.compile that compiles beside the phases before it."""
 COMPILING_S = 40.0
 """Seconds at least that torch.compile may go on for after the correctness phases, before the first timing."""
 LIVES = 5
@@ -39,6 +42,7 @@ TURN_S = 20.0
 """Seconds at least that a compiled rival may be timed and profiled for."""
 REPORT_S = 3.0
 """Seconds kept back for the report."""
+NEED_WEIGHTS = frozenset(("models", "latency", "compiled", "autotune", "profile", "fp8", "tune", "leftover"))
 ALL = (*phases.NAMES[:-3], "autotune", *phases.NAMES[-3:])
 
 
@@ -67,6 +71,9 @@ def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, comm
     chosen = frozenset(ALL if only is None else (name.strip() for name in only.split(",")))
     if unknown := sorted(chosen - set(ALL)):
         raise click.UsageError(f"no phase {unknown[0]!r}; known are {', '.join(ALL)}")
+    if "fp8" in chosen:
+        chosen |= {"quantize"}
+    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C does: children end, and what there is is reported
     out.mkdir(parents=True, exist_ok=True)
     for old in (facts.FILE, LOG, *commands.FILES):
         (out / old).unlink(missing_ok=True)
@@ -138,12 +145,12 @@ class Run:
     def _prepare(self) -> None:
         """Environment, cache and weights beside each other: the first needs the GPU alone, the others the CPU."""
         with self._beside("environment"), self._beside("warm"):
-            if self.chosen & {"models", "latency", "compiled", "autotune", "profile", "tune", "leftover"}:
+            if self.chosen & NEED_WEIGHTS:
                 self._phase("weights", always=True)
 
     def _correctness(self) -> None:
         if "compiled" in self.chosen:
-            self.rivals = [self._compile(size, "reduce-overhead", waits=True) for size in self.scope.compiled]
+            self.rivals = [self._compile(size, BACKGROUND, waits=True) for size in self.scope.compiled]
         with self._beside("predict"), self._beside("tests", commands.tests(self.out, self.dry)):
             self._repeated("operators", "gpu-lost")
             self._leave_out()
@@ -209,7 +216,7 @@ class Run:
         named = dict(zip(("height", "width", "batch"), size, strict=True))
         name = f"{mode} {type(self.scope.profiled)(**named).name}"
         profiled = tuple(size) == tuple(self.scope.profiled)
-        if profiled and mode == "reduce-overhead":
+        if profiled and mode == BACKGROUND:
             options["profile"] = "compile"
         job = self._job("compiled", max(self.left(), 1.0), size=list(size), mode=mode, **options)
         return self._launch(name, job)
@@ -311,6 +318,8 @@ class Run:
                 found["TRITON_INTERPRET"] = "1"
         if self.left_out:
             found["FVEXPORT_KERNELS"] = ",".join(f"-{name}" for name in self.left_out)
+        if name.startswith(BACKGROUND):
+            found["TORCHINDUCTOR_COMPILE_THREADS"] = "4"  # four models at once, beside the other phases
         if autotune:
             # Triton's convolution templates are tried for every depthwise layer otherwise, minutes for nothing.
             found["TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS"] = "ATEN"
@@ -320,6 +329,10 @@ class Run:
         """Keeps the log under its size."""
         shorten(self.log)
         shorten(self.out / commands.TESTS)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _is_hard(problem: facts.Fact) -> bool:

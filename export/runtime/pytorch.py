@@ -138,8 +138,8 @@ class PyTorchBackend:
 
     def launch(self, pixel_values: Tensor) -> Tensor:
         """As `run_tensor`, each kernel launched from Python: what a CUDA graph of the caller's can record."""
-        with _threads(self.threads), self._model.mode():
-            return self._model.forward(self._model.pixels(pixel_values).contiguous(memory_format=torch.channels_last))
+        with _threads(self.threads), self._model.mode(), cudnn_trials(self.device):
+            return self._model.forward(self._channels_last(pixel_values))
 
     def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The features, and the outputs of the blocks asked for, all in float32."""

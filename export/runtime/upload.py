@@ -21,7 +21,7 @@ class Upload:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._pinned = torch.empty(0, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        self._pinned = torch.empty(0, dtype=torch.uint8)  # replaced at the first call
         self._read: torch.cuda.Event | None = None
         self._lock = threading.Lock()
 

@@ -48,7 +48,10 @@ pytestmark = pytest.mark.skipif(
     not language.INSTALLED or language.INTERPRETED, reason="needs Triton's compiler, not its interpreter"
 )
 
-NAMES = ("attention", "depthwise", "finish", "linear", "mlp", "norm_linear", "row_statistics")
+NAMES = (
+    "attention", "depthwise", "depthwise_pairs", "depthwise_rows", "finish", "linear", "mlp", "norm_linear",
+    "row_statistics",
+)  # fmt: skip
 KERNELS = {f"{name}_kernel" for name in NAMES}
 HALF_KERNELS = {"split_k_kernel", "stem_kernel", "sum_parts_kernel"}
 HOPPER_KERNELS = {"linear_tma_kernel"}

@@ -131,6 +131,7 @@ def test_shapes_in_any_order_share_a_pool(emulation: Emulation, model: nn.Module
         torch.testing.assert_close(y, model(x))
     assert len(emulation.captures) == len(SHAPES)
     assert {capture["pool"] for capture in emulation.captures} == {(0, 1)}
+    assert len({id(capture["stream"]) for capture in emulation.captures}) == 1
     assert CudaGraphs(model)(inputs[0]).shape and emulation.captures[-1]["pool"] == (0, 2)
 
 

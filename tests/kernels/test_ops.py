@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from fvexport.errors import ConfigError
 from fvexport.kernels import dispatch
 from fvexport.kernels.attention import attention, attention_reference
+from fvexport.kernels.depthwise import KERNELS as DEPTHWISE
 from fvexport.kernels.depthwise import depthwise, depthwise_reference
+from fvexport.kernels.depthwise_rows import float_taps
 from fvexport.kernels.dispatch import (
     DEFAULTS,
     MODES,
@@ -143,12 +145,30 @@ def test_registration(name: str) -> None:
         "norm_linear": (torch.randn(8), 1e-5, "cublas", 0),
         "linear_gelu": ("split_k", 0),
         "linear_residual": ("linear_tma", 0),
-        "depthwise": (2, True, 0),
+        "depthwise": (2, True, 0, torch.randn(2, 3, 3, 12), "depthwise_pairs", None),
     }
     torch.library.opcheck(
         getattr(torch.ops.fvexport, name).default, (*inputs(name), *extra.get(name, ())),
         test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"),
     )  # fmt: skip
+
+
+def test_kernels_of_depthwise() -> None:
+    """By name; taps have to be the weight's by output of a channel, in float32."""
+    x, weight, bias = inputs("depthwise", torch.float16)
+    wanted, taps = depthwise_reference(x, weight, bias, 2, True), float_taps(weight, 12)
+    assert taps.shape == (2, 3, 3, 12) and torch.equal(taps[1], weight[:, :, 1::2].float())
+    for kernel in DEPTHWISE:
+        assert torch.equal(depthwise(x, weight, bias, 2, True, kernel=kernel, taps=taps), wanted)
+    found = depthwise(x, weight, bias, 2, True, out_scale=1 / 64)
+    assert torch.equal(found.float(), (wanted.float() * 64).clamp(-448, 448).to(torch.float8_e4m3fn).float())
+    fake = depthwise(x.to("meta"), weight.to("meta"), bias.to("meta"), 2, True, out_scale=1 / 64)
+    assert (fake.dtype, fake.shape) == (torch.float8_e4m3fn, found.shape)
+    with pytest.raises(ConfigError, match="depthwise has no kernel 'mlp'; it has depthwise, depthwise_rows"):
+        depthwise(x, weight, bias, kernel="mlp")
+    for odd in (taps.half(), taps[:1]):
+        with pytest.raises(ConfigError, match=r"depthwise takes taps \(2, 3, 3, 12\) in float32; found"):
+            depthwise(x, weight, bias, taps=odd)
 
 
 @pytest.mark.parametrize(

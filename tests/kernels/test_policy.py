@@ -29,7 +29,7 @@ def test_every_row_can_be_reached() -> None:
         for dtype in DTYPES
         for channels, rows in SIZES
         for arch in ("sm_80", "sm_90")
-        for allowed in (DEFAULTS, OPS)
+        for allowed in (DEFAULTS, BASELINE, OPS)
     }
     assert {(part, kernel) for part, kernel in reached if kernel} == {(row.part, row.kernel) for row in ROWS}
     assert {row.kernel for row in ROWS} == set(OPS) and all(row.why for row in ROWS)
@@ -37,11 +37,12 @@ def test_every_row_can_be_reached() -> None:
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_100", "sm_120", "interpreter"])
 def test_other_gpus_have_the_baseline(arch: str) -> None:
-    """Predictions for the H100 say nothing about them; stem saves passes on every GPU."""
+    """Predictions for the H100 say nothing about them; what saves passes or instructions does so on every GPU."""
+    everywhere = {None, "stem", "depthwise_rows", "depthwise_pairs", *BASELINE, *FP8_OPS}
     for part in PARTS:
         for channels, rows in SIZES:
             chosen = kernel_for(part, torch.float16, channels, rows, 108, arch=arch)
-            assert chosen in (None, "stem", *BASELINE, *FP8_OPS)
+            assert chosen in everywhere
 
 
 @pytest.mark.parametrize("part", ["fc1", "fc2", "pointwise", "qkv", "proj"])
@@ -84,7 +85,9 @@ def test_what_is_multiplied_in_fp8() -> None:
 def test_float32_products_are_pytorchs() -> None:
     for part in ("ConvFFN", "fc1", "fc2", "qkv", "attention", "proj", "pointwise", "fc1 fp8", "qkv fp8", "norm fp8"):
         assert kernel_for(part, torch.float32, 96, 4096, 108) is None
-    assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise"
+    assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise_rows"
+    assert kernel_for("depthwise x2", torch.float32, 96, 4096, 108) == "depthwise_pairs"
+    assert kernel_for("depthwise x2", torch.float32, 96, 4096, 108, BASELINE) == "depthwise"
     assert kernel_for("squeeze-excite", torch.float16, 96, 4096, 108) is None
 
 
@@ -123,6 +126,14 @@ def test_the_first_row_that_fits() -> None:
         assert not row.fits(arch, dtype, {"m": m, "k": k})
     assert not row.fits("sm_90", "half", {"m": 64, "k": 9})
     assert default_config("attention", "sm_90", "half", {"tokens": 16, "batch": 1, "heads": 24}).blocks["BLOCK_M"] == 16
+
+
+def test_bounds_of_a_product() -> None:
+    row = Row(Config({"A": 1}), "", sizes={"batch*height": (10, 20)})
+    assert row.fits("sm_90", "half", {"batch": 2, "height": 5}) and row.fits("sm_90", "half", {"batch": 4, "height": 5})
+    assert not row.fits("sm_90", "half", {"batch": 3, "height": 3}) and not row.fits(
+        "", "half", {"batch": 3, "height": 7}
+    )
 
 
 def test_key_of_a_search() -> None:

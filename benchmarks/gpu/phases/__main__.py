@@ -12,12 +12,7 @@ from . import run
 def main() -> None:
     """Runs the job of the first argument; a crash of a library leaves its stack in the log."""
     faulthandler.enable()
-    job = Job.from_json(sys.argv[1])
-    if job.phase != "warm":  # its workers are told apart from a process that has a GPU
-        from ..precise import exact_float32
-
-        exact_float32()
-    run(job)
+    run(Job.from_json(sys.argv[1]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import subprocess
 from typing import Any
 
 from ....kernels.ceilings import ceilings
-from ...kernels import environment
+from ...kernels import gpu_environment
 from ..job import Job
 
 QUERY = (
@@ -19,7 +19,7 @@ QUERY = (
 def run(job: Job) -> None:
     """Writes `environment`, `ceilings` and, after the load, `clocks`."""
     facts = job.facts()
-    facts("environment", **environment(), nvidia_smi=nvidia_smi(), dry=job.dry)
+    facts("environment", **gpu_environment(), nvidia_smi=nvidia_smi(), dry=job.dry)
     small: dict[str, Any] = {"copy_bytes": 1 << 20, "side": 64, "samples": 3} if job.dry else {}
     facts("ceilings", **ceilings(device=job.device, **small).to_dict())
     facts("clocks", nvidia_smi=nvidia_smi())

@@ -14,6 +14,7 @@ from ....kernels.timing import Replay
 from .. import latency
 from ..encoder import fp8_verdicts
 from ..job import Job
+from ..precise import strict
 from ..scope import OURS
 from . import quantize, weights
 
@@ -27,8 +28,9 @@ def run(job: Job) -> None:
     dtype = getattr(torch, scope.half[0])
     fused, quantized = weights.load(job), quantize.load(job)
     for size in scope.models:
-        for verdict in fp8_verdicts(fused, quantized, size, dtype, job.device):
-            facts("model", **asdict(verdict))
+        with strict():
+            for verdict in fp8_verdicts(fused, quantized, size, dtype, job.device):
+                facts("model", **asdict(verdict))
     half = quantized.to(job.device, dtype)
     model = accelerate(half, precision="fp8")
     library = accelerate(half, precision="fp8", kernels=latency.in_use() | set(LIBRARY_OPS))

@@ -8,6 +8,7 @@ import torch
 
 from ..encoder import verdicts
 from ..job import Job
+from ..precise import strict
 from . import weights
 
 LAST_S = 8.0
@@ -22,5 +23,6 @@ def run(job: Job) -> None:
         if job.left() < LAST_S:
             facts("models-skipped", size=size.name)
             continue
-        for verdict in verdicts(model, size, dtypes, job.device):
-            facts("model", **asdict(verdict))
+        with strict():
+            for verdict in verdicts(model, size, dtypes, job.device):
+                facts("model", **asdict(verdict))

@@ -20,6 +20,7 @@ from ..interpreter import corrected
 from ..job import Job
 from ..operator_cases import Case, Random, awkward_cases, encoder_cases, uncovered
 from ..operators import Check, checks
+from ..precise import strict
 from ..scope import Size
 
 RESERVE_S = 3.0
@@ -32,7 +33,7 @@ def run(job: Job) -> None:
     A kernel that makes the GPU unusable to this process is named by `gpu-lost`, and ends it; the same phase then goes
     on in another, without that kernel and without the groups that are done.
     """
-    with corrected():
+    with corrected(), strict():
         _run(job)
 
 

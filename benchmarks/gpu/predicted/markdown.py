@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from ....errors import ConfigError
 from .cost import Cost
 from .device import Device
 from .parts import Step
@@ -15,11 +16,12 @@ if TYPE_CHECKING:
     from ..model import Prediction
 
 NONE = "–"
+BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 T = TypeVar("T")
 
 
 def tables(predictions: Sequence[Prediction], device: Device) -> str:
-    """All tables for some sizes, the last of which also says which kernels they are (at its size)."""
+    """All tables for some sizes."""
     sections = (
         ("Kernels", _kernels(predictions, device)),
         ("Totals", _totals(predictions)),
@@ -27,6 +29,15 @@ def tables(predictions: Sequence[Prediction], device: Device) -> str:
         ("Parts", _parts(predictions)),
     )
     return "\n\n".join(f"### {title}\n\n" + "\n".join(rows) for title, rows in sections)
+
+
+def put(text: str, page: str) -> str:
+    """A page with `text` between its marks; raises ConfigError where it has none."""
+    head, begin, rest = page.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not begin or not end:
+        raise ConfigError(f"the page has no {BEGIN} and {END} to put the tables between")
+    return f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}"
 
 
 def _row(*cells: str) -> str:

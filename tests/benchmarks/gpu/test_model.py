@@ -378,11 +378,19 @@ def test_mistakes_are_explained(arguments, message):
 
 
 @needs_triton
-def test_the_docs_have_what_the_command_prints():
-    page = (REPOSITORY / "docs" / "performance-model.md").read_text(encoding="utf-8")
-    done = CliRunner().invoke(model.main, ["--markdown"])
+def test_the_docs_have_what_the_command_prints(tmp_path):
+    page = REPOSITORY / "docs" / "performance-model.md"
+    copy = tmp_path / "page.md"
+    copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    done = CliRunner().invoke(model.main, ["--page", str(copy)])
     assert done.exit_code == 0
-    begin, end = "<!-- generated: begin -->\n", "<!-- generated: end -->"
-    assert page.partition(begin)[2].partition(end)[0].strip() == done.output.strip(), (
-        "paste `python -m fvexport.benchmarks.gpu.model --markdown`"
-    )
+    renew = "python -m fvexport.benchmarks.gpu.model --page docs/performance-model.md"
+    assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8"), renew
+
+
+@needs_triton
+def test_a_page_without_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing here", encoding="utf-8")
+    done = CliRunner().invoke(model.main, ["--page", str(page), "--res", "64", "--batch", "1"])
+    assert done.exit_code == 1 and "generated: begin" in done.output

@@ -13,7 +13,7 @@ import torch
 from fvexport.benchmarks.gpu.encoder import verdicts
 from fvexport.benchmarks.gpu.operator_cases import Random, awkward_cases, encoder_cases
 from fvexport.benchmarks.gpu.operators import Check, checks
-from fvexport.benchmarks.gpu.precise import exact_float32
+from fvexport.benchmarks.gpu.precise import strict
 from fvexport.benchmarks.gpu.scope import REAL, Size, square
 from fvexport.encoder.config import VARIANTS
 from fvexport.encoder.fastvithd import FastViTHD
@@ -27,11 +27,8 @@ HALF = (torch.float16, torch.bfloat16)
 @pytest.fixture(autouse=True)
 def _exact() -> Iterator[None]:
     """PyTorch is the reference here: no TF32 in it, and none left behind."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    exact_float32()
-    yield
-    matmul.allow_tf32, cudnn.allow_tf32 = before
+    with strict():
+        yield
     torch.cuda.empty_cache()
 
 
