@@ -79,7 +79,7 @@ def _shape(sizes: Mapping[str, int], config: FastViTHDConfig) -> tuple[int, int]
 def _parts(sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The parts of a model that a call of those sizes may compute."""
     if "kernel" in sizes:
-        return ("depthwise",)
+        return ("depthwise",) if sizes.get("multiplier", 1) == 1 else ("depthwise x2",)
     if "hidden" in sizes:
         return ("ConvFFN",)
     if "tokens" in sizes:

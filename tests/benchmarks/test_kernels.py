@@ -70,7 +70,7 @@ def test_kernels_are_those_of_the_policy() -> None:
         rows = {row.kernel for row in ROWS if row.part == case.part and torch.half in row.dtypes and not row.arch}
         assert set(case.kernels) == rows | ({TWO} if case.op == "mlp" else set())
         assert case.chosen is None or case.chosen in case.kernels
-    parts = {"stem", "qkv", "attention", "proj", "ConvFFN", "fc1", "fc2", "pointwise", "depthwise"}
+    parts = {"stem", "qkv", "attention", "proj", "ConvFFN", "fc1", "fc2", "pointwise", "depthwise", "depthwise x2"}
     assert {case.part for case in half} == parts
 
 
