@@ -24,7 +24,7 @@ from ..kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from ..kernels.linear_residual import linear_residual, linear_residual_reference
 from ..kernels.mlp import MAX_CHANNELS, mlp, mlp_reference
 from ..kernels.norm_linear import norm_linear, norm_linear_reference, weight_sums
-from ..kernels.policy import ROWS, kernel_for
+from ..kernels.policy import ROWS, depthwise_part, kernel_for
 from ..kernels.stem import COLORS, KERNEL, STRIDE, flat_taps, stem, stem_reference
 from ..kernels.table import arch_of
 
@@ -316,7 +316,7 @@ def _depthwise(
     x = make(b, h, w, c)
     weights, biases = [make(kernel, kernel, out, std=1 / kernel) for _ in range(SETS)], [make(out) for _ in range(SETS)]
     taps = [float_taps(weight, c) for weight in weights]
-    part = "depthwise" if outputs == 1 else "depthwise x2"
+    part = depthwise_part(kernel, stride, outputs)
     chosen = make.chosen(part, c, b * h * w)
 
     def convolution(form: torch.memory_format) -> Callable[[int], Tensor]:

@@ -20,7 +20,7 @@ from ...kernels.linear_residual import linear_residual
 from ...kernels.mlp import MAX_CHANNELS, mlp
 from ...kernels.norm_fp8 import norm_fp8
 from ...kernels.norm_linear import norm_linear
-from ...kernels.policy import FP8_CHANNELS, ROWS
+from ...kernels.policy import FP8_CHANNELS, ROWS, depthwise_part
 from ...kernels.products import KERNELS
 from ...kernels.quantize_fp8 import quantize_fp8
 from ...kernels.stem import flat_taps, stem
@@ -31,6 +31,7 @@ Operator = Callable[..., Tensor]
 PARTS: dict[str, tuple[str, ...]] = {
     "stem": ("stem",),
     "depthwise": ("depthwise",),
+    "depthwise 7x7": ("depthwise 7x7",),
     "depthwise x2": ("depthwise x2",),
     "linear_gelu": ("pointwise", "fc1"),
     "linear_residual": ("proj", "fc2"),
@@ -43,9 +44,10 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """Parts of the model, as `policy.ROWS` names them, by the operator that computes them.
 
-A depthwise convolution with two outputs per channel has kernels of its own, and counts as an operator."""
+Depthwise convolutions that have kernels of their own count as operators."""
 
 ALWAYS: dict[str, tuple[str, ...]] = {
+    "depthwise 7x7": ("depthwise",),
     "depthwise x2": ("depthwise",),
     "linear_gelu": tuple(KERNELS),
     "linear_residual": tuple(KERNELS),
@@ -318,4 +320,4 @@ def depthwise_case(
     tensors = make(*shape), make(kernel, kernel, out, std=1 / kernel), make(out)
     what = f"{'x'.join(map(str, shape))} k={kernel} s={stride} m={outputs}{' gelu' if gelu else ''}"
     what += "" if out_scale is None else " fp8"
-    return Case("depthwise x2" if outputs == 2 else "depthwise", what, run, tensors)
+    return Case(depthwise_part(kernel, stride, outputs), what, run, tensors)

@@ -219,7 +219,7 @@ def stencil(placed: Placed) -> Cost:
     """A depthwise convolution: x is read once for `stride` squared over `multiplier` values of each result."""
     sizes = placed.sizes
     values = sizes["batch"] * sizes["height"] * sizes["width"] * sizes["c"]
-    size = HALF * values * (1 + sizes["stride"] ** 2 / sizes["multiplier"])
+    size = values * (placed.result_size + HALF * sizes["stride"] ** 2 / sizes["multiplier"])
     waves = math.ceil(placed.rounds / placed.resident)
     limits = {
         "issue": placed.issue(placed.instructions),
