@@ -34,7 +34,7 @@ def proof(*words: str, folder: Path, **env: str) -> subprocess.CompletedProcess[
 @pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
     """Every phase, on the CPU: all end well, and the results are as large as they may be."""
-    done = proof("--out", "out", "--dry-run", folder=tmp_path)
+    done = proof("--out", "out", "--dry-run", "--seconds", "560", folder=tmp_path)
     out = tmp_path / "out"
     log = (out / run.LOG).read_text()
     assert done.returncode == 0, done.stdout + done.stderr + log[-5000:]
