@@ -44,7 +44,8 @@ def found() -> list[dict[str, Any]]:
         {"kind": "profile", "file": "profile-ours.json", "total_us": 2200.0, "launches": 215.0,
          "parts": [{"part": "stage 3 ConvFFN", "us": 700.0}]},
         {"kind": "kernel", "op": "attention", "part": "attention", "sizes": {"tokens": 1024}, "count": 4,
-         "speedup": 0.8, "times_ms": {"attention": 0.02, "other": 0.018, "FLASH_ATTENTION": 0.016}, "chosen": "attention",
+         "speedup": 0.8, "times_ms": {"attention": 0.02, "other": 0.018, "FLASH_ATTENTION": 0.016},
+         "chosen": "attention",
          "fastest_kernel": "other", "best_rival": "FLASH_ATTENTION"},
         {"kind": "phase", "name": "tune", "status": "over the limit", "t": 400.0},
     ]  # fmt: skip
