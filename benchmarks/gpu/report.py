@@ -34,8 +34,12 @@ def correct(found: Sequence[Fact]) -> bool:
 
 def table(found: Sequence[Fact]) -> str:
     """The report; parts that a run did not have are left out."""
-    lines = [*_head(found), *_phases(found), *_correctness(found), *_latencies(found), *_targets(found)]
-    lines += [*_toggles(found), *_profiles(found), *_kernels(found)]
+    lines: list[str] = []
+    for part in (_head, _phases, _correctness, _latencies, _targets, _toggles, _profiles, _kernels):
+        try:
+            lines += part(found)
+        except (KeyError, TypeError, ValueError) as error:  # facts of another version: the others are still shown
+            lines.append(f"{part.__name__.strip('_')}: cannot be shown ({type(error).__name__}: {error})")
     return "\n".join(line[:WIDTH] for line in lines)
 
 
@@ -202,7 +206,7 @@ def _kernels(found: Sequence[Fact]) -> Iterator[str]:
     """Kernels that the policy chose and that are slower than PyTorch, or than another kernel."""
     rows = [f for f in facts.of(found, "kernel") if f["chosen"] is not None and isinstance(f["speedup"], float)]
     slower = sorted((f for f in rows if f["speedup"] < 1), key=lambda f: float(f["speedup"]))
-    beaten = [f for f in rows if f["fastest_kernel"] != f["chosen"]]
+    beaten = [f for f in rows if f["fastest_kernel"] != f["chosen"] and f["chosen"] in f["times_ms"]]
     beaten.sort(key=lambda f: -_gain_ms(f))
     if rows:
         names = f"{len(slower)} slower than PyTorch, {len(beaten)} slower than another kernel"
@@ -210,13 +214,13 @@ def _kernels(found: Sequence[Fact]) -> Iterator[str]:
     for f in slower[:SHOWN]:
         yield f"  SLOWER     {_call(f)} {f['speedup']:.2f}x {f['best_rival']}"
     for f in beaten[:SHOWN]:
-        chosen, other = f["ms"][f["chosen"]], f["ms"][f["fastest_kernel"]]
+        chosen, other = f["times_ms"][f["chosen"]], f["times_ms"][f["fastest_kernel"]]
         yield f"  FASTER     {_call(f)} {1e3 * chosen:.1f} us, {f['fastest_kernel']} {1e3 * other:.1f} us"
 
 
 def _gain_ms(row: Fact) -> float:
     """Milliseconds of a call of the encoder that the fastest kernel would save."""
-    return float(row["count"] * (row["ms"][row["chosen"]] - row["ms"][row["fastest_kernel"]]))
+    return float(row["count"] * (row["times_ms"][row["chosen"]] - row["times_ms"][row["fastest_kernel"]]))
 
 
 def _call(row: Fact) -> str:
@@ -227,7 +231,7 @@ def _call(row: Fact) -> str:
 def kernel_facts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of `benchmarks.kernels` in short, for the report: one for each operator and size."""
     names = (
-        "op", "part", "sizes", "resolution", "batch", "count", "chosen", "ms", "best_rival", "fastest_kernel",
+        "op", "part", "sizes", "resolution", "batch", "count", "chosen", "times_ms", "best_rival", "fastest_kernel",
         "speedup", "wrong",
     )  # fmt: skip
-    return [{name: row[name] for name in names} for row in rows if row.get("kind") == "operator"]
+    return [{name: row.get(name) for name in names} for row in rows if row.get("kind") == "operator"]

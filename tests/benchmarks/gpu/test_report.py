@@ -44,7 +44,8 @@ def found() -> list[dict[str, Any]]:
         {"kind": "profile", "file": "profile-ours.json", "total_us": 2200.0, "launches": 215.0,
          "parts": [{"part": "stage 3 ConvFFN", "us": 700.0}]},
         {"kind": "kernel", "op": "attention", "part": "attention", "sizes": {"tokens": 1024}, "count": 4,
-         "speedup": 0.8, "ms": {"attention": 0.02, "other": 0.018, "FLASH_ATTENTION": 0.016}, "chosen": "attention",
+         "speedup": 0.8, "times_ms": {"attention": 0.02, "other": 0.018, "FLASH_ATTENTION": 0.016},
+         "chosen": "attention",
          "fastest_kernel": "other", "best_rival": "FLASH_ATTENTION"},
         {"kind": "phase", "name": "tune", "status": "over the limit", "t": 400.0},
     ]  # fmt: skip
@@ -77,6 +78,11 @@ def test_missed_targets() -> None:
 
 def test_table_of_nothing() -> None:
     assert table([]) == "" and not correct([])
+
+
+def test_facts_that_cannot_be_shown_hide_no_others() -> None:
+    text = table([*found(), {"kind": "kernel", "chosen": "mlp", "speedup": 0.5}])
+    assert "kernels: cannot be shown (KeyError: 'fastest_kernel')" in text and "1024 b1 1.800 ms" in text
 
 
 def test_correct() -> None:
