@@ -267,7 +267,7 @@ def test_the_policy_takes_nearly_the_fastest_kernels():
         found = list(alternatives(image, H100))
         assert all(each.chosen in each.costs for each in found)
         lost = sum(each.loss for each in found)
-        assert lost < 0.03 * model.total_ms(image, scenario.AFTER, H100) / 1e3
+        assert lost < 0.06 * model.total_ms(image, scenario.AFTER, H100) / 1e3
 
 
 @needs_triton
