@@ -18,12 +18,13 @@ from torch import Tensor
 from ..encoder.config import MIXERS, FastViTHDConfig
 from ..kernels.attention import attention, attention_reference
 from ..kernels.depthwise import depthwise, depthwise_reference
+from ..kernels.depthwise_rows import float_taps
 from ..kernels.dispatch import DEFAULTS, MODES, OPS, Modes, modes_of
 from ..kernels.linear_gelu import linear_gelu, linear_gelu_reference
 from ..kernels.linear_residual import linear_residual, linear_residual_reference
 from ..kernels.mlp import MAX_CHANNELS, mlp, mlp_reference
 from ..kernels.norm_linear import norm_linear, norm_linear_reference, weight_sums
-from ..kernels.policy import ROWS, kernel_for
+from ..kernels.policy import ROWS, depthwise_part, kernel_for
 from ..kernels.stem import COLORS, KERNEL, STRIDE, flat_taps, stem, stem_reference
 from ..kernels.table import arch_of
 
@@ -314,7 +315,9 @@ def _depthwise(
     out, high, wide = outputs * c, -(-h // stride), -(-w // stride)
     x = make(b, h, w, c)
     weights, biases = [make(kernel, kernel, out, std=1 / kernel) for _ in range(SETS)], [make(out) for _ in range(SETS)]
-    chosen = make.chosen("depthwise", c, b * h * w)
+    taps = [float_taps(weight, c) for weight in weights]
+    part = depthwise_part(kernel, stride, outputs)
+    chosen = make.chosen(part, c, b * h * w)
 
     def convolution(form: torch.memory_format) -> Callable[[int], Tensor]:
         """As a model calls it: the input in that layout already, and the weight in PyTorch's order."""
@@ -337,10 +340,10 @@ def _depthwise(
         "batch": b, "height": high, "width": wide, "c": out, "kernel": kernel, "stride": stride, "multiplier": outputs,
     }  # fmt: skip
     return Case(
-        "depthwise", "depthwise", sizes, count, chosen, 2.0 * b * high * wide * out * kernel**2,
+        "depthwise", part, sizes, count, chosen, 2.0 * b * high * wide * out * kernel**2,
         make.dtype.itemsize * _size((b, h, w, c), (b, high, wide, out), (kernel, kernel, out)),
-        make.kernels("depthwise", chosen, lambda name, modes, i: depthwise(
-            x, weights[i], biases[i], stride, gelu, kernel=name, modes=modes), gelu=gelu),
+        make.kernels(part, chosen, lambda name, modes, i: depthwise(
+            x, weights[i], biases[i], stride, gelu, kernel=name, modes=modes, taps=taps[i]), gelu=gelu),
         {"cuDNN, channels-last": rotated(convolution(torch.channels_last)), "native, NCHW": rotated(native)},
         lambda: depthwise_reference(ends(x).double(), weights[0].double(), biases[0].double(), stride, gelu),
     )  # fmt: skip

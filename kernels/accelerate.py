@@ -45,7 +45,7 @@ from .linear_residual import linear_residual
 from .mlp import mlp
 from .norm_fp8 import norm_fp8
 from .norm_linear import norm_linear, weight_sums
-from .policy import kernel_for
+from .policy import depthwise_part, kernel_for
 from .stem import flat_taps, stem
 from .table import arch_of, processors_of
 
@@ -219,7 +219,7 @@ class _Depthwise(_Kernels):
         assert conv.bias is not None and conv.groups == conv.in_channels
         self.weight = nn.Parameter(taps_first(conv.weight), requires_grad=False)
         self.bias, self.stride, self.gelu, self.channels = conv.bias, conv.stride[0], gelu, conv.in_channels
-        self.part = "depthwise" if conv.out_channels == conv.in_channels else "depthwise x2"
+        self.part = depthwise_part(conv.kernel_size[0], conv.stride[0], conv.out_channels // conv.in_channels)
         self.taps: Tensor  # the weight as it is stored, in float32: prepared again whenever that changes
         self._prepare()
         self.register_load_state_dict_post_hook(_prepare_again)  # type: ignore[no-untyped-call]
@@ -344,7 +344,9 @@ class _Fp8ConvFFN(_Kernels):
         fc1, fc2 = self.fc1, self.fc2
         if isinstance(fc1, Fp8Product):
             out_scale = fc2.in_scale if isinstance(fc2, Fp8Product) else None
-            y = fc1(self.conv(x, fc1.in_scale), End(gelu=True, out_scale=out_scale))
+            writes_fp8 = self.conv.chosen(self.conv.part, x) is not None
+            q = self.conv(x, fc1.in_scale) if writes_fp8 else fc1.quantized(self.conv(x))
+            y = fc1(q, End(gelu=True, out_scale=out_scale))
         else:
             y = self.conv(x)
             y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("fc1", y), modes=self.modes)

@@ -57,13 +57,25 @@ class Row:
 
 ROWS: tuple[Row, ...] = (
     Row(
+        "depthwise 7x7", "depthwise_mma", HALF,
+        "tensor cores: 31 to 46 instructions per value instead of 77 to 88, and a third of a clock of tensor cores, "
+        "predicted; sm_86, sm_89 and sm_120 would take 1.7 clocks by their data sheets. Under 4 positions per "
+        "multiprocessor there are too few programs",
+        rows_per_processor=4, arch=HOPPER,
+    ),
+    Row(
+        "depthwise 7x7", "depthwise_rows", DTYPES,
+        "77 to 88 instructions per value instead of 106, which is what bounds a 7x7",
+    ),
+    Row("depthwise 7x7", "depthwise", DTYPES, "bias in the same pass: each value is read and written once"),
+    Row(
         "stem", "stem", HALF,
         "the model's largest tensor is written once; cuDNN's convolution, bias and GELU pass over it five times",
     ),
     Row(
         "depthwise", "depthwise_rows", DTYPES,
-        "bias and GELU in the same pass; 3x3 is bound by bytes, 7x7 by instructions, of which it takes 77 to 88 per "
-        "value instead of 106",
+        "bias and GELU in the same pass; 3x3 is bound by bytes, and takes 17 to 20 instructions per value instead of "
+        "22 to 28",
     ),
     Row(
         "depthwise", "depthwise", DTYPES,
@@ -194,6 +206,13 @@ ROWS: tuple[Row, ...] = (
 )  # fmt: skip
 """In order; the first that fits counts. Not here, so PyTorch's: float32 products and attention (exact float32 runs on
 FMA units, where cuBLAS has no rival), the first convolution in float32, squeeze-excite."""
+
+
+def depthwise_part(kernel: int, stride: int, outputs: int) -> str:
+    """The part of the model, as ROWS names it, that a grouped convolution with `outputs` per input channel is."""
+    if outputs == 2:
+        return "depthwise x2"
+    return "depthwise 7x7" if (kernel, stride, outputs) == (7, 1, 1) else "depthwise"
 
 
 def kernel_for(

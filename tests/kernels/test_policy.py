@@ -86,6 +86,7 @@ def test_float32_products_are_pytorchs() -> None:
     for part in ("ConvFFN", "fc1", "fc2", "qkv", "attention", "proj", "pointwise", "fc1 fp8", "qkv fp8", "norm fp8"):
         assert kernel_for(part, torch.float32, 96, 4096, 108) is None
     assert kernel_for("depthwise", torch.float32, 96, 4096, 108) == "depthwise_rows"
+    assert kernel_for("depthwise 7x7", torch.float32, 96, 4096, 108, arch="sm_90") == "depthwise_rows"
     assert kernel_for("depthwise x2", torch.float32, 96, 4096, 108) == "depthwise_pairs"
     assert kernel_for("depthwise x2", torch.float32, 96, 4096, 108, BASELINE) == "depthwise"
     assert kernel_for("squeeze-excite", torch.float16, 96, 4096, 108) is None
@@ -126,6 +127,14 @@ def test_the_first_row_that_fits() -> None:
         assert not row.fits(arch, dtype, {"m": m, "k": k})
     assert not row.fits("sm_90", "half", {"m": 64, "k": 9})
     assert default_config("attention", "sm_90", "half", {"tokens": 16, "batch": 1, "heads": 24}).blocks["BLOCK_M"] == 16
+
+
+def test_tensor_cores_for_7x7_on_an_h100() -> None:
+    def chosen(arch: str, rows: int) -> str | None:
+        return kernel_for("depthwise 7x7", torch.float16, 384, rows, 132, arch=arch)
+
+    assert chosen("sm_90", 4096) == "depthwise_mma"
+    assert chosen("sm_89", 4096) == chosen("sm_120", 4096) == chosen("sm_90", 256) == "depthwise_rows"
 
 
 def test_bounds_of_a_product() -> None:

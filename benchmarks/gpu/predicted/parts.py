@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ....encoder.config import MIXERS, FastViTHDConfig
+from ....kernels.policy import depthwise_part
 from .device import Device
 
 Kind = Literal["stem", "depthwise", "product", "ffn", "qkv", "attention", "gate"]
@@ -145,7 +146,7 @@ def _depthwise(
     }  # fmt: skip
     size = batch * height * width * c
     values = size + size * stride**2 // multiplier + (kernel**2 + 1) * c
-    row = "depthwise" if multiplier == 1 else "depthwise x2"
+    row = depthwise_part(kernel, stride, multiplier)
     return Step(part, "depthwise", row, sizes, kernel**2 * size, values, count, gelu=gelu, grouped=True)
 
 

@@ -16,6 +16,7 @@ from ....kernels.table import Config, Row
 FILE = Path(__file__).parent / "release.json"
 KERNELS = {
     "depthwise": "depthwise",
+    "depthwise 7x7": "depthwise",
     "depthwise x2": "depthwise",
     "pointwise": "linear",
     "fc1": "linear",

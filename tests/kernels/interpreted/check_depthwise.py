@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.kernels.depthwise import depthwise, depthwise_reference, launch_depthwise, taps_first
+from fvexport.kernels.depthwise_mma import launch_depthwise_mma
 from fvexport.kernels.depthwise_pairs import launch_depthwise_pairs
 from fvexport.kernels.depthwise_rows import float_taps, launch_depthwise_rows
 from fvexport.kernels.dispatch import Modes
@@ -112,6 +113,46 @@ def test_pairs(
     judge(depthwise(*args, kernel="depthwise_pairs", taps=taps), depthwise_reference, *args)
 
 
+@pytest.mark.parametrize(
+    ("b", "h", "w", "c", "kernel", "dtype"),
+    [
+        (1, 1, 1, 8, 7, HALF), (1, 3, 17, 20, 7, HALF), (2, 9, 8, 40, 7, torch.bfloat16), (1, 9, 5, 16, 3, HALF),
+        *(
+            pytest.param(b, h, w, c, 7, dtype, marks=pytest.mark.long)
+            for b, h, w in ((1, 8, 8), (3, 17, 31), (2, 5, 40))
+            for c in (96, 100)
+            for dtype in (HALF, torch.bfloat16)
+        ),
+    ],
+)  # fmt: skip
+def test_tensor_cores(
+    randn: Make, judge: Judge, b: int, h: int, w: int, c: int, kernel: int, dtype: torch.dtype
+) -> None:
+    args = (
+        randn(b, h, w, c, dtype=dtype),
+        randn(kernel, kernel, c, dtype=dtype, std=1 / kernel),
+        randn(c, dtype=dtype),
+    )
+    found = depthwise(*args, 1, kernel == 3, kernel="depthwise_mma", modes=Modes.FAST_GELU)
+    judge(found, depthwise_reference, *args, 1, kernel == 3)
+
+
+@pytest.mark.parametrize("blocks", [(2, 16, 8), (4, 32, 16)])
+def test_any_blocks_on_tensor_cores(randn: Make, judge: Judge, blocks: tuple[int, int, int]) -> None:
+    args = (randn(1, 7, 18, 24, dtype=HALF), randn(7, 7, 24, dtype=HALF, std=1 / 7), randn(24, dtype=HALF))
+    config = Config(dict(zip(("ROWS", "BLOCK_W", "BLOCK_C"), blocks, strict=True)))
+    judge(launch_depthwise_mma(*args, 1, False, config), depthwise_reference, *args)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
+def test_infinity_reaches_only_its_group_of_channels(randn: Make) -> None:
+    """Not further than the taps do, either: column 4 is not read for the results of column 0."""
+    x, taps, bias = randn(1, 3, 9, 16, dtype=HALF), randn(7, 7, 16, dtype=HALF), randn(16, dtype=HALF)
+    x[0, 0, 4, 3] = float("inf")
+    found = depthwise(x, taps, bias, kernel="depthwise_mma").isfinite()
+    assert found[..., 8:].all() and found[:, :, [0, 8]].all() and not found[0, 0, 4, :8].any()
+
+
 @pytest.mark.parametrize("rows", [1, 2, 8])
 @pytest.mark.parametrize(("kernel", "stride"), [(7, 1), (3, 2)])
 def test_any_rows_of_rows_and_pairs(randn: Make, judge: Judge, rows: int, kernel: int, stride: int) -> None:
@@ -129,7 +170,8 @@ def test_one_value_spreads_the_taps(randn: Make) -> None:
     for channel, (row, column) in enumerate(((0, 0), (0, 10), (8, 0), (8, 10), (4, 5))):
         x[0, row, column, channel] = 1
     wanted = depthwise_reference(x.float(), taps.float(), bias.float())
-    assert torch.equal(depthwise(x, taps, bias, kernel="depthwise_rows").float(), wanted)
+    for kernel in ("depthwise_rows", "depthwise_mma"):
+        assert torch.equal(depthwise(x, taps, bias, kernel=kernel).float(), wanted)
     both, none = torch.stack((taps, -taps), -1).flatten(2), torch.zeros(10, dtype=HALF)
     found = depthwise(x, both, none, kernel="depthwise_pairs").float()
     assert torch.equal(found[..., ::2], wanted) and torch.equal(found[..., 1::2], -wanted)
@@ -144,7 +186,7 @@ def test_gelu_in_logistic_form(randn: Make, judge: Judge) -> None:
         assert not torch.equal(found, depthwise(*args, kernel=kernel))
 
 
-@pytest.mark.parametrize("kernel", ["depthwise", "depthwise_rows"])
+@pytest.mark.parametrize("kernel", ["depthwise", "depthwise_rows", "depthwise_mma"])
 def test_float8_results(randn: Make, kernel: str) -> None:
     """Rounded to nearest (half of 2^-3 relatively, 2^-10 among subnormals), limited to 448 where they are larger."""
     x, weight, bias = randn(1, 4, 8, 40, dtype=HALF), randn(3, 3, 40, dtype=HALF, std=0.4), randn(40, dtype=HALF)
