@@ -20,6 +20,8 @@ from ..errors import UnavailableError, first_line
 from .work import Work
 
 WARP = 32
+STARTS_COPIES = 100
+"""Instructions at most with which one warp starts copies by TMA; a branch around more of them is something else."""
 _CLASSES = (
     (r"[A-Z]*(MMA|MMA_PAIR)$", "mma"),  # HMMA, HGMMA, QGMMA, IMMA, UTCHMMA
     (r"(FFMA2?|HFMA2|DFMA|FADD2?|FMUL2?|HADD2|HMUL2)$", "fma"),
@@ -188,8 +190,8 @@ def loops_of(code: Sequence[Instruction]) -> tuple[Loop, ...]:
 
 
 def _end(code: Sequence[Instruction]) -> int:
-    """Index of the exit that ends the kernel; ptxas puts behind it what rarely runs, such as waiting once more."""
-    return next((i for i, at in enumerate(code) if at.base == "EXIT" and not at.guarded), len(code))
+    """Index of the last exit; ptxas puts behind it what rarely runs, such as waiting once more."""
+    return max((i for i, at in enumerate(code) if at.base == "EXIT" and not at.guarded), default=len(code))
 
 
 def classes_of(code: Iterable[Instruction]) -> dict[str, int]:
@@ -264,19 +266,22 @@ def _runs_next(code: Sequence[Instruction], loops: Sequence[Loop], index: int, w
     target = code[index].target
     assert target is not None
     first, between = _anchors(code[index + 1 : target], work), code[index + 1 : target]
-    end = code[target - 1]
-    if between and end.target is not None and end.target > target and not end.conditional:  # if and else
-        second = _anchors(code[target : end.target], work)
+    last = code[target - 1]
+    after = None  # the index behind the other side of an `if`, whose first side jumps there or ends the kernel
+    if between and not last.guarded and last.base == "EXIT":
+        after = _end(code) + 1
+    elif between and last.target is not None and last.target > target and not last.conditional:
+        after = last.target
+    if after is not None:
+        second = _anchors(code[target:after], work)
         if first and second:
-            here, there = _looped(loops, index, target), _looped(loops, target - 1, end.target)
+            here, there = _looped(loops, index, target), _looped(loops, target - 1, after)
             return None if work.branch is None or here == there else (here < there) == (work.branch == "short")
-        if first or second:
-            return bool(first) == (work.steps > 0)
-        return len(between) >= end.target - target  # two ways to divide, for one: the longer is an upper bound
+        return bool(first) == (work.steps > 0) if first or second else None
     if first:
         return work.steps > 0 if _looped(loops, index, target) else work.tail
-    # A few instructions by which one warp starts copies.
-    return True if any(i.kind == "tma" or i.base == "SYNCS" for i in between) else None
+    copies = any(i.kind == "tma" or i.base == "SYNCS" for i in between)
+    return True if copies and len(between) <= STARTS_COPIES else None
 
 
 def _looped(loops: Sequence[Loop], before: int, after: int) -> int:

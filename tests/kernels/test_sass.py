@@ -101,6 +101,24 @@ def test_branches() -> None:
         assert count(text_of(odd, "IADD3 R0, R0, R1, RZ", ".L_x:", "EXIT"), Work(32), 1).per_value is None
 
 
+def test_nothing_to_sum() -> None:
+    """ptxas puts the end of a product without steps first, with an exit of its own."""
+    text = text_of(
+        "@P0 BRA `(.L_main)", "STG.E desc[UR4][R2.64], R4", "EXIT",
+        ".L_main:", ".L_x:", STEP, "@P0 BRA `(.L_x)", "EXIT",
+    )  # fmt: skip
+    assert count(text, Work(32, 5, 2048), 1).per_value == 1 + 5 * 2 + 1
+
+
+def test_an_end_within_the_loop() -> None:
+    """A loop over tiles that is one with the loop over K: what runs once per tile is not counted per step."""
+    text = text_of(
+        ".L_x:", STEP, "@P1 BRA `(.L_y)", *["FADD R0, R0, R1"] * 200, "UTMASTG.2D [UR16], [UR22]", ".L_y:",
+        "@P0 BRA `(.L_x)", "EXIT",
+    )  # fmt: skip
+    assert count(text, Work(32, 5, 2048), 1).per_value is None
+
+
 def test_waiting_for_copies() -> None:
     """One warp issues a copy, and all wait in a loop of their own."""
     text = text_of(
