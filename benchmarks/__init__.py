@@ -11,7 +11,7 @@ What lives here
     vlm             FastVLM whole, eager, FP32 and INT8: time to first token, memory, agreement
     tasks/          VQA, captions and retrieval on the user's data; a conversation, a batch, their profile
     sweep/          resolutions x backends x precisions, each cell in its own process
-    gpu/            the encoder on an NVIDIA GPU: the performance model
+    gpu/            the encoder on an NVIDIA GPU: the performance model, and one command that proves it
     peers           the plain ways beside ours in a sweep
     report/         the page that results of sweeps become, and differences between runs
     results/        measurements as JSON, with the environment they were taken in

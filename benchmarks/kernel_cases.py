@@ -340,7 +340,7 @@ def _depthwise(
         "batch": b, "height": high, "width": wide, "c": out, "kernel": kernel, "stride": stride, "multiplier": outputs,
     }  # fmt: skip
     return Case(
-        "depthwise", "depthwise", sizes, count, chosen, 2.0 * b * high * wide * out * kernel**2,
+        "depthwise", part, sizes, count, chosen, 2.0 * b * high * wide * out * kernel**2,
         make.dtype.itemsize * _size((b, h, w, c), (b, high, wide, out), (kernel, kernel, out)),
         make.kernels(part, chosen, lambda name, modes, i: depthwise(
             x, weights[i], biases[i], stride, gelu, kernel=name, modes=modes, taps=taps[i]), gelu=gelu),

@@ -68,11 +68,11 @@ def main(
             check_gpu()
             torch.backends.cudnn.benchmark = True  # each convolution by the fastest algorithm there is
             _warm(plan, jobs)
-        left = run(plan, RowFile(out, gpu_environment()), click.echo)
+        complete = run(plan, RowFile(out, gpu_environment()), click.echo)
     except FvexportError as error:
         raise click.ClickException(str(error)) from error
-    if left:
-        click.echo(f"{left} rows left after {seconds:g} s: run it again with the same --out to go on")
+    if not complete:
+        click.echo(f"the {seconds:g} s are over: run it again with the same --out to go on")
 
 
 def _warm(plan: Plan, jobs: int | None) -> None:
@@ -87,8 +87,8 @@ def _warm(plan: Plan, jobs: int | None) -> None:
     warm(encoder_launches(get_variant(plan.variant), sizes, [plan.torch_dtype], arch), arch, jobs=jobs)
 
 
-def run(plan: Plan, rows: RowFile, say: Callable[[str], object], *, clock: Clock | None = None) -> int:
-    """Measures what `rows` has not, and adds it there; `say` gets a line for each. Returns how many rows are left.
+def run(plan: Plan, rows: RowFile, say: Callable[[str], object], *, clock: Clock | None = None) -> bool:
+    """Measures what `rows` has not, and adds it there; `say` gets a line for each. Returns whether all rows are there.
 
     Raises UnavailableError when the GPU is lost; the rows so far are kept.
     """
@@ -99,7 +99,7 @@ def run(plan: Plan, rows: RowFile, say: Callable[[str], object], *, clock: Clock
     from .kernel_encoder import Encoder
     from .kernel_rows import CASE_S, case_row
 
-    clock, end, left = clock or default_clock(), time.monotonic() + plan.seconds, 0
+    clock, end = clock or default_clock(), time.monotonic() + plan.seconds
     small: dict[str, Any] = {"copy_bytes": 1 << 20, "side": 64} if plan.dry else {}
     top = ceilings(dtype=plan.torch_dtype, device=plan.device, clock=clock, **small)
     rows.add({"kind": "ceilings"} | top.to_dict())
@@ -114,8 +114,7 @@ def run(plan: Plan, rows: RowFile, say: Callable[[str], object], *, clock: Clock
             if rows.has(key):
                 continue
             if time.monotonic() > end:
-                left += 1
-                continue
+                return False
             rows.add(row := key | case_row(case, clock, top, plan.gpu, 0.0 if plan.dry else CASE_S))
             say(line(row))
     model: Encoder | None = None
@@ -124,12 +123,11 @@ def run(plan: Plan, rows: RowFile, say: Callable[[str], object], *, clock: Clock
         if rows.has(key):
             continue
         if time.monotonic() > end:
-            left += 1
-            continue
+            return False
         model = model or Encoder(plan)
         rows.add(row := key | model.row(side, batch, clock, top, end))
         say(line(row))
-    return left
+    return True
 
 
 # --- what is reported -----------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ TARGETS: tuple[Target, ...] = (
         "onnxruntime-cuda",
         ("fp32", "fp16", "bf16"),
         "onnxruntime",
-        "pip install onnxruntime-gpu  # and NVIDIA's CUDA 12 or 13 and cuDNN 9 libraries",
+        "pip install onnxruntime-gpu  # in place of onnxruntime, and NVIDIA's CUDA 12 or 13 and cuDNN 9 libraries",
         "CUDAExecutionProvider",
         "needs an NVIDIA GPU",
     ),

@@ -344,7 +344,9 @@ class _Fp8ConvFFN(_Kernels):
         fc1, fc2 = self.fc1, self.fc2
         if isinstance(fc1, Fp8Product):
             out_scale = fc2.in_scale if isinstance(fc2, Fp8Product) else None
-            y = fc1(self.conv(x, fc1.in_scale), End(gelu=True, out_scale=out_scale))
+            writes_fp8 = self.conv.chosen(self.conv.part, x) is not None
+            q = self.conv(x, fc1.in_scale) if writes_fp8 else fc1.quantized(self.conv(x))
+            y = fc1(q, End(gelu=True, out_scale=out_scale))
         else:
             y = self.conv(x)
             y = linear_gelu(y, fc1.weight, fc1.bias, kernel=self.chosen("fc1", y), modes=self.modes)

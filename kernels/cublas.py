@@ -45,10 +45,11 @@ def launch_cublas(
     gelu: bool = False, modes: int = 0,
 ) -> Tensor:  # fmt: skip
     """Multiplies, and runs the kernel with the block size of `config` if something follows: all tensors contiguous."""
-    y = F.linear(x, weight, bias)
+    n, k = weight.shape
+    y = F.linear(x.view(-1, k), weight, bias)  # as a matrix, for which cuBLAS adds the bias
     if gelu or scale is not None or residual is not None:
         finish_kernel[(-(-y.numel() // config.blocks["BLOCK"]),)](
-            y, scale, residual, y.numel(), weight.shape[0], GELU=gelu_form(gelu, x.dtype, modes), **config.arguments,
+            y, scale, residual, y.numel(), n, GELU=gelu_form(gelu, x.dtype, modes), **config.arguments,
             **pdl_launch(modes, x),
         )  # fmt: skip
-    return y
+    return y.view(*x.shape[:-1], n)

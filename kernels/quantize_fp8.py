@@ -2,8 +2,8 @@
 
     q = e4m3(clamp(gelu(x) / scale, -448, 448))
 
-x has any shape; `scale` is static. For tensors whose producer cannot write FP8 itself: a depthwise convolution in
-float, or cuBLAS's product before GELU.
+x has any shape; `scale` is static. For tensors whose producer cannot write FP8 itself: what PyTorch computes, a product
+in float, or cuBLAS's product before GELU.
 
 FLOPs: 1 per value, about 10 more for GELU.    Bytes: 3 per value in half precision.
 """

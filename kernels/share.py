@@ -9,7 +9,7 @@ import torch
 from ..encoder.config import MIXERS, FastViTHDConfig
 from .dispatch import DEFAULTS
 from .launches import Call
-from .policy import ROWS, kernel_for
+from .policy import ROWS, depthwise_part, kernel_for
 
 FLOPS, MEMORY, ISSUE = 800e12, 3.0e12, 15e12
 """FLOP/s of products, bytes per second, and FLOP/s of depthwise convolutions, of an H100: they decide the order."""
@@ -79,7 +79,7 @@ def _shape(sizes: Mapping[str, int], config: FastViTHDConfig) -> tuple[int, int]
 def _parts(sizes: Mapping[str, int]) -> tuple[str, ...]:
     """The parts of a model that a call of those sizes may compute."""
     if "kernel" in sizes:
-        return ("depthwise",)
+        return (depthwise_part(sizes["kernel"], sizes.get("stride", 1), sizes.get("multiplier", 1)),)
     if "hidden" in sizes:
         return ("ConvFFN",)
     if "tokens" in sizes:

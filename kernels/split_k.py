@@ -70,9 +70,11 @@ def sum_parts_kernel(
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     columns = (place % n).to(tl.int32)
-    y = tl.load(partial_ptr + place, mask=inside, other=0.0)
-    for part in tl.static_range(1, PARTS):
-        y += tl.load(partial_ptr + part * size.to(tl.int64) + place, mask=inside, other=0.0)
+    partial_ptrs = partial_ptr + place
+    y = tl.load(partial_ptrs, mask=inside, other=0.0)
+    for _ in tl.static_range(1, PARTS):
+        partial_ptrs += size
+        y += tl.load(partial_ptrs, mask=inside, other=0.0)
     y += tl.load(bias_ptr + columns).to(tl.float32)
     y = gelu_as(y, GELU)
     if scale_ptr is not None:

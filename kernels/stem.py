@@ -43,6 +43,48 @@ PADDED = 32
 
 
 @jit
+def tap(
+    x_ptrs, x_color, x_row, x_column, above, inside, below, left, right,
+    K: tl.constexpr,
+):  # fmt: skip
+    """Tap K of each position, zero outside the image and beyond the last tap; x_ptrs points to the middle ones."""
+    if K >= 27:
+        return tl.zeros(x_ptrs.shape, tl.float32).to(x_ptrs.dtype.element_ty)
+    else:
+        DOWN: tl.constexpr = K // 3 % 3 - 1
+        RIGHT: tl.constexpr = K % 3 - 1
+        valid = inside
+        if DOWN == -1:
+            valid = above
+        elif DOWN == 1:
+            valid = below
+        if RIGHT == -1:
+            valid &= left
+        elif RIGHT == 1:
+            valid &= right
+        return tl.load(x_ptrs + (K // 9 * x_color + DOWN * x_row + RIGHT * x_column), mask=valid, other=0)
+
+
+@jit
+def gathered(
+    x_ptrs, x_color, x_row, x_column, above, inside, below, left, right,
+    K: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Taps K, K + STEP and so on up to 32, one axis of 2 after the other.
+
+    Put together from single taps, so that a thread has all those of a position and their order is known when it is
+    compiled. How Triton shares out a load of (BLOCK_M, 32) differs between versions, up to twice the instructions.
+    """
+    if STEP == 32:
+        return tap(x_ptrs, x_color, x_row, x_column, above, inside, below, left, right, K)
+    else:
+        return tl.join(
+            gathered(x_ptrs, x_color, x_row, x_column, above, inside, below, left, right, K, 2 * STEP),
+            gathered(x_ptrs, x_color, x_row, x_column, above, inside, below, left, right, K + STEP, 2 * STEP),
+        )
+
+
+@jit
 def stem_kernel(
     x_ptr, weight_ptr, bias_ptr, height, width, x_image, x_color, x_row, x_column, out_ptr,
     C: tl.constexpr, GELU: tl.constexpr, PDL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -60,14 +102,16 @@ def stem_kernel(
     position = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     image = tl.program_id(2).to(tl.int64)
     out_row = position // out_width
+    out_column = position - out_row * out_width
+    inside = position < positions
+    x_ptrs = x_ptr + image * x_image + 2 * (out_row * x_row + out_column * x_column)
+    x = gathered(
+        x_ptrs, x_color, x_row, x_column, inside & (out_row > 0), inside, inside & (2 * out_row + 1 < height),
+        out_column > 0, 2 * out_column + 1 < width, 0, 1,
+    )  # fmt: skip
+    # Levels by way of float32; other types stay as they are.
+    x = tl.reshape(x, (BLOCK_M, 32)).to(tl.float32).to(weight_ptr.dtype.element_ty)
     taps = tl.arange(0, 32)
-    row = 2 * out_row[None, :] + (taps // 3 % 3 - 1)[:, None]
-    column = 2 * (position - out_row * out_width)[None, :] + (taps % 3 - 1)[:, None]
-    # Taps in front: neighbouring threads then read neighbouring positions.
-    x_ptrs = x_ptr + image * x_image + (taps // 9 * x_color)[:, None] + (row * x_row + column * x_column)
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (taps[:, None] < 27)
-    x = tl.load(x_ptrs, mask=inside, other=0)
-    x = x.to(tl.float32).to(weight_ptr.dtype.element_ty).T  # levels by way of float32; the others stay as they are
     out_ptr += image * positions * C
     for part in tl.static_range(PARTS):
         channels = (tl.program_id(1) * PARTS + part) * BLOCK_N + tl.arange(0, BLOCK_N)

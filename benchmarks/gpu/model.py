@@ -48,10 +48,10 @@ CHANGES: tuple[Change, ...] = (
     Change("block sizes and policy rows", ()),
     Change("GELU in logistic form", ("fast_gelu",)),
     Change("products: TMA, split-K, cuBLAS", ("linear_tma", "split_k", "cublas")),
-    Change("depthwise: rows, pairs, mma", ("depthwise_rows", "depthwise_pairs", "depthwise_mma")),
+    Change("depthwise: rows and pairs", ("depthwise_rows", "depthwise_pairs")),
     Change("stem.0 as one product", ("stem",)),
     Change("programmatic dependent launch", ("pdl",)),
-    Change("FP8", ("linear_fp8", "norm_fp8", "quantize_fp8"), "fp8"),
+    Change("FP8", ("linear_fp8", "norm_fp8"), "fp8"),
 )
 """In the order in which they are added up, on top of the release's kernels."""
 

@@ -20,7 +20,7 @@ from ...kernels.linear_residual import linear_residual
 from ...kernels.mlp import MAX_CHANNELS, mlp
 from ...kernels.norm_fp8 import norm_fp8
 from ...kernels.norm_linear import norm_linear
-from ...kernels.policy import FP8_CHANNELS, ROWS
+from ...kernels.policy import FP8_CHANNELS, ROWS, depthwise_part
 from ...kernels.products import KERNELS
 from ...kernels.quantize_fp8 import quantize_fp8
 from ...kernels.stem import flat_taps, stem
@@ -30,7 +30,9 @@ Operator = Callable[..., Tensor]
 
 PARTS: dict[str, tuple[str, ...]] = {
     "stem": ("stem",),
-    "depthwise": ("depthwise", "depthwise 7x7", "depthwise x2"),
+    "depthwise": ("depthwise",),
+    "depthwise 7x7": ("depthwise 7x7",),
+    "depthwise x2": ("depthwise x2",),
     "linear_gelu": ("pointwise", "fc1"),
     "linear_residual": ("proj", "fc2"),
     "mlp": ("ConvFFN",),
@@ -40,9 +42,13 @@ PARTS: dict[str, tuple[str, ...]] = {
     "norm_fp8": ("norm fp8",),
     "quantize_fp8": ("quantize fp8",),
 }
-"""Parts of the model, as `policy.ROWS` names them, by the operator that computes them."""
+"""Parts of the model, as `policy.ROWS` names them, by the operator that computes them.
+
+Depthwise convolutions that have kernels of their own count as operators."""
 
 ALWAYS: dict[str, tuple[str, ...]] = {
+    "depthwise 7x7": ("depthwise",),
+    "depthwise x2": ("depthwise",),
     "linear_gelu": tuple(KERNELS),
     "linear_residual": tuple(KERNELS),
     "norm_linear": ("norm_linear", *KERNELS),
@@ -162,6 +168,8 @@ def _fp8_cases(config: FastViTHDConfig, size: Size, make: Random) -> Iterator[Ca
             yield linear_fp8_case(make, m, c, 3 * c)
             yield attention_case(make, batch, h * w, config.num_heads(stage), c, STEP)
             yield linear_fp8_case(make, m, c, c, residual=True)
+        if c >= FP8_CHANNELS:
+            yield depthwise_case(make, (batch, h, w, c), 7, out_scale=STEP)
         if c >= FP8_CHANNELS or config.dims[-1] < FP8_CHANNELS:
             yield quantize_case(make, m, c)
             yield linear_fp8_case(make, m, c, hidden, gelu=True)
@@ -199,7 +207,7 @@ def _strided(make: Random, c: int) -> Iterator[Case]:
     cases = [
         gelu_case(make, 130, c, c), residual_case(make, 130, c, c), mlp_case(make, 130, c // 2, 2 * c),
         norm_case(make, 130, c), attention_case(make, 2, 65, c // 32, c), depthwise_case(make, (2, 9, 11, c), 7),
-        *stem_cases(make, 2, 10, 12, c),
+        depthwise_case(make, (2, 10, 12, c), 7, stride=2, outputs=2), *stem_cases(make, 2, 10, 12, c),
     ]  # fmt: skip
     if make.dtype != torch.float32:
         cases += [norm_fp8_case(make, 130, c), quantize_case(make, 130, c), linear_fp8_case(make, 130, c, c)]
@@ -301,14 +309,15 @@ def linear_fp8_case(make: Random, m: int, k: int, n: int, *, gelu: bool = False,
 
 def depthwise_case(
     make: Random, shape: tuple[int, int, int, int], kernel: int, *, stride: int = 1, gelu: bool = False,
-    outputs: int = 1,
+    outputs: int = 1, out_scale: float | None = None,
 ) -> Case:  # fmt: skip
-    """A grouped convolution of x (B, H, W, C)."""
+    """A grouped convolution of x (B, H, W, C); the result is FP8 in steps of `out_scale` if that is given."""
 
     def run(x: Tensor, weight: Tensor, bias: Tensor, **how: Any) -> Tensor:
-        return depthwise(x, weight, bias, stride, gelu, **how)
+        return depthwise(x, weight, bias, stride, gelu, out_scale=out_scale, **how)
 
     out = outputs * shape[3]
     tensors = make(*shape), make(kernel, kernel, out, std=1 / kernel), make(out)
     what = f"{'x'.join(map(str, shape))} k={kernel} s={stride} m={outputs}{' gelu' if gelu else ''}"
-    return Case("depthwise", what, run, tensors)
+    what += "" if out_scale is None else " fp8"
+    return Case(depthwise_part(kernel, stride, outputs), what, run, tensors)

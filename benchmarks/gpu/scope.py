@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-OURS, TUNED, EAGER, COMPILED = "ours", "ours, tuned", "eager channels-last", "torch.compile "
+OURS, TUNED, IN_FP8, EAGER, COMPILED = "ours", "ours, tuned", "ours, FP8", "eager channels-last", "torch.compile "
 """Names of contenders in results; the last is followed by a mode."""
 
 

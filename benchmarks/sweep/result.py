@@ -129,7 +129,8 @@ class Latency:
         p50_ms, p90_ms, p99_ms, mean_ms, min_ms: over all calls.
         count: calls.
         windows: one for each round; resample these for a confidence interval, since calls in a row are not independent.
-        timer: `wall` (host clock, arrays in and out), `cuda-events`, or `cuda-graph` (events around a graph's replay).
+        timer: `wall` (host clock, arrays in and out), or device time: `cuda-events` of the call, `cuda-graph` of the
+            replay of its graph.
         stable: the last windows agreed within the tolerance.
         spread: (largest - smallest) / median of those last windows, of their times or of their ratios to the reference,
             whichever is smaller.

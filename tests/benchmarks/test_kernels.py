@@ -70,7 +70,7 @@ def test_kernels_are_those_of_the_policy() -> None:
         rows = {row.kernel for row in ROWS if row.part == case.part and torch.half in row.dtypes and not row.arch}
         assert set(case.kernels) == rows | ({TWO} if case.op == "mlp" else set())
         assert case.chosen is None or case.chosen in case.kernels
-    parts = {"stem", "qkv", "attention", "proj", "ConvFFN", "fc1", "fc2", "pointwise", "depthwise"}
+    parts = {row.part for row in ROWS if not row.part.endswith("fp8")}
     assert {case.part for case in half} == parts
 
 
@@ -120,12 +120,12 @@ def test_a_chosen_kernel_that_loses_stands_out() -> None:
 def test_dry_run_and_resuming(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     first = CliRunner().invoke(main, ["--dry-run", "--only", "operators", "--seconds", "0", "--out", str(out)])
-    assert first.exit_code == 0 and "rows left after 0 s" in first.output, first.output
+    assert first.exit_code == 0 and "the 0 s are over" in first.output, first.output
     before = out.read_text(encoding="utf-8").splitlines()
     assert [json.loads(row)["kind"] for row in before] == ["environment", "ceilings"]
     arguments = ["--dry-run", "--gpu", "h100", "--out", str(out)]
     second = CliRunner().invoke(main, arguments)
-    assert second.exit_code == 0 and "left" not in second.output, second.output
+    assert second.exit_code == 0 and "s are over" not in second.output, second.output
     rows = [json.loads(row) for row in out.read_text(encoding="utf-8").splitlines()]
     operators = [row for row in rows if row["kind"] == "operator"]
     assert len(operators) == len(list(cases(TINY, 64, 1, Maker(torch.float32, "cpu"))))
@@ -194,7 +194,7 @@ def test_says_that_it_needs_a_gpu() -> None:
 def test_operators_on_a_gpu(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     plan = Plan("tiny", ((64, 1),), only="operators")
-    assert not kernels.run(plan, RowFile(out, gpu_environment()), print)
+    assert kernels.run(plan, RowFile(out, gpu_environment()), print)
     rows = [json.loads(row) for row in out.read_text(encoding="utf-8").splitlines()]
     operators = [row for row in rows if row["kind"] == "operator"]
     assert operators and not any(row["wrong"] for row in operators)

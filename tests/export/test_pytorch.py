@@ -126,6 +126,7 @@ def test_kernels(
     backend = PyTorchBackend(artifact, "triton")
     assert backend.computes.endswith("Triton kernels") and isinstance(backend, TensorBackend)
     assert distance(backend.run(pixels), PyTorchBackend(artifact).run(pixels)) < bound
+    assert torch.equal(backend.launch(torch.from_numpy(pixels)), backend.run_tensor(torch.from_numpy(pixels)))
 
 
 @pytest.mark.usefixtures("without_gpu")
@@ -169,6 +170,7 @@ def test_kernels_on_a_gpu(exported: Export, pixels: np.ndarray, distance: Distan
     backend.run_tensor(torch.from_numpy(pixels[:1]))  # another graph
     backend.run_tensor(torch.from_numpy(pixels * 0))
     assert torch.equal(first, kept)
+    assert torch.equal(first, backend.launch(torch.from_numpy(pixels)))
     assert distance(first.cpu(), PyTorchBackend(artifact).run(pixels)) < 5e-3
 
 

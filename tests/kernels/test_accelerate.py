@@ -69,6 +69,10 @@ def test_cast_and_loaded_weights_count(fused: FastViTHD) -> None:
     loaded.load_state_dict(other.state_dict())
     pairs = zip(loaded.modules(), other.modules(), strict=True)
     assert all(torch.equal(a.sums, b.sums) for a, b in pairs if hasattr(a, "sums"))
+    assert torch.equal(loaded.first.taps, other.first.taps)
+    assert cast.first.taps.dtype == torch.float16 and torch.equal(
+        cast.first.taps[:, :27], cast.first.conv.weight.flatten(1)
+    )
 
 
 ISLANDS = (
@@ -135,7 +139,7 @@ def test_which_kernels_may_run(fused: FastViTHD, monkeypatch: pytest.MonkeyPatch
 
         return call
 
-    for name in ("attention", "norm_linear", "linear_residual", "linear_gelu", "mlp", "depthwise"):
+    for name in ("attention", "norm_linear", "linear_residual", "linear_gelu", "mlp", "depthwise", "stem"):
         monkeypatch.setattr(MODULE, name, watch(name))
     half, x = copy.deepcopy(fused).half(), torch.rand(1, 3, 64, 64).half()
 
@@ -145,7 +149,9 @@ def test_which_kernels_may_run(fused: FastViTHD, monkeypatch: pytest.MonkeyPatch
             accelerate(model, **kwargs)(x)  # type: ignore[arg-type]
         return set(seen)
 
-    assert used(half, x) == {"attention", "norm_linear", "linear_residual", "linear_gelu", "mlp", "depthwise"}
+    assert used(half, x) == {
+        "attention", "norm_linear", "linear_residual", "linear_gelu", "mlp", "depthwise", "stem",
+    }  # fmt: skip
     assert used(half, x, kernels=()) == set()
     assert used(half, x, kernels=("mlp",)) == {"mlp"}
     assert used(half, x, kernels=("linear",)) == {"linear_residual", "linear_gelu"}
@@ -159,6 +165,7 @@ def test_which_kernels_may_run(fused: FastViTHD, monkeypatch: pytest.MonkeyPatch
         "linear_gelu",
         "mlp",
         "depthwise",
+        "stem",
     }
     with pytest.raises(ConfigError, match="accelerate names no kernel or mode 'flash'"):
         accelerate(fused, kernels=("flash",))
@@ -171,7 +178,11 @@ def test_exports_with_one_node_for_each_operator(fused: FastViTHD) -> None:
         program = torch.export.export(half, (x,))
         called = [str(n.target).split(".")[1] for n in program.graph.nodes if "fvexport" in str(n.target)]
         assert called.count("attention") == called.count("norm_linear") == 2
-        assert called.count("mlp") == 6 and called.count("depthwise") == 1 + 4 + 4 + 2 + 6 + 1
+        assert (
+            called.count("stem") == 1
+            and called.count("mlp") == 6
+            and called.count("depthwise") == 1 + 4 + 4 + 2 + 6 + 1
+        )
         assert relative(program.module()(x), half(x)) < 1e-6
 
 

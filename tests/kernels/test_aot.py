@@ -17,7 +17,7 @@ import torch
 
 from fvexport.encoder import VARIANTS, FastViTHDConfig
 from fvexport.errors import UnavailableError
-from fvexport.kernels import language
+from fvexport.kernels import language, products
 from fvexport.kernels.aot import (
     ARCHS,
     MAX_SHARED,
@@ -29,7 +29,17 @@ from fvexport.kernels.aot import (
     compile_launch,
     line_of,
 )
-from fvexport.kernels.dispatch import FP8_OPS, LIBRARY_OPS, NEWEST, OPS, capability_of, exists, has_fp8, modes_for
+from fvexport.kernels.dispatch import (
+    FP8_OPS,
+    LIBRARY_OPS,
+    NEWEST,
+    OPS,
+    PRODUCTS,
+    capability_of,
+    exists,
+    has_fp8,
+    modes_for,
+)
 from fvexport.kernels.launches import TRITON_TYPES, Call, Launch, encoder_calls, launches_of, recording
 from fvexport.kernels.linear_tma import descriptor
 from fvexport.kernels.table import committed, default_config, dtype_class
@@ -219,6 +229,22 @@ def test_descriptors_are_arguments_with_a_block() -> None:
 
 def _example(x, a, b, c, d, e, f, BLOCK: language.tl.constexpr if language.INSTALLED else int):  # type: ignore[no-untyped-def]
     pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_of_one_row_and_few_columns(name: str) -> None:
+    """Sizes of 1 are compiled in, and multiples of 16 are not known."""
+    m, n, k = 1, 8 if name == "linear_tma" else 1, 72
+    x, weight, bias = (torch.empty(size, dtype=torch.float16, device="meta") for size in ((m, k), (n, k), (n,)))
+    with recording() as made:
+        products.KERNELS[name](
+            x, weight, bias, None, None, default_config(name, "sm_90", "half", {"m": m, "n": n, "k": k}), gelu=True
+        )
+    assert made
+    for launch in made:
+        kernel = compile_launch(launch, "sm_90")
+        assert kernel.spills == 0 and kernel.scratch == 0
 
 
 def test_launchers_are_back_as_they_were() -> None:

@@ -18,6 +18,7 @@ from fvexport.errors import ConfigError
 from fvexport.kernels import policy, scaled_mm
 from fvexport.kernels.accelerate import accelerate
 from fvexport.kernels.attention import attention, attention_reference
+from fvexport.kernels.dispatch import DEFAULTS
 from fvexport.kernels.fp8 import FP8, End, fp8_reference
 from fvexport.kernels.fp8_layers import Fp8Product, count_fp8_layers
 from fvexport.kernels.linear_fp8 import linear_fp8, linear_fp8_reference
@@ -274,12 +275,14 @@ def test_exports_with_one_node_for_each_operator(quantized: Quantized) -> None:
     called = [str(n.target).split(".")[1] for n in program.graph.nodes if "fvexport" in str(n.target)]
     # Without a half dtype no kernel is chosen, and only those operators that PyTorch has no part of are nodes.
     assert called.count("linear_fp8") == called.count("norm_fp8") == 0 and called.count("depthwise") > 0
-    half = accelerate(quantized(), precision="fp8").half()
-    with torch.no_grad():
-        program = torch.export.export(half, (x.half(),))
-    called = [str(n.target).split(".")[1] for n in program.graph.nodes if "fvexport" in str(n.target)]
-    assert called.count("linear_fp8") == 16 and called.count("norm_fp8") == 2 and called.count("attention") == 2
-    assert called.count("quantize_fp8") == 6
+    depthwise = {name for name in DEFAULTS if name.startswith("depthwise")}
+    for kernels, count in ((DEFAULTS, 0), (DEFAULTS - depthwise, 6)):  # the 7x7 before fc1 writes FP8 itself, or not
+        half = accelerate(quantized(), precision="fp8", kernels=kernels).half()
+        with torch.no_grad():
+            program = torch.export.export(half, (x.half(),))
+        called = [str(n.target).split(".")[1] for n in program.graph.nodes if "fvexport" in str(n.target)]
+        assert called.count("linear_fp8") == 16 and called.count("norm_fp8") == 2 and called.count("attention") == 2
+        assert called.count("quantize_fp8") == count
 
 
 # --- refusals ----------------------------------------------------------------------------------

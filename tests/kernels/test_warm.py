@@ -14,6 +14,7 @@ import torch
 from fvexport.encoder.config import get_variant
 from fvexport.errors import UnavailableError
 from fvexport.kernels import language, warm
+from fvexport.kernels.dispatch import modes_for
 from fvexport.kernels.launches import Call, encoder_calls
 from fvexport.kernels.table import Config, default_config
 from fvexport.kernels.warm import Built
@@ -43,10 +44,10 @@ driver.set_active(Fake())
 own, hits = JITFunction.run, {}
 knobs.compilation.listener = lambda **found: hits.setdefault(found["metadata"]["hash"], found["cache_hit"])
 JITFunction.run = lambda self, *args, grid, warmup, **kwargs: own(self, *args, grid=grid, warmup=True, **kwargs)
-seen = set()
-for call in encoder_calls(get_variant("tiny"), 64, 64, 1, torch.float16):
-    if call.op not in seen:
-        seen.add(call.op)
+left = {"depthwise", "norm_linear", "linear_tma", "split_k"}
+for call in encoder_calls(get_variant("fastvithd"), 256, 256, 1, torch.float16, modes=3):
+    if call.op in left:
+        left.remove(call.op)
         call.launch(default_config(call.op, "sm_90", "half", call.sizes))
 print(json.dumps(hits))
 """
@@ -54,10 +55,12 @@ print(json.dumps(hits))
 
 
 def first_calls() -> list[tuple[Call, Config]]:
-    """The first call of each operator."""
+    """The first calls of some operators: with one launch, with two, with TMA descriptors, launched by PDL."""
     found: dict[str, tuple[Call, Config]] = {}
-    for call in encoder_calls(get_variant("tiny"), 64, 64, 1, torch.float16):
-        found.setdefault(call.op, (call, default_config(call.op, "sm_90", "half", call.sizes)))
+    for call in encoder_calls(get_variant("fastvithd"), 256, 256, 1, torch.float16, modes=modes_for("sm_90")):
+        if call.op in ("depthwise", "norm_linear", "linear_tma", "split_k"):
+            found.setdefault(call.op, (call, default_config(call.op, "sm_90", "half", call.sizes)))
+    assert len(found) == 4
     return list(found.values())
 
 
@@ -105,16 +108,17 @@ def run_python(code: str) -> str:
 def test_what_does_not_compile_is_said(cache: Path) -> None:
     """A tile that no launcher refuses, but Triton: the rest is compiled all the same."""
     wanted = first_calls()
-    call, config = next(pair for pair in wanted if pair[0].op == "attention")
+    call, config = next(pair for pair in wanted if pair[0].op == "norm_linear")
     broken = Config(dict(config.blocks) | {"BLOCK_N": 48}, config.num_warps, config.num_stages)  # no power of two
 
     def refuse(config: Config) -> object:
         raise ValueError("no such block sizes")
 
     bad, refused, good = warm.warm([(call, broken), (Call("linear", {}, refuse), config), (call, config)], "sm_90")
-    assert bad[0].error and not bad[0].hash and bad[0].kernel == "attention_kernel"
+    failed = bad[-1]
+    assert failed.error and not failed.hash and failed.kernel == "norm_linear_kernel"
     assert refused == (Built("linear", 0.0, error="no such block sizes"),)
-    assert good[0].hash and not good[0].error
+    assert all(launch.hash and not launch.error for launch in good)
 
 
 def test_time_limit(cache: Path) -> None:

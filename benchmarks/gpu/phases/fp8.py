@@ -15,10 +15,9 @@ from .. import latency
 from ..encoder import fp8_verdicts
 from ..job import Job
 from ..precise import strict
-from ..scope import OURS
+from ..scope import IN_FP8
 from . import quantize, weights
 
-NAME = f"{OURS}, FP8"
 TIMING_S = 1.0
 
 
@@ -37,11 +36,11 @@ def run(job: Job) -> None:
     facts("fp8", layers=count_fp8_layers(model))
     for size in scope.latency:
         if job.left() < 3 * TIMING_S:
-            facts("latency-skipped", size=size.name, name=NAME)
+            facts("latency-skipped", size=size.name, name=IN_FP8)
             continue
         x = latency.pixels(size, dtype, job.device)
         candidates: dict[str, latency.Run] = {}
-        for name, one in ((NAME, model), (f"{NAME}, cuBLAS", library)):
+        for name, one in ((IN_FP8, model), (f"{IN_FP8}, cuBLAS", library)):
             try:
                 candidates[name] = Replay(lambda one=one, x=x: one(x), copies=1)  # type: ignore[misc]
             except Exception as error:

@@ -12,7 +12,7 @@ from ..job import Job
 from ..model import AFTER, BEFORE, predict, total_ms
 from ..predicted.device import H100
 from ..predicted.scenario import Image, Scenario
-from ..scope import COMPILED, EAGER, FOUR, OURS, Size
+from ..scope import COMPILED, EAGER, FOUR, IN_FP8, OURS, Size
 
 if TYPE_CHECKING:
     from ..facts import Facts
@@ -30,6 +30,9 @@ def run(job: Job) -> None:
     for size in FOUR[-1:] if job.dry else scope.latency:
         with _noted(facts, size.name):
             _contenders(facts, size)
+        with _noted(facts, f"{IN_FP8} {size.name}"):
+            ms = total_ms(Image(*size), Scenario(IN_FP8, latency.in_use(), precision="fp8"), H100)
+            facts("predicted", gpu=H100.name, name=IN_FP8, size=size.name, ms=ms)
     for size in FOUR[-1:] if job.dry else scope.toggles:
         image = Image(*size)
         for name, kernels in [*latency.variants().items()][: 1 if job.dry else None]:

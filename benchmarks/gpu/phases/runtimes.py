@@ -9,8 +9,6 @@ import torch
 
 from ....errors import FvexportError, first_line
 from ....export.artifact import Artifact
-from ....export.onnx import export_onnx
-from ....export.options import ExportOptions
 from ....export.runtime.backends import make_backend
 from ....export.runtime.base import TensorBackend
 from ....export.targets import get_target, why_absent
@@ -40,6 +38,9 @@ def run(job: Job) -> None:
     size, dtype = scope.profiled, getattr(torch, scope.main)
     out = Path(job.scratch) / "artifact"
     try:
+        from ....export.onnx import export_onnx
+        from ....export.options import ExportOptions
+
         options = ExportOptions(size.height, size.width, size.batch, precision="fp32" if job.dry else "fp16")
         export_onnx(None, out, options=options, variant=scope.variant, parity=False)
     except (FvexportError, ImportError) as error:

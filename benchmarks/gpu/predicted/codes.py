@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ FILE = Path(__file__).parent / "codes.json"
 COMMAND = "python -m fvexport.benchmarks.gpu.predicted.codes"
 ARCH = "sm_90"
 WARP = 32
-WITHOUT_EFFECT = ("GROUP_M", "PDL")
-"""Constants that change no instruction that counts."""
+WITHOUT_EFFECT = ("GROUP_M", "PDL", "PERSISTENT")
+"""Constants that change no instruction that counts. A persistent kernel is counted tile by tile, as one that is not."""
 
 UNUSUAL = ("fp8e4nv", "u8")
 """Types of tensors that are told apart; all others follow from the model's."""
@@ -108,6 +108,8 @@ def counted(launch: Launch, sizes: Mapping[str, int]) -> Code:
     from ....kernels.aot import compile_launch
     from ....kernels.work import sizes_of, work_of
 
+    constants = tuple((name, 0 if name == "PERSISTENT" else value) for name, value in launch.constants)
+    launch = replace(launch, constants=constants)
     work = work_of(launch.name, dict(launch.constants), sizes_of(launch.name, sizes, launch.grid))
     compiled = compile_launch(launch, ARCH, sizes=dict(sizes), dtype="fp16", sass=True)
     found = compiled.sass
@@ -158,16 +160,18 @@ def main() -> None:
     def command(everything: bool) -> None:
         """Count the SASS of every launch of the encoder and write codes.json."""
         known = {} if everything or not FILE.exists() else stored()
-        codes = {}
+        codes: dict[str, Code] = {}
+        done = False
         try:
             for key, (launch, sizes) in wanted().items():
                 codes[key] = known.get(key) or counted(launch, sizes)
                 if key not in known:
                     click.echo(f"{key}: {codes[key]}")
+            done = True
         except UnavailableError as error:
             raise click.ClickException(str(error)) from None
         finally:  # what was counted until then need not be compiled again
-            FILE.write_text(to_json(codes, versions_of("triton")), encoding="utf-8")
+            FILE.write_text(to_json(codes if done else {**known, **codes}, versions_of("triton")), encoding="utf-8")
 
     command()
 

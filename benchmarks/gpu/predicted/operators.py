@@ -115,11 +115,16 @@ class Placed:
         port = self.rounds * size / (PORT * self.device.clock)
         return max(self.programs * size / self.device.cache, port)
 
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Of the launch on this device."""
+        return (min(self.programs, self.device.processors),) if self.constants.get("PERSISTENT") else self.launch.grid
+
     def cost(self, limits: Mapping[str, float], tail: float = 0.0) -> Cost:
         """The launch's cost, with what is known of its code."""
         issued = WARP * self.warps * self.programs * self.instructions
         return Cost(
-            self.name, LAUNCH, limits, tail, pdl=self.pdl, grid=self.launch.grid, code=self.code, issued=issued
+            self.name, LAUNCH, limits, tail, pdl=self.pdl, grid=self.grid, code=self.code, issued=issued
         )  # fmt: skip
 
     @property
@@ -166,7 +171,15 @@ def place(launch: Launch, sizes: Mapping[str, int], device: Device) -> Placed:
         raise ConfigError(f"the model knows no work of a program of {launch.name}; add it to kernels/work.py")
     code = code_of(launch)
     passes = max(0.0, (work.steps - code.peeled) / code.unrolled) if code.loop else 0.0
-    return Placed(launch, sizes, code, work.steps, passes, math.prod(launch.grid), launch.num_warps, device)
+    return Placed(launch, sizes, code, work.steps, passes, _programs(launch, sizes), launch.num_warps, device)
+
+
+def _programs(launch: Launch, sizes: Mapping[str, int]) -> int:
+    """Programs of a launch; tiles of a persistent one, whose programs are as many as the GPU has room for."""
+    constants = dict(launch.constants)
+    if not constants.get("PERSISTENT"):
+        return math.prod(launch.grid)
+    return math.ceil(sizes["m"] / constants["BLOCK_M"]) * math.ceil(sizes["n"] / constants["BLOCK_N"])
 
 
 def cost_of(launch: Launch, sizes: Mapping[str, int], device: Device) -> Cost:
@@ -206,7 +219,7 @@ def stencil(placed: Placed) -> Cost:
     """A depthwise convolution: x is read once for `stride` squared over `multiplier` values of each result."""
     sizes = placed.sizes
     values = sizes["batch"] * sizes["height"] * sizes["width"] * sizes["c"]
-    size = HALF * values * (1 + sizes["stride"] ** 2 / sizes["multiplier"])
+    size = values * (placed.result_size + HALF * sizes["stride"] ** 2 / sizes["multiplier"])
     waves = math.ceil(placed.rounds / placed.resident)
     limits = {
         "issue": placed.issue(placed.instructions),

@@ -159,14 +159,15 @@ def call_sizes(step: Step) -> dict[str, int]:
 
 
 def fp8_cost(step: Step, calls: Calls, device: Device) -> Cost | None:
-    """A step whose products are FP8, with the passes that write FP8 for them; None for one that FP8 leaves as it is."""
+    """A step whose products are FP8; None for one that FP8 leaves as it is.
+
+    What comes before a product writes FP8 itself: the depthwise convolution, attention, and LayerNorm in `norm_fp8`.
+    """
     sizes, m = step.sizes, step.rows
     if step.kind == "ffn" and in_fp8("fc1", sizes["c"]):
         c, hidden = sizes["c"], sizes["hidden"]
-        return launched("quantize_fp8", {"m": m * c}, calls, device).then(
-            launched("linear_fp8", {"m": m, "n": hidden, "k": c}, calls, device, gelu=True),
-            launched("linear_fp8", {"m": m, "n": c, "k": hidden}, calls, device, residual=True),
-        )
+        first = launched("linear_fp8", {"m": m, "n": hidden, "k": c}, calls, device, gelu=True)
+        return first.then(launched("linear_fp8", {"m": m, "n": c, "k": hidden}, calls, device, residual=True))
     if step.row not in ("qkv", "proj") or not in_fp8(step.row, sizes["k"]):
         return None
     product = launched("linear_fp8", sizes, calls, device, residual=step.residual)

@@ -13,6 +13,7 @@ from fvexport.encoder.reparameterize import reparameterize
 from fvexport.kernels.accelerate import accelerate
 from fvexport.kernels.dispatch import OPS
 from fvexport.kernels.policy import kernel_for
+from fvexport.kernels.stem import stem as own_stem
 
 PRODUCTS = tuple(op for op in OPS if op != "depthwise")  # which takes most of the time, with 700 steps a program
 
@@ -51,6 +52,27 @@ def test_same_features_by_the_rows_for_an_h100(monkeypatch: pytest.MonkeyPatch) 
         found, own, wanted = accelerate(half, kernels=PRODUCTS)(x), half(x), model.double()(x.double())
     assert {"linear_tma", "cublas"} <= used
     assert (found.double() - wanted).norm() < 2 * (own.double() - wanted).norm()
+
+
+def test_levels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A uint8 model's first layer reads the levels themselves, from planes."""
+    source = load_checkpoint(variant="tiny").encoder
+    x = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    half = reparameterize(source, uint8_input=True).half()
+    model = accelerate(half, kernels=("stem", "fast_gelu"))
+    seen: list[torch.dtype] = []
+
+    def stem(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen.append(x.dtype)
+        return own_stem(x, *args, **kwargs)
+
+    monkeypatch.setattr(import_module("fvexport.kernels.accelerate"), "stem", stem)
+    with torch.inference_mode():
+        found, own, wanted = model(x), half(x), reparameterize(source).double()(x.double() / 255)
+    assert seen == [torch.uint8]
+    assert (found.double() - wanted).norm() < 2 * (own.double() - wanted).norm()
+    assert model.input_layout(x.device) == torch.contiguous_format
+    assert accelerate(half, kernels=()).input_layout(x.device) == torch.channels_last
 
 
 def test_same_features_in_float32() -> None:
