@@ -65,8 +65,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "depthwise 7x7", "depthwise_rows", DTYPES,
-        "77 to 88 instructions per value instead of 106 to 126, which is what bounds a 7x7; 106 on small maps, where twice "
-        "the programs are worth more",
+        "77 to 88 instructions per value instead of 106 to 126, which is what bounds a 7x7; 106 on small maps, "
+        "where twice the programs are worth more",
     ),
     Row("depthwise 7x7", "depthwise", DTYPES, "bias in the same pass: each value is read and written once"),
     Row(
@@ -84,8 +84,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "depthwise x2", "depthwise_pairs", DTYPES,
-        "7x7 with two outputs per input channel: 89 instructions per value instead of 161 to 249, because each value of x is "
-        "loaded once for both",
+        "7x7 with two outputs per input channel: 89 instructions per value instead of 161 to 249, because each value "
+        "of x is loaded once for both",
     ),
     Row("depthwise x2", "depthwise", DTYPES, "bias and GELU in the same pass"),
     Row(
