@@ -32,6 +32,7 @@ What lives here
     timing          device time of calls: events that the host runs ahead of, CUDA graphs of many copies
     ceilings        what a GPU reaches in a plain copy and a plain product
     warm            Triton's cache filled by processes that open no GPU
+    share           which calls a model makes, and their predicted time
     tune            block sizes searched on a GPU, for `fvexport tune`
     launches        which kernels the encoder launches, found without a GPU
     aot             kernels compiled for six architectures without one, and what the compilers say of them
