@@ -17,8 +17,8 @@ diagonal matrices stay in registers, and each row of x is loaded once for all ro
 
 FLOPs: 2 k^2 per value of y, 16 k (k + 1) with the zeros.    Bytes: x once, y once.
 
-Compiled for sm_90 the 7x7 takes 31 to 46 instructions per value instead of 77 to 88 in `depthwise_rows`; a seventh to a
-quarter of them are on tensor cores. GPUs that multiply half types with sums in float32 at a quarter of an H100's rate
+Compiled for sm_90 the 7x7 takes 31 to 42 instructions per value instead of 77 to 106 in `depthwise_rows`; seven of them
+are on tensor cores. GPUs that multiply half types with sums in float32 at a quarter of an H100's rate
 (sm_86, sm_89, sm_120) gain nothing.
 """
 

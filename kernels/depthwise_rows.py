@@ -10,7 +10,7 @@ it, k + (ROWS - 1) s times per column of taps instead of k ROWS.
 
 FLOPs: 2 k^2 per value of y.    Bytes: x once, y once (neighbouring programs share their edges through L1 and L2).
 
-A 7x7 is limited by the rate at which instructions are issued: 49 of its 77 to 88 instructions per value of y are
+A 7x7 is limited by the rate at which instructions are issued: 49 of its 77 to 106 instructions per value of y are
 multiplications with addition. `depthwise.py` has the operator, and the kernel for any number of outputs per channel.
 """
 

@@ -58,14 +58,15 @@ class Row:
 ROWS: tuple[Row, ...] = (
     Row(
         "depthwise 7x7", "depthwise_mma", HALF,
-        "tensor cores: 31 to 46 instructions per value instead of 77 to 88, and a third of a clock of tensor cores, "
+        "tensor cores: 31 to 42 instructions per value instead of 77 to 106, and a third of a clock of tensor cores, "
         "predicted; sm_86, sm_89 and sm_120 would take 1.7 clocks by their data sheets. Under 4 positions per "
         "multiprocessor there are too few programs",
         rows_per_processor=4, arch=HOPPER,
     ),
     Row(
         "depthwise 7x7", "depthwise_rows", DTYPES,
-        "77 to 88 instructions per value instead of 106, which is what bounds a 7x7",
+        "77 to 88 instructions per value instead of 106 to 126, which is what bounds a 7x7; 106 on small maps, "
+        "where twice the programs are worth more",
     ),
     Row("depthwise 7x7", "depthwise", DTYPES, "bias in the same pass: each value is read and written once"),
     Row(
@@ -83,8 +84,8 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(
         "depthwise x2", "depthwise_pairs", DTYPES,
-        "7x7 with two outputs per input channel: 88 instructions per value instead of 246, because each value of x is "
-        "loaded once for both",
+        "7x7 with two outputs per input channel: 89 instructions per value instead of 161 to 249, because each value "
+        "of x is loaded once for both",
     ),
     Row("depthwise x2", "depthwise", DTYPES, "bias and GELU in the same pass"),
     Row(

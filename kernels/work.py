@@ -106,7 +106,7 @@ def _depthwise_pairs(constants: Constants, sizes: Sizes) -> Work:
 
 
 def _depthwise_mma(constants: Constants, sizes: Sizes) -> Work:
-    """Pairs of columns of taps; each value takes 16 multiply-adds for a row of one, 14 of them with zeros."""
+    """A step is a pair of columns of taps: 16 multiply-adds per value and row of taps, most of them with zero."""
     values = constants["ROWS"] * constants["BLOCK_W"] * constants["BLOCK_C"]
     return Work(values, (constants["KERNEL"] + 1) // 2, 16 * constants["KERNEL"] * values)
 
