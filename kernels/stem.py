@@ -49,7 +49,7 @@ def tap(
 ):  # fmt: skip
     """Tap K of each position, zero outside the image and beyond the last tap; x_ptrs points to the middle ones."""
     if K >= 27:
-        return tl.zeros(x_ptrs.shape, tl.float32).to(x_ptrs.dtype.element_ty)
+        return tl.zeros(x_ptrs.shape, tl.uint8 if x_ptrs.dtype.element_ty == tl.uint8 else tl.int16)
     else:
         DOWN: tl.constexpr = K // 3 % 3 - 1
         RIGHT: tl.constexpr = K % 3 - 1
@@ -62,7 +62,9 @@ def tap(
             valid &= left
         elif RIGHT == 1:
             valid &= right
-        return tl.load(x_ptrs + (K // 9 * x_color + DOWN * x_row + RIGHT * x_column), mask=valid, other=0)
+        x = tl.load(x_ptrs + (K // 9 * x_color + DOWN * x_row + RIGHT * x_column), mask=valid, other=0)
+        # As bits: Triton 3.7 fails on sm_100 if taps that were put together are an operand as they are.
+        return x if x_ptrs.dtype.element_ty == tl.uint8 else x.to(tl.int16, bitcast=True)
 
 
 @jit
@@ -109,8 +111,11 @@ def stem_kernel(
         x_ptrs, x_color, x_row, x_column, inside & (out_row > 0), inside, inside & (2 * out_row + 1 < height),
         out_column > 0, 2 * out_column + 1 < width, 0, 1,
     )  # fmt: skip
-    # Levels by way of float32; other types stay as they are.
-    x = tl.reshape(x, (BLOCK_M, 32)).to(tl.float32).to(weight_ptr.dtype.element_ty)
+    x = tl.reshape(x, (BLOCK_M, 32))
+    if x_ptr.dtype.element_ty == tl.uint8:
+        x = x.to(tl.float32).to(weight_ptr.dtype.element_ty)
+    else:
+        x = x.to(weight_ptr.dtype.element_ty, bitcast=True)
     taps = tl.arange(0, 32)
     out_ptr += image * positions * C
     for part in tl.static_range(PARTS):
