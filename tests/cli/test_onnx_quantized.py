@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(folder: Path) -> tuple[str, Path]:
+def written(folder: Path, exact_int8: None) -> tuple[str, Path]:
     """What the command printed for onnxruntime, and the artifact."""
     from fvexport.cli.main import main
 
