@@ -206,8 +206,9 @@ def _strided(make: Random, c: int) -> Iterator[Case]:
 
     cases = [
         gelu_case(make, 130, c, c), residual_case(make, 130, c, c), mlp_case(make, 130, c // 2, 2 * c),
-        norm_case(make, 130, c), attention_case(make, 2, 65, c // 32, c), depthwise_case(make, (2, 9, 11, c), 7),
-        depthwise_case(make, (2, 10, 12, c), 7, stride=2, outputs=2), *stem_cases(make, 2, 10, 12, c),
+        norm_case(make, 130, c), attention_case(make, 2, 65, c // 32, c), depthwise_case(make, (2, 9, 11, c), 3),
+        depthwise_case(make, (2, 9, 11, c), 7), depthwise_case(make, (2, 10, 12, c), 7, stride=2, outputs=2),
+        *stem_cases(make, 2, 10, 12, c),
     ]  # fmt: skip
     if make.dtype != torch.float32:
         cases += [norm_fp8_case(make, 130, c), quantize_case(make, 130, c), linear_fp8_case(make, 130, c, c)]

@@ -133,9 +133,7 @@ class Run:
             self._prepare()
             with self._beside("quantize") as quantizing:
                 self._correctness()
-                # A dry run measures nothing, and has to be quick.
-                with self._beside("runtimes") if self.dry else contextlib.nullcontext():
-                    self._timing(quantizing)
+                self._timing(quantizing)
         except KeyboardInterrupt:
             self._fact("interrupted")
         finally:
@@ -157,21 +155,40 @@ class Run:
             self._phase("models")
 
     def _timing(self, quantizing: Child | None) -> None:
-        self._ready()
-        self._repeated("latency", "toggle-failed")
-        self._compiled()
-        self._phase("profile")
-        if quantizing is not None:
-            self._ended(quantizing, quantizing.wait())
-        self._phase("fp8")
-        self._phase("kernels", commands.kernels(self.out, self.scope, self._limit("kernels"), self.dry))
+        with contextlib.ExitStack() as beside:
+            if self.dry:  # which measures nothing and has to be quick
+                for name in ("kernels", "runtimes", "leftover"):
+                    beside.enter_context(self._beside(name, self._command(name)))
+                beside.enter_context(self._autotune())
+            self._ready()
+            self._repeated("latency", "toggle-failed")
+            self._compiled()
+            self._phase("profile")
+            if quantizing is not None:
+                self._ended(quantizing, quantizing.wait())
+            self._phase("fp8")
+            if not self.dry:
+                self._phase("kernels", self._command("kernels"))
+                self._kernel_facts()
+                with self._autotune():
+                    pass
+            self._tune()
+            if not self.dry:
+                self._phase("runtimes")
+                self._phase("leftover")
+        if self.dry:
+            self._kernel_facts()
+
+    def _kernel_facts(self) -> None:
+        """What the report says of the rows in `kernels.jsonl`."""
         for row in report.kernel_facts(facts.read(self.out / commands.KERNELS)):
             self._fact("kernel", **row)
-        self._autotune()
-        self._tune()
-        if not self.dry:
-            self._phase("runtimes")
-        self._phase("leftover")
+
+    def _command(self, name: str) -> list[str] | None:
+        """The command of a phase that is no module of `phases`; None for the others."""
+        if name == "kernels":
+            return commands.kernels(self.out, self.scope, self._limit(name), self.dry)
+        return None
 
     # --- phases that are more than one process ----------------------------------------------------------
 
@@ -227,14 +244,17 @@ class Run:
             child.go()
             self._ended(child, child.wait(time.time() + max(TURN_S, self._limit("compiled"))))
 
-    def _autotune(self) -> None:
-        """torch.compile's strongest mode at the size with a target, in what time there is."""
+    @contextlib.contextmanager
+    def _autotune(self) -> Iterator[None]:
+        """torch.compile's strongest mode at the size with a target, beside what the block does."""
         if "autotune" not in self.chosen or not self._enough("autotune"):
+            yield
             return
         job = self._job(
             "compiled", self._limit("autotune"), size=list(self.scope.profiled), mode="max-autotune", autotune=True
         )
         child = self._launch("autotune", job, autotune=True)
+        yield
         self._ended(child, child.wait())
 
     def _tune(self) -> None:

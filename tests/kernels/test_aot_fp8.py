@@ -19,11 +19,13 @@ pytestmark = pytest.mark.skipif(
 )
 
 KERNELS = {"linear_fp8_kernel", "norm_fp8_kernel", "quantize_fp8_kernel"}
+WRITERS = {"attention_kernel", "depthwise_kernel", "depthwise_mma_kernel", "depthwise_rows_kernel"}
+"""Kernels of the half-precision model that write FP8 for a product after them."""
 FP8_ARCHS = [arch for arch in ARCHS if has_fp8(arch)]
 
 
 def launches(arch: str, dtype: torch.dtype, *sizes: tuple[int, int]) -> list[tuple[Call, Launch]]:
-    """What FP8 adds, attention that writes FP8 among it."""
+    """What FP8 adds: its own kernels, and others that write FP8."""
     modes = modes_for(arch)
     calls = [
         call
@@ -48,7 +50,7 @@ def test_one_of_each(arch: str) -> None:
     for call, launch in launches(arch, torch.float16, (1024, 1024)):
         writes = dict(launch.signature)["out_ptr"]
         found[launch.name, writes] = call, launch
-    assert {name for name, _ in found} == KERNELS | {"attention_kernel"}
+    assert {name for name, _ in found} == KERNELS | WRITERS
     assert {writes for name, writes in found if name == "linear_fp8_kernel"} == {"*fp8e4nv", "*fp16"}
     for (name, writes), (call, launch) in found.items():
         kernel = compile_launch(launch, arch, sizes=call.sizes, dtype="fp16")

@@ -92,7 +92,8 @@ def plan(job: Job) -> Iterator[tuple[Size | None, str, tuple[str, ...]]]:
     scope = job.scope
     first = scope.operators[0]
     for dtype in scope.half:
-        yield None, dtype, MODES
+        if not job.dry:  # the interpreter takes seconds for a group, and has the awkward cases without modes below
+            yield None, dtype, MODES
         yield first, dtype, MODES
     yield None, scope.half[0], ()
     for size in scope.operators[1:]:
