@@ -275,7 +275,7 @@ class Preprocessor:
         if image.size == size:
             return image
         left, top = (self._half(have, want) for have, want in zip(image.size, size, strict=True))
-        if left >= 0 and top >= 0:
+        if image.width >= size[0] and image.height >= size[1]:  # a single column or row is padded at offset 0
             return image.crop((left, top, left + size[0], top + size[1]))
         canvas = Image.new("RGB", size, self.config.fill)
         canvas.paste(image, (-left, -top))
