@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ..encoder.image import HELD_OUT, find_images, load_image, sample_images
-from ..encoder.preprocess import MAX_CANVAS, Preprocessor
+from ..encoder.preprocess import Preprocessor
 from ..errors import ConfigError, ImageError, first_line, one_line
 from .options import DEFAULT_SAMPLES
 
@@ -237,7 +237,7 @@ class _Chosen:
     def take(self, place: int, path: Path) -> bool:
         """Whether the file is usable and new; if so it is kept."""
         try:
-            size = load_image(path).size
+            load_image(path)
             with path.open("rb") as file:
                 digest = hashlib.sha256()
                 while block := file.read(2**20):
@@ -247,9 +247,6 @@ class _Chosen:
             return False
         except OSError as error:
             self.skipped.append((str(path), f"cannot be read ({first_line(error)})"))
-            return False
-        if max(size) ** 2 > MAX_CANVAS:  # padded to a square, it would be refused half way through a calibration
-            self.skipped.append((str(path), f"is too long and narrow to be padded ({size[0]}x{size[1]})"))
             return False
         if digest.hexdigest() in self.places:
             self.repeats += 1
