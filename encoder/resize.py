@@ -176,7 +176,7 @@ class _Axis:
         self.sums = np.array([[self._weights(index)[1].sum()] for index in range(len(outputs))], np.float64)
 
     def needed(self, start: int, length: int) -> tuple[int, int]:
-        """Which of the pixels `start` to `start + length` the outputs depend on: the first, and the one after the last."""
+        """Which of the pixels `start` to `start + length` the outputs depend on: the first, and one past the last."""
         bounds = [self._bounds(index) for index in range(len(self.outputs))]
         low, high = max(start, min(low for low, _ in bounds)), min(start + length, max(high for _, high in bounds))
         return (low, high) if low < high else (start, start)
