@@ -214,7 +214,8 @@ class _Axis:
         if self._same:
             return low, np.array([float(1 << _BITS)])
         center = (self.outputs[index] + 0.5) * self._scale
-        weights = self._filter((np.arange(low, high) - center + 0.5) * (1.0 / self._widening))
+        inputs = np.arange(low, high, dtype=np.float64)
+        weights = self._filter((inputs - center + 0.5) * (1.0 / self._widening))
         total = np.add.accumulate(weights)[-1]  # from left to right, as a loop in C adds
         if total != 0:
             weights = weights / total

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ...errors import ImageError, ImageWarning, first_line
 from . import wide
@@ -169,7 +169,7 @@ def _decode(file: BinaryIO, name: str, notices: list[str]) -> Image.Image:
     return _to_rgb(Image.fromarray(levels, mode), name, notices, _orientation(image))
 
 
-def _open(file: BinaryIO, name: str) -> Image.Image:
+def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     """The image in `file`, its header read and its format and size accepted."""
     try:
         image = Image.open(file)

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 _ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 """Byte order in Pillow's raw modes -> the other one, with which Pillow keeps the low byte of each pair."""
@@ -14,7 +14,7 @@ _ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _MODES = ("RGB", "RGBA", "RGBX", "CMYK")
 
 
-def low_bytes_mode(image: Image.Image) -> str | None:
+def low_bytes_mode(image: ImageFile.ImageFile) -> str | None:
     """The raw mode in which a PNG or TIFF file that was just opened gives the low bytes; None if it has none."""
     modes = {_raw_mode(tile) for tile in image.tile}
     if image.format not in ("PNG", "TIFF") or len(modes) != 1:
@@ -28,7 +28,7 @@ def low_bytes_mode(image: Image.Image) -> str | None:
     return f"{colours};16{_ORDER[order]}" if colours in _MODES else None
 
 
-def use_raw_mode(image: Image.Image, raw_mode: str) -> None:
+def use_raw_mode(image: ImageFile.ImageFile, raw_mode: str) -> None:
     """Makes an opened image load its pixels in another raw mode."""
     image.tile = [_with_raw_mode(tile, raw_mode) for tile in image.tile]
 
