@@ -51,7 +51,8 @@ class Found:
             names = ", ".join(map(str, sorted(paths)[:_EXAMPLES])) + (", ..." if len(paths) > _EXAMPLES else "")
             parts.append(f"{reason}: {len(paths)} ({names})")
         total = sum(map(len, self.left_out.values()))
-        return f"left out {total} files or folders: {'; '.join(parts)}" if parts else ""
+        noun = "file or folder" if total == 1 else "files or folders"
+        return f"left out {total} {noun}: {'; '.join(parts)}" if parts else ""
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
