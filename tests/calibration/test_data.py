@@ -18,7 +18,6 @@ from PIL import Image
 
 from fvexport.calibration import data as data_module
 from fvexport.calibration.data import DEFAULT_SAMPLES, SAMPLE, CalibrationData, calibration_data
-from fvexport.encoder import image as image_module
 from fvexport.encoder.image import HELD_OUT, load_image
 from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
 from fvexport.errors import ConfigError, ImageError

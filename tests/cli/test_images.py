@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,14 @@ def test_a_pipe_is_not_opened(fvexport, artifact: Path, tmp_path: Path) -> None:
     ran = fvexport("encode", "pipe.png", "--artifact", artifact, "--out", "o.safetensors")
     assert ran.code == 1
     assert "pipe.png is no regular file" in ran.err
+
+
+def test_the_page_on_input_images_runs(fvexport, artifact: Path, tmp_path: Path, photographs: dict[str, Path]) -> None:
+    page = Path(__file__).parents[2].joinpath("docs/input-images.md").read_text("utf-8")
+    Image.open(photographs["coffee"]).save(tmp_path / "photo.jpg")
+    (tmp_path / "fastvithd").symlink_to(artifact)
+    (command,) = re.findall(r"^\$ fvexport (.*)$", page, re.MULTILINE)
+    assert fvexport(*shlex.split(command)).code == 0
+    assert names(Path("features.safetensors")) == ["photo.jpg"]
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(program, {})
