@@ -3,7 +3,7 @@
 - `inputs.py`: one image or several? What each kind of value is.
 - `read.py`: `load_image`, which decodes a file, a PIL image or an array.
 - `levels.py`: values of any width -> 8-bit levels.
-- `png.py`: PNG files without their metadata; `wide.py`: 16 bits a channel from PNG and TIFF files.
+- `png.py`, `jpeg.py`: files without their metadata; `wide.py`: 16 bits a channel from PNG and TIFF files.
 - `find.py`: searches folders for images; `samples.py`: the photographs of scikit-image.
 """
 

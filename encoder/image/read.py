@@ -22,7 +22,7 @@ import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ...errors import ImageError, ImageWarning, first_line
-from . import wide
+from . import jpeg, wide
 from .inputs import ArrayLike, ImageLike, as_array, encoded_bytes, file_name, is_encoded, is_tensor, not_an_image
 from .levels import from_array, from_wide_mode, to_levels
 from .png import without_metadata
@@ -147,13 +147,20 @@ def _read(source: str | os.PathLike[str], notices: list[str]) -> Image.Image:
     except (OSError, ValueError) as error:  # a name too long, a null byte in it, a failing disk
         if _URL.match(str(source)):
             raise ImageError(missing(source)) from None
-        raise ImageError(f"cannot read {path} ({error}): check the path") from error
+        shown = str(path) if len(str(path)) < 300 else f"{str(path)[:100]}..."
+        raise ImageError(f"cannot read {shown} ({_reason(error)}): check the path") from error
 
 
 def _decode(file: BinaryIO, name: str, notices: list[str]) -> Image.Image:
     """The image in `file` as upright RGB."""
     file = without_metadata(file)
-    image = _open(file, name)
+    try:
+        image = _open(file, name)
+    except ImageError:
+        stripped = jpeg.without_metadata(file)
+        if stripped is None:
+            raise
+        file, image = stripped, _open(stripped, name)
     low_mode = wide.low_bytes_mode(image)
     _load(image, name)
     if low_mode is None:
@@ -231,6 +238,11 @@ def _failure(name: str, error: Exception) -> Exception:
     ):
         return ImageError(f"{name} needs something that Pillow {PIL.__version__} lacks ({reason}): convert it to PNG")
     return ImageError(f"{name} is damaged or cut off ({reason}): copy or download it again")
+
+
+def _reason(error: Exception) -> str:
+    """What an error of the system says, without the path."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _what_instead(head: bytes) -> str:

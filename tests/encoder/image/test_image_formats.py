@@ -1,4 +1,4 @@
-"""PNG files with large metadata, and 16 bits a channel in PNG and TIFF files."""
+"""PNG and JPEG files with large or damaged metadata, and 16 bits a channel in PNG and TIFF files."""
 
 from __future__ import annotations
 
@@ -92,6 +92,20 @@ def test_other_formats_with_large_metadata(suffix):
     buffer = io.BytesIO()
     Image.fromarray(PIXELS).save(buffer, suffix, **options)
     assert load_image(buffer.getvalue()).size == (30, 24)
+
+
+@pytest.mark.parametrize("marker", [0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE])
+@pytest.mark.parametrize(
+    "kind", [b"JFIF", b"Exif\0\0", b"ICC_PROFILE\0", b"MPF\0", b"Photoshop 3.0\x008BIM\x03\xed", b"Adobe"]
+)
+def test_damaged_segments_of_a_jpeg_do_not_matter(marker, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).save(buffer, "JPEG", quality=90)
+    sound = buffer.getvalue()
+    expected = np.asarray(load_image(sound))
+    segment = bytes([0xFF, marker]) + struct.pack(">H", len(kind) + 2) + kind
+    for data in (sound[:2] + segment + sound[2:], sound[:20] + segment + sound[20:]):
+        np.testing.assert_array_equal(np.asarray(load_image(data)), expected)
 
 
 def test_damage_is_still_damage():
