@@ -11,6 +11,7 @@ import onnx
 from ...errors import ArtifactError, UnavailableError, first_line
 from ..artifact import AGAIN, Artifact
 from ..targets import Target, get_target, require, rtx_devices
+from .process import Opened
 from .rounding import with_rounding
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -19,7 +20,7 @@ QDQ_AS_WRITTEN = "session.disable_quant_qdq"
 WORDS = {"fp16": "float16", "bf16": "bfloat16"}
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Opened):
     """Runs `encoder.onnx` of an artifact.
 
     Args:
@@ -39,6 +40,7 @@ class OnnxRuntimeBackend:
         self, artifact: Artifact, target: str = "onnxruntime-cpu", *, threads: int | None = None,
         stored_half: bool = False, taps: Sequence[str] = (),
     ) -> None:  # fmt: skip
+        self._opened(artifact, target=target, threads=threads, stored_half=stored_half, taps=taps)
         row = get_target(target)
         require(row)
         import onnxruntime as ort
@@ -86,6 +88,7 @@ class OnnxRuntimeBackend:
         return features, dict(zip(self.taps, inner, strict=True))
 
     def _run(self, pixel_values: np.ndarray) -> list[np.ndarray]:
+        self.check_process()
         feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
         return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
 
