@@ -7,6 +7,7 @@ or an `ImageError` of one line that names the file, what was found and what mend
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import re
 import threading
@@ -14,16 +15,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import ImageError, UnavailableError
-
-ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any]
-"""A path, a PIL image of any mode, or an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."""
+from ...errors import ImageError, UnavailableError
+from .inputs import ArrayLike, ImageLike, as_array, encoded_bytes, file_name, is_encoded, is_tensor, not_an_image
 
 PHOTOGRAPHS = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"),
@@ -50,6 +49,9 @@ _UPRIGHT = {
 }
 """What undoes each EXIF orientation. `ImageOps.exif_transpose` also rewrites the EXIF data, and may fail at that."""
 
+_URL = re.compile(r"(data:|[a-z][a-z0-9+.-]+:/)", re.IGNORECASE)
+"""How a URL begins; `Path` makes one slash of two. A letter and a colon alone are a drive of Windows."""
+
 _warning_filters = threading.Lock()
 
 
@@ -73,11 +75,15 @@ def load_image(source: ImageLike) -> Image.Image:
         name = str(getattr(source, "filename", "")) or "the given image"
         with _quiet():
             return _to_rgb(source, name)
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
     if isinstance(source, (str, os.PathLike)):
-        return _read(Path(source))
-    raise ImageError(f"cannot make an image of a {type(source).__name__}: give a path, a PIL image or a numpy array")
+        return _read(source)
+    if is_encoded(source):
+        name = file_name(source)
+        with io.BytesIO(encoded_bytes(source)) as file, _quiet():
+            return _to_rgb(_open(file, name), name)
+    if is_tensor(source) or isinstance(source, (np.ndarray, ArrayLike, memoryview)):
+        return _from_array(as_array(source))
+    raise ImageError(not_an_image(source))
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -139,7 +145,9 @@ def _suffixes() -> set[str]:
     return {suffix for suffix, kind in known.items() if kind in readable}
 
 
-def _missing(path: Path) -> str:
+def _missing(path: str | os.PathLike[str]) -> str:
+    if _URL.match(str(path)):
+        return f"{str(path)[:100]} is a URL: download the image first and give the path of the file"
     return f"no image at {path}: check the path"
 
 
@@ -154,42 +162,47 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> Image.Image:
+def _read(source: str | os.PathLike[str]) -> Image.Image:
+    if not os.fspath(source):
+        raise ImageError("the path of the image is empty: give the path of a file")
+    path = Path(source)
     try:
         if path.is_dir():
             raise ImageError(f"{path} is a folder: name an image file in it")
         with path.open("rb") as file, _quiet():
-            return _to_rgb(_open(file, path), str(path))
+            return _to_rgb(_open(file, str(path)), str(path))
     except FileNotFoundError:
-        raise ImageError(_missing(path)) from None
+        raise ImageError(_missing(source)) from None
     except PermissionError:
         raise ImageError(f"no permission to read {path}: change its owner or mode (chmod +r)") from None
     except (OSError, ValueError) as error:  # a name too long, a null byte in it, a failing disk
+        if _URL.match(str(source)):
+            raise ImageError(_missing(source)) from None
         raise ImageError(f"cannot read {path} ({error}): check the path") from error
 
 
-def _open(file: BinaryIO, path: Path) -> Image.Image:
+def _open(file: BinaryIO, name: str) -> Image.Image:
     """The image in `file`, its header read and its format and size accepted."""
     try:
         image = Image.open(file)
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(path, int(re.findall(r"\d+", str(error))[0]))) from None
+        raise ImageError(_too_large(name, int(re.findall(r"\d+", str(error))[0]))) from None
     except UnidentifiedImageError:
         file.seek(0)
-        raise ImageError(f"{path} {_what_instead(file.read(1024))}") from None
+        raise ImageError(f"{name} {_what_instead(file.read(1024))}") from None
     except Exception as error:  # a plugin meets damaged data with whatever its parser trips over
-        raise ImageError(_damaged(str(path), error)) from error
+        raise ImageError(_damaged(name, error)) from error
     if image.format in _NO_PIXELS:
-        raise ImageError(f"{path} is {image.format}, which has no pixels to read: convert it to PNG first")
+        raise ImageError(f"{name} is {image.format}, which has no pixels to read: convert it to PNG first")
     pixels = image.width * image.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
-        raise ImageError(_too_large(path, pixels))
+        raise ImageError(_too_large(name, pixels))
     return image
 
 
-def _too_large(path: Path, pixels: int) -> str:
+def _too_large(name: Path, pixels: int) -> str:
     return (
-        f"{path} has {pixels} pixels, more than PIL.Image.MAX_IMAGE_PIXELS ({Image.MAX_IMAGE_PIXELS}): "
+        f"{name} has {pixels} pixels, more than PIL.Image.MAX_IMAGE_PIXELS ({Image.MAX_IMAGE_PIXELS}): "
         "shrink it first, or raise that limit if you trust the file"
     )
 

@@ -1,4 +1,4 @@
-"""`fvexport.encoder.image`: whatever is handed over becomes a sound RGB image or one clear line."""
+"""`fvexport.encoder.image.load_image`: whatever is handed over becomes a sound RGB image or one clear line."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_result_is_independent_of_its_source(photo):
 
 def test_unknown_source():
     refused(3, "int", "path")
-    refused(None, "NoneType")
+    refused(None, "None", "path")
 
 
 def test_lazily_opened_image(saved, photo):
