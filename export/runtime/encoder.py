@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from ...encoder.checkpoint import Checkpoint
-from ...encoder.image import ImageLike
+from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
 from ...errors import ConfigError
 from ..artifact import Artifact
@@ -72,15 +71,16 @@ class Encoder(Opened):
         height, width = self.preprocessor.height, self.preprocessor.width
         return self.artifact.manifest.architecture.tokens(height, width), self.artifact.manifest.output["shape"][-1]
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
-        """Files, Pillow images or (H, W, 3) arrays -> features (B, N, C) float32.
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
+        """One image or several, of any kind that `ImageLike` lists -> features (B, N, C) float32.
 
-        Raises ImageError for anything that is not a usable image.
+        Raises ImageError for anything that is not a usable image, or a sequence of such (see `as_images`).
         """
-        several = [images] if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) else images
+        self.check_process()
+        several = as_images(images)
         if not several:
             return np.zeros((0, *self.shape), np.float32)
-        return self.run(np.stack([self.preprocessor.pixels(image) for image in several]))
+        return self._run(np.stack([self.preprocessor.pixels(image) for image in several]))
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Preprocessed pixels (B, 3, H, W), uint8 levels or normalized floats -> features (B, N, C) float32.

@@ -16,7 +16,7 @@ from ..targets import get_target, import_openvino, require
 from .process import Opened
 
 REQUESTS = 2
-"""Calls at once: one computes while another's arrays are copied. OpenVINO has one stream, so more would gain nothing."""
+"""Calls at once: one computes while another's arrays are copied. OpenVINO has one stream, so more gain nothing."""
 
 
 class OpenVinoBackend(Opened):
