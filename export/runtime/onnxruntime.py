@@ -31,6 +31,9 @@ class OnnxRuntimeBackend(Opened):
             (see `rounding`). Always on for bf16 on the CPU, which has no other way.
         taps: names of inner tensors to return too, by `run_taps`.
 
+    Attributes:
+        source: what the session was made of: the file, or the graph with what was put in.
+
     Raises:
         UnavailableError: the target cannot run here.
         ArtifactError: onnxruntime refuses the file.
@@ -59,12 +62,12 @@ class OnnxRuntimeBackend(Opened):
             options.intra_op_num_threads = threads
         if artifact.manifest.precision == "fp8":
             options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
-        source: str | bytes = str(artifact.model_path)
+        self.source: str | bytes = str(artifact.model_path)
         if rounds or taps:
             options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
-            source = _prepared(artifact, precision if rounds else None, taps)
+            self.source = _prepared(artifact, precision if rounds else None, taps)
         try:
-            self.session = ort.InferenceSession(source, options, **_providers(row, precision, options))
+            self.session = ort.InferenceSession(self.source, options, **_providers(row, precision, options))
         except Exception as error:  # onnxruntime's exceptions share no public base
             raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {first_line(error)}; {AGAIN}") from None
         if row.provider is not None and row.provider not in self.session.get_providers():

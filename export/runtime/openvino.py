@@ -29,6 +29,9 @@ class OpenVinoBackend(Opened):
         stored_half: as every backend takes it; OpenVINO cannot round each stored value, and computes natively.
         taps: names of inner tensors to return too, by `run_taps`.
 
+    Attributes:
+        settings: what the model was compiled with.
+
     Raises:
         UnavailableError: OpenVINO is not installed, or the file takes what NumPy has not.
         ArtifactError: OpenVINO refuses the file.
@@ -61,7 +64,7 @@ class OpenVinoBackend(Opened):
             settings["INFERENCE_NUM_THREADS"] = threads
         if bf16 and _fuses_wrongly(manifest):
             settings["SNIPPETS_MODE"] = "DISABLE"
-        self.name = target
+        self.name, self.settings = target, settings
         self.stores: str | None = "bf16" if bf16 else None
         self.taps = tuple(taps)
         words = "bfloat16" if bf16 else "float32"
