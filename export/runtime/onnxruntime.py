@@ -17,6 +17,9 @@ from .rounding import with_rounding
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 QDQ_AS_WRITTEN = "session.disable_quant_qdq"
 """Set to 1 for FP8: up to 1.31 onnxruntime moves Q/DQ past Transpose and refuses its own graph, which has FP8 there."""
+STOP_SPINNING = "session.force_spinning_stop"
+"""Set to 1, threads spin during a run and not after it. By default they go on for a while, and take the cores from what
+comes next: a language model's prefill, or images being decoded. Without any spinning the encoder itself is slower."""
 WORDS = {"fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -58,6 +61,7 @@ class OnnxRuntimeBackend(Opened):
         self.computes = f"float32, each stored value rounded to {WORDS[precision]}" if rounds else "natively"
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry(STOP_SPINNING, "1")
         if threads:
             options.intra_op_num_threads = threads
         if artifact.manifest.precision == "fp8":

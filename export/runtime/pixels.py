@@ -90,9 +90,14 @@ class PixelRules:
         if name == "uint8":
             return pixels
         values = pixels.float()
-        capturing = values.is_cuda and torch.cuda.is_current_stream_capturing()
-        if values.numel() and not capturing:
-            low, high = torch.stack(torch.aminmax(values)).tolist()  # one copy from the device
+        if values.is_cuda and torch.cuda.is_current_stream_capturing():
+            return values
+        if values.numel():
+            if values.device.type == "cpu":
+                array = values.numpy()  # on one thread: PyTorch's own may be gone, in a worker that was forked off
+                low, high = float(array.min()), float(array.max())
+            else:
+                low, high = torch.stack(torch.aminmax(values)).tolist()  # one copy from the device
             self._check_range(low, high, ROUNDOFF[name])
         return values
 

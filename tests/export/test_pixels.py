@@ -107,6 +107,13 @@ def test_nothing_is_copied_in_vain() -> None:
         assert rules().tensor(tensor).data_ptr() == tensor.data_ptr()
 
 
+def test_bfloat16_of_numpy() -> None:
+    """Which onnx brings, by ml_dtypes."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    found = rules().array(FLOATS.astype(bfloat16))
+    assert found.dtype == np.float32 and np.abs(found - FLOATS).max() < 2**-8
+
+
 def test_gradients_end() -> None:
     assert not rules().tensor(torch.rand(1, 3, 128, 128, requires_grad=True)).requires_grad
 
