@@ -12,13 +12,14 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from .. import __version__
-from ..errors import FvexportError
+from ..errors import FvexportError, PlacementWarning
 from . import render
 from .ask import ask
 from .calibrate import calibrate
@@ -89,8 +90,21 @@ for command in COMMANDS:
     cli.add_command(command)
 
 
+def _show_placement(show: Any) -> Any:
+    """A `warnings.showwarning` that prints a PlacementWarning as one line on stderr, and leaves others to `show`."""
+
+    def shown(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+        if issubclass(category, PlacementWarning):
+            render.notices([str(message)], err=True)
+        else:
+            show(message, category, *args, **kwargs)
+
+    return shown
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command `fvexport`; always ends in SystemExit."""
+    warnings.showwarning = _show_placement(warnings.showwarning)
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe that cannot show a character of ours, or of a file name, shows another instead.
         if hasattr(stream, "reconfigure"):

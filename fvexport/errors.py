@@ -55,3 +55,7 @@ class PromptError(FvexportError, ValueError):
 
 class UnavailableError(FvexportError):
     """Something this machine lacks; the message names the command that installs it."""
+
+
+class PlacementWarning(UserWarning):
+    """An artifact is slow, or computed in a special way, on the backend and machine that are to run it."""

@@ -10,12 +10,15 @@ import onnx
 
 from ...errors import ArtifactError, UnavailableError, first_line
 from ..artifact import AGAIN, Artifact
+from ..placement import may_saturate
 from ..targets import Target, get_target, require, rtx_devices
 from .rounding import with_rounding
 
 EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 QDQ_AS_WRITTEN = "session.disable_quant_qdq"
 """Set to 1 for FP8: up to 1.31 onnxruntime moves Q/DQ past Transpose and refuses its own graph, which has FP8 there."""
+EXACT_PRODUCTS = "session.x64quantprecision"
+"""Set to 1, weights become uint8, whose products onnxruntime adds up in 32 bits on x86 without VNNI too."""
 WORDS = {"fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -55,12 +58,16 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         if threads:
             options.intra_op_num_threads = threads
+        exact = may_saturate(artifact, target)
+        if exact:
+            self.computes += ", 8-bit products exact"
+            options.add_session_config_entry(EXACT_PRODUCTS, "1")
         if artifact.manifest.precision == "fp8":
             options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
         source: str | bytes = str(artifact.model_path)
-        if rounds or taps:
+        if rounds or taps or exact:
             options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
-            source = _prepared(artifact, precision if rounds else None, taps)
+            source = _prepared(artifact, precision if rounds else None, taps, exact=exact)
         try:
             self.session = ort.InferenceSession(source, options, **_providers(row, precision, options))
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -108,9 +115,11 @@ def _providers(row: Target, precision: str, options: Any) -> dict[str, Any]:
     return {"providers": [row.provider, *rest]}
 
 
-def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str]) -> bytes:
-    """The graph with rounding and taps put in; its weights stay in their file."""
+def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str], *, exact: bool = False) -> bytes:
+    """The graph with rounding, taps and zero points of its own for `exact` put in; its weights stay in their file."""
     model = onnx.load(str(artifact.model_path), load_external_data=False)
+    if exact:
+        _own_zero_points(model)
     if rounding:
         model = with_rounding(model, rounding)
     if taps:
@@ -121,3 +130,22 @@ def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str]) -> 
         # No type is stated: onnxruntime infers it, whatever the precision of that part of the graph.
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
     return model.SerializeToString()
+
+
+def _own_zero_points(model: onnx.ModelProto) -> None:
+    """Gives each DequantizeLinear its own zero point, in place.
+
+    Up to 1.31, onnxruntime's pass behind `EXACT_PRODUCTS` makes each weight's zero point anew, and fails at the second
+    weight that shares one.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        if node.input[2] in seen:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(constants[node.input[2]])
+            copy.name = f"{node.input[0]}/zero_point"
+            node.input[2] = copy.name
+        seen.add(node.input[2])
