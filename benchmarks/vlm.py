@@ -167,12 +167,13 @@ def make_fastvlm(setting: Setting, tower: str) -> tuple[FastVLM, VisionTower]:
     from ..encoder.checkpoint import CheckpointInfo
     from ..encoder.config import get_variant
     from ..encoder.fastvlm import EagerTower, FastVLM
+    from ..encoder.preprocess import RELEASED
     from .ttft import seeded_language_model
 
     torch.set_num_threads(setting.threads)
     language_model = seeded_language_model(setting.language_model)
     made = make_tower(setting, tower)
-    info = CheckpointInfo("seeded:0", "seeded", "", setting.variant, None, "pad", None, False, None, None)
+    info = CheckpointInfo("seeded:0", "seeded", "", setting.variant, None, RELEASED, None, None, False, None, None)
     vlm = FastVLM(
         info=info,
         architecture=get_variant(setting.variant),

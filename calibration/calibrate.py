@@ -126,14 +126,13 @@ def calibrate(
     _check_place(path, force)
     checkpoint.encoder.config.check_resolution(height, width)
     data = calibration_data(options.calib, options.samples or DEFAULT_SAMPLES, seed=options.seed)
-    frame = Preprocessor(height, width, image_aspect_ratio=checkpoint.info.image_aspect_ratio)  # type: ignore[arg-type]
+    frame = Preprocessor(height, width, checkpoint.info.preprocessing)
     progress("fuse", 0, None)
     fused = reparameterize(checkpoint.encoder).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stats = observe(fused, checkpoint.info, data, frame, cache=cache, progress=progress)
-    notices = [checkpoint.info.notice] if checkpoint.info.notice else []
     report = CalibrationReport(
         path, checkpoint.info, stats, tensor_ranges(stats, options.method), options.method,
-        time.perf_counter() - start, notices + list(data.notices), list(data.skipped),
+        time.perf_counter() - start, checkpoint.info.notices + list(data.notices), list(data.skipped),
     )  # fmt: skip
     write_ranges(report)
     return report

@@ -71,7 +71,7 @@ def observe(
     if model.form != "fused":
         raise ConfigError("calibration needs the fused form; call reparameterize(model) first")
     rows = min(4096, max(256, -(-ROWS_IN_ALL // len(data))))
-    framing = preprocessor.image_aspect_ratio
+    framing = preprocessor.config.key
     key = Key(info.sha256, preprocessor.height, preprocessor.width, data.fingerprint, len(data), rows, framing)
     file = (cache or cache_folder()) / f"{key.digest}.safetensors"
     stats = _resumed(file, key) or Stats(key, data.source)
@@ -82,7 +82,7 @@ def observe(
         while stats.done < len(data):
             progress("calibrate", stats.done, len(data))
             observer.begin(stats.done)
-            _show(model, data.pixels(stats.done, preprocessor))
+            _show(model, data.pixels(stats.done, preprocessor), preprocessor)
             _check_finite(stats)
             stats.done += 1
             if stats.done == len(data):
@@ -105,15 +105,15 @@ def observe_peaks(
     with _hooked(model, stats, peaks_only=True), torch.inference_mode(), exact_float32():
         for index in range(len(data)):
             progress("calibrate", index, len(data))
-            _show(model, data.pixels(index, preprocessor))
+            _show(model, data.pixels(index, preprocessor), preprocessor)
             _check_finite(stats)
     progress("calibrate", len(data), len(data))
     return stats.amax
 
 
-def _show(model: FastViTHD, levels: np.ndarray) -> None:
+def _show(model: FastViTHD, levels: np.ndarray, preprocessor: Preprocessor) -> None:
     pixels = torch.from_numpy(levels)[None].to(next(model.parameters()).device)
-    model(pixels if model.uint8_input else pixels.float() / 255)
+    model(pixels if model.uint8_input else preprocessor.config.normalize_tensor(pixels))
 
 
 def _keep(stats: Stats, file: Path) -> None:

@@ -47,7 +47,7 @@ class Key:
         data: fingerprint of the pictures.
         samples: how many pictures.
         rows: positions sampled of each activation and picture.
-        framing: `pad` or `crop`, see `Preprocessor`.
+        framing: how pictures were prepared, see `PreprocessConfig.key`.
     """
 
     checkpoint: str
@@ -89,8 +89,8 @@ class Stats:
     variant: str = ""
     checkpoint_source: str = ""
 
-    def check(self, checkpoint_sha256: str, height: int, width: int) -> None:
-        """Raises ConfigError where these are statistics of another checkpoint or resolution, or not finished."""
+    def check(self, checkpoint_sha256: str, height: int, width: int, framing: str) -> None:
+        """Raises ConfigError if these are statistics of another checkpoint, size or preprocessing, or unfinished."""
         if self.key.checkpoint != checkpoint_sha256:
             raise ConfigError(
                 f"these ranges belong to another checkpoint ({self.checkpoint_source}, sha256 "
@@ -100,6 +100,11 @@ class Stats:
             raise ConfigError(
                 f"these ranges were taken at {self.key.height}x{self.key.width}, the export is at {height}x{width}; "
                 "run `fvexport calibrate` at that --res"
+            )
+        if self.key.framing != framing:
+            raise ConfigError(
+                f"these ranges were taken on images prepared as {self.key.framing}, and this checkpoint "
+                f"prepares them as {framing}; run `fvexport calibrate` again"
             )
         if self.done < self.key.samples:
             raise ConfigError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ..export.artifact import Artifact
     from ..export.features import EncodeReport
     from ..export.inspect import Inspection
+    from ..export.manifest import Manifest
     from ..export.onnx import ExportReport
     from ..export.parity import Verdict
     from ..kernels.table import Config
@@ -88,6 +89,13 @@ def border(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']} {entry['dtype']} ({', '.join(map(str, entry['shape']))})"
 
 
+def preprocessing(manifest: Manifest) -> str:
+    """How images are prepared, and the file of the checkpoint that says so."""
+    config = manifest.preprocessor.config
+    source = manifest.checkpoint.get("preprocessing_source")
+    return config.describe() + (f" (from {one_line(source)})" if source else "")
+
+
 def some(names: Sequence[str]) -> str:
     """The first few names, and how many more there are."""
     rest = len(names) - MAX_NAMES
@@ -108,6 +116,7 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
         [
             ("variant", manifest.variant),
             ("checkpoint", f"{origin} ({made_from['form']}, sha256 {made_from['sha256'][:12]})"),
+            ("preprocessing", preprocessing(manifest)),
             ("input", border(manifest.input)),
             ("output", border(manifest.output)),
             ("tokens", manifest.tokens if manifest.tokens is not None else "height / 64 x width / 64"),

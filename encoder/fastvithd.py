@@ -13,8 +13,8 @@ Feature maps are (B, C, H, W); tokens are (B, N, C) with N = H * W in row-major 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -255,18 +255,23 @@ class FastViTHD(nn.Module):
     Args:
         config: the architecture.
         form: how much is folded already; see the module's docstring.
-        uint8_input: `pixel_values` are uint8 0..255 and 1/255 stands in the stem (fused form only).
+        uint8_input: `pixel_values` are uint8 0..255 and 1/255 is folded into the stem (fused form only).
+        mean: with `uint8_input`, the mean of the checkpoint's normalization, of values in [0, 1].
     """
 
     def __init__(
-        self, config: FastViTHDConfig | None = None, *, form: Form = "train", uint8_input: bool = False
-    ) -> None:
+        self, config: FastViTHDConfig | None = None, *, form: Form = "train", uint8_input: bool = False,
+        mean: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:  # fmt: skip
         super().__init__()
         if uint8_input and form != "fused":
             raise ConfigError("uint8 input needs the fused form; call reparameterize(model, uint8_input=True)")
         self.config = config = config or FastViTHDConfig()
         self.form: Form = form
         self.uint8_input = uint8_input
+        self.levels: nn.Module = nn.Identity()
+        if uint8_input:
+            self.center_levels(mean)
         c = config.dims[0]
         self.stem = nn.Sequential(
             MobileOneBlock(3, c, 3, stride=2, form=form, scale_branch=False),
@@ -308,14 +313,38 @@ class FastViTHD(nn.Module):
                 yield f"stages.{s}.blocks.{i}", block
         yield "final_conv", self.final_conv
 
+    def center_levels(self, mean: Sequence[float]) -> None:
+        """Makes a model with uint8 input subtract `mean`, of values in [0, 1], from the levels / 255."""
+        self.levels = (CenteredLevels(mean) if any(mean) else nn.Identity()).train(self.training)
+
     def _pixels(self, x: Tensor) -> Tensor:
-        return checked_pixels(x, self.config, self.first_conv.weight.dtype, uint8_input=self.uint8_input)
+        dtype = self.first_conv.weight.dtype
+        check_pixels(x, self.config, dtype, uint8_input=self.uint8_input)
+        return self.levels(x).to(dtype) if self.uint8_input else x
 
 
-def checked_pixels(x: Tensor, config: FastViTHDConfig, dtype: torch.dtype, *, uint8_input: bool) -> Tensor:
-    """`pixel_values` (B, 3, H, W) in the dtype that a model computes in; raises ConfigError for what it cannot take."""
-    check_pixels(x, config, dtype, uint8_input=uint8_input)
-    return x.to(dtype) if uint8_input else x
+class CenteredLevels(nn.Module):
+    """Levels 0..255 minus 255 times the mean, in float32 whatever the model computes in.
+
+    Args:
+        mean: per channel, of values in [0, 1].
+    """
+
+    offset: Tensor
+
+    def __init__(self, mean: Sequence[float]) -> None:
+        super().__init__()
+        offset = 255 * torch.tensor([float(value) for value in mean], dtype=torch.float64, device="cpu")
+        self.register_buffer("offset", offset.float().reshape(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) -> float32 of the same shape."""
+        return x.float() - self.offset
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        # In a half type the mean would be wrong by a quarter of a level.
+        self.offset = self.offset.to(fn(self.offset).device)
+        return self
 
 
 def check_pixels(x: Tensor, config: FastViTHDConfig, dtype: torch.dtype, *, uint8_input: bool) -> None:

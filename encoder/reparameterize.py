@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import singledispatch
-from typing import TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,14 +32,18 @@ from .fastvithd import (
 )
 
 M = TypeVar("M", bound=nn.Module)
+Normalization: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and std per channel, of values in [0, 1]."""
 
 
-def reparameterize(module: M, *, uint8_input: bool = False) -> M:
+def reparameterize(module: M, *, uint8_input: bool = False, normalization: Normalization | None = None) -> M:
     """The fused form of a model or of any of its blocks, with the same inputs and outputs.
 
     Args:
         module: a `FastViTHD`, or one of its blocks, in eval mode; a fused one is only copied.
-        uint8_input: fold 1/255 into the stem, so that `pixel_values` are uint8 0..255.
+        uint8_input: take uint8 levels 0..255 as `pixel_values`: 1/255 is folded into the stem.
+        normalization: with `uint8_input`, mean and std (3 numbers each) that the floating pixel values had: the mean is
+            subtracted from the levels, since the stem's zero padding forbids folding it, and 1/std is folded.
 
     Raises:
         ConfigError: a module in training mode (its BatchNorm has no fixed affine yet), or
@@ -54,11 +58,14 @@ def reparameterize(module: M, *, uint8_input: bool = False) -> M:
             raise ConfigError(f"uint8_input is for a whole FastViTHD; found {type(module).__name__}")
         if not fused.uint8_input:
             fused.uint8_input = True
+            mean, std = normalization or ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+            fused.center_levels(mean)
             stem, source = fused.first_conv, cast("MobileOneBlock", cast("FastViTHD", module).stem[0])
             with torch.no_grad():  # from the branches again: rounded once in half precision too
                 merged = hasattr(source, "reparam_conv")
                 kernel = stem.weight.double() if merged else mobileone_kernel(source, stem.kernel_size[0], 1)[0]
-                stem.weight = _parameter(kernel / 255, stem.weight)
+                spread = 255 * torch.tensor(std, dtype=torch.float64, device=kernel.device)
+                stem.weight = _parameter(kernel / spread[:, None, None], stem.weight)
     return fused
 
 

@@ -130,7 +130,7 @@ def export_trt(
     target = Path(out) if out is not None else Path(options.default_name(checkpoint.info.variant))
     standing = _standing(target, checkpoint, options, calibration, force)
     if standing is not None:
-        build.notices += [checkpoint.info.notice] if checkpoint.info.notice else []
+        build.notices += checkpoint.info.notices
         return build.run(standing, target, reused=True)
     with _onnx_first(target) as staged:
         report = export_onnx(

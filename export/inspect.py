@@ -13,7 +13,6 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from ..encoder.preprocess import Preprocessor
 from ..errors import ArtifactError
 from .artifact import AGAIN, Artifact
 from .attention_plugin import DOMAIN as PLUGIN_DOMAIN
@@ -96,7 +95,7 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
     model = onnx.load(str(artifact.model_path), load_external_data=False)
     graph = model.graph
     inputs, outputs = [_border(v) for v in graph.input], [_border(v) for v in graph.output]
-    frame = Preprocessor.from_dict(manifest.preprocessing)
+    frame = manifest.preprocessor
     resolution = (frame.height, frame.width)
     batch = inputs[0]["shape"][0] if isinstance(inputs[0]["shape"][0], int) else 1
     try:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..encoder.config import FastViTHDConfig
+from ..encoder.preprocess import Preprocessor
 from ..errors import ArtifactError, ConfigError
 from .figures import Figures
 from .options import PRECISIONS, QUANTIZED
@@ -65,6 +66,11 @@ class Manifest:
         return FastViTHDConfig.from_dict(self.config)
 
     @property
+    def preprocessor(self) -> Preprocessor:
+        """How an image becomes the input, at the file's own size."""
+        return Preprocessor.from_dict(self.preprocessing)
+
+    @property
     def float_precision(self) -> str:
         """Of everything that is not quantized: fp32, fp16 or bf16."""
         return str(self.quantization["float_precision"]) if self.quantization else self.precision
@@ -90,7 +96,7 @@ class Manifest:
         try:
             manifest = cls(**data)
             _check_types(manifest)
-            manifest.architecture  # noqa: B018 - checks the config
+            manifest.architecture, manifest.preprocessor  # noqa: B018 - checks them
         except (TypeError, KeyError, ConfigError) as error:
             raise ArtifactError(f"{where} is damaged ({error}); {again}") from None
         return manifest

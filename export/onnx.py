@@ -143,7 +143,7 @@ def export_onnx(
             _embed(proto, manifest, folder)
             manifest.files = describe_files(folder)
             (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
-    notices = [text for text in (info.notice, graph["kept_unsimplified"], *notices) if text]
+    notices = [text for text in (*info.notices, graph["kept_unsimplified"], *notices) if text]
     return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices)
 
 
@@ -211,15 +211,11 @@ def _manifest(
     return Manifest(
         variant=info.variant,
         config=config.to_dict(),
-        checkpoint=asdict(info),
+        checkpoint=info.to_dict(),
         precision=options.precision,
         input=border(model.graph.inputs[0], INPUT_NAME),
         output=border(model.graph.outputs[0], OUTPUT_NAME),
-        preprocessing=Preprocessor(
-            options.height,
-            options.width,
-            image_aspect_ratio=info.image_aspect_ratio,  # type: ignore[arg-type]
-        ).to_dict(),
+        preprocessing=Preprocessor(options.height, options.width, info.preprocessing).to_dict(),
         tokens=None if options.dynamic_res else config.tokens(options.height, options.width),
         opset=options.effective_opset,
         options=options.to_dict() | {"connector": asdict(connector) if connector else None},

@@ -175,12 +175,13 @@ def check_parity(
     own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {}, manifest)
 
+    preprocessing = manifest.preprocessor.config
     rows: list[tuple[Figures, Figures]] = []
     layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
     runs = list(_runs(artifact, list(named.values()), getattr(candidate, "profile", None)))
     for done, pixels in enumerate(runs):
         progress("parity", done, len(runs))
-        values = pixels.astype(np.float32) / 255
+        values = preprocessing.normalize(pixels)
         figures_pair, errors = compared.run(values, pixels if uint8 else values, layers=layers)
         rows.append(figures_pair)
         for name, pair in errors.items():

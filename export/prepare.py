@@ -76,7 +76,10 @@ def prepare(
         ConfigError, ImageError: as `calibration` has it; see `observe`, `plan_fp16`, `meet_bound`.
     """
     progress("fuse", 0, None)
-    fused = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8")
+    normalization = checkpoint.info.preprocessing.normalization
+    fused = reparameterize(
+        checkpoint.encoder, uint8_input=options.input == "uint8", normalization=normalization
+    )  # fmt: skip
     frame = _frame(checkpoint, options.height, options.width)
     if options.quantized:
         return _quantized(fused, checkpoint, options, calibration, images, frame, progress)
@@ -88,7 +91,7 @@ def prepare(
 
 
 def _frame(checkpoint: Checkpoint, height: int, width: int) -> Preprocessor:
-    return Preprocessor(height, width, image_aspect_ratio=checkpoint.info.image_aspect_ratio)  # type: ignore[arg-type]
+    return Preprocessor(height, width, checkpoint.info.preprocessing)
 
 
 def _peaks(
@@ -105,7 +108,7 @@ def _peaks(
 
 def _stats(checkpoint: Checkpoint, ranges: Path, frame: Preprocessor) -> Stats:
     stats = load_ranges(ranges)
-    stats.check(checkpoint.info.sha256, frame.height, frame.width)
+    stats.check(checkpoint.info.sha256, frame.height, frame.width, frame.config.key)
     return stats
 
 
@@ -198,7 +201,7 @@ def _bounded(
         return None
     # As the verdict will have it: behind the connector, in the half type that the runtime stores.
     connector, stores = checkpoint.connector if options.projector else None, _stores(options)
-    pixels = [_values(reference, frame.pixels(image)) for image in images.values()]
+    pixels = [_values(reference, frame.pixels(image), frame) for image in images.values()]
     expected = [torch.from_numpy(EagerBackend(reference, connector).run(x.numpy())) for x in pixels]
 
     def measure(model: FastViTHD) -> float:
@@ -210,7 +213,7 @@ def _bounded(
     shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
     sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))
     small = _frame(checkpoint, *sides)
-    probe = torch.cat([_values(reference, small.pixels(image)) for image in list(images.values())[:2]])
+    probe = torch.cat([_values(reference, small.pixels(image), small) for image in list(images.values())[:2]])
     return meet_bound(plain, quantized, calibration.bound, measure, probe, progress=progress)
 
 
@@ -221,6 +224,6 @@ def _stores(options: ExportOptions) -> torch.dtype | None:
     return torch.float16 if options.float_precision == "fp16" else None
 
 
-def _values(model: FastViTHD, levels: np.ndarray) -> Tensor:
+def _values(model: FastViTHD, levels: np.ndarray, frame: Preprocessor) -> Tensor:
     pixels = torch.from_numpy(levels)[None]
-    return pixels if model.uint8_input else pixels.float() / 255
+    return pixels if model.uint8_input else frame.config.normalize_tensor(pixels)

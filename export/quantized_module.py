@@ -30,7 +30,8 @@ def quantized_module(artifact: Artifact) -> FastViTHD:
         ArtifactError: the file lacks a layer, or holds it in another form than fvexport writes.
     """
     manifest = artifact.manifest
-    model = FastViTHD(manifest.architecture, form="fused", uint8_input=manifest.input["dtype"] == "uint8")
+    mean = manifest.preprocessor.config.mean
+    model = FastViTHD(manifest.architecture, form="fused", uint8_input=manifest.input["dtype"] == "uint8", mean=mean)
     for module in model.modules():
         if isinstance(module, AttentionBlock):  # equalization gave it an affine
             module.norm = nn.LayerNorm(module.norm.normalized_shape, module.norm.eps)

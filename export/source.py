@@ -60,8 +60,9 @@ def exported_module(manifest: Manifest, checkpoint: Checkpoint, *, uint8_input: 
     Args:
         manifest: of the artifact.
         checkpoint: that it was made from.
-        uint8_input: take levels 0..255 instead of [0, 1].
+        uint8_input: take levels 0..255 instead of normalized pixel values.
     """
     assert manifest.quantization is None
-    fused = reparameterize(checkpoint.encoder, uint8_input=uint8_input)
+    normalization = manifest.preprocessor.config.normalization
+    fused = reparameterize(checkpoint.encoder, uint8_input=uint8_input, normalization=normalization)
     return fit_fp16(fused, Fp16Plan.from_dict(manifest.fp16)) if manifest.fp16 else fused

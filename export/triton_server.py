@@ -215,13 +215,17 @@ def _config(model: _Model) -> str:
 
 def _comments(model: _Model) -> list[str]:
     manifest = model.artifact.manifest
-    pixels = "0 to 255" if manifest.input["dtype"] == "uint8" else "in [0, 1]"
+    config = manifest.preprocessor.config
+    pixels = "0 to 255"
+    if manifest.input["dtype"] != "uint8":
+        mean, std = (", ".join(f"{value:.6g}" for value in each) for each in (config.mean, config.std))
+        pixels = f"(level / 255 - mean) / std with mean {mean} and std {std}" if config.normalizes else "in [0, 1]"
     size = manifest.input["shape"]
     return [
         f"Made by fvexport {__version__}: FastViTHD ({one_line(manifest.variant)}), {manifest.precision}.",
         f"{manifest.input['name']}: RGB, {pixels}, channels first, height and width "
         + (f"{size[2]} x {size[3]}." if isinstance(size[2], int) else "multiples of 64."),
-        "How a photograph becomes that stands in the parameter fvexport.preprocessing, in transformers' terms.",
+        "The parameter fvexport.preprocessing says how a photograph becomes that, in transformers' terms.",
     ]
 
 

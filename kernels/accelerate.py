@@ -91,7 +91,7 @@ class AcceleratedFastViTHD(nn.Module):
 
     def __init__(self, fused: FastViTHD, kernels: frozenset[str]) -> None:
         super().__init__()
-        self.config, self.uint8_input = fused.config, fused.uint8_input
+        self.config, self.uint8_input, self.levels = fused.config, fused.uint8_input, fused.levels
         self.first = _Stem(cast("MobileOneBlock", fused.stem[0]), kernels)
         body = [_part(part, kernels) for part in list(fused.stem)[1:]]
         for stage in fused.stages:
@@ -111,7 +111,11 @@ class AcceleratedFastViTHD(nn.Module):
         check_pixels(pixel_values, self.config, self.first.conv.weight.dtype, uint8_input=self.uint8_input)
         # What PyTorch computes is not TF32 either. A compiler cannot follow settings; it keeps those it is called with.
         with nullcontext() if torch.compiler.is_compiling() else exact_float32():
-            return self.body(self.first(pixel_values)).flatten(1, 2)
+            return self.body(self.first(self._pixels(pixel_values))).flatten(1, 2)
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        """Levels as they are, unless a mean has to be subtracted: the stem's kernel reads them."""
+        return x if isinstance(self.levels, nn.Identity) else self.levels(x).to(self.first.conv.weight.dtype)
 
 
 def _part(part: nn.Module, kernels: frozenset[str]) -> nn.Module:

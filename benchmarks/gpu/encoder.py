@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.image import sample_images
-from ...encoder.preprocess import Preprocessor
+from ...encoder.preprocess import PreprocessConfig, Preprocessor
 from ...errors import first_line
 from ...kernels.accelerate import accelerate
 from ...kernels.cuda_graph import CudaGraph, cuda_graph
@@ -54,7 +54,7 @@ class Verdict:
 def photographs(size: Size) -> np.ndarray:
     """Pixel values (B, 3, H, W) float32 of photographs; there are enough different ones for eight images."""
     files = sorted(sample_images().items())
-    prepare = Preprocessor(size.height, size.width, "crop")
+    prepare = Preprocessor(size.height, size.width, PreprocessConfig(resize="shortest"))
     return prepare([files[index % len(files)][1] for index in range(size.batch)])
 
 

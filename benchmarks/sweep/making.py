@@ -50,11 +50,10 @@ class Maker:
         """Writes `pixels` (P, 3, H, W) uint8 of the held-out photographs, and the eager model's `features` of them."""
         file = Path(path)
         if not file.is_file():
-            info = self.checkpoint.info
-            own = Preprocessor(height, width, image_aspect_ratio=info.image_aspect_ratio)  # type: ignore[arg-type]
+            own = Preprocessor(height, width, self.checkpoint.info.preprocessing)
             pixels = np.stack([own.pixels(image) for image in photographs(None).values()])
             eager = EagerBackend(self.checkpoint.encoder)
-            features = np.concatenate([eager.run(one[None].astype(np.float32) / 255) for one in pixels])
+            features = np.concatenate([eager.run(own.config.normalize(one[None])) for one in pixels])
             file.parent.mkdir(parents=True, exist_ok=True)
             with scratch_beside(file) as scratch:
                 with scratch.open("wb") as stream:

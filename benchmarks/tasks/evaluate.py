@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from .rows import Rows
 if TYPE_CHECKING:
     from ...encoder.checkpoint import CheckpointInfo
     from ...encoder.fastvlm import VisionTower
+    from ...encoder.preprocess import PreprocessConfig
 
 PROMPTS: dict[Task, str] = {
     "vqa": "{question}\nAnswer the question using a single word or phrase.",
@@ -145,7 +146,9 @@ class _Job:
                     f"{one.artifact.path} ends with the connector and --task retrieval compares the encoder's "
                     "features; export it without --projector"
                 )
-        eager: EagerTower | None = EagerTower(checkpoint.encoder, device=self.model.place)
+        eager: EagerTower | None = EagerTower(
+            checkpoint.encoder, device=self.model.place, preprocessing=info.preprocessing
+        )
         del checkpoint  # `eager` alone holds the encoder now
 
         def run(one: Contender, tower: VisionTower | None, rows: Rows) -> None:
@@ -154,7 +157,7 @@ class _Job:
                 eager = None
             running = tower or eager
             assert running is not None  # the eager model is the first
-            _embed_items(running, one, info.image_aspect_ratio, self, rows)
+            _embed_items(running, one, info.preprocessing, self, rows)
 
         weights = weights_of(info)
         self._each(contenders, info, lambda one: fingerprint("pooled", one.resolution, *weights, *one.weights), run)
@@ -174,13 +177,13 @@ class _Job:
                     run(one, one.tower(), rows)
 
 
-def _embed_items(tower: VisionTower, one: Contender, aspect: Any, job: _Job, rows: Rows) -> None:
+def _embed_items(tower: VisionTower, one: Contender, config: PreprocessConfig, job: _Job, rows: Rows) -> None:
     """Adds the pooled features of every item that has none yet."""
     import torch
 
     from ...encoder.preprocess import Preprocessor
 
-    preprocessor = Preprocessor(*one.resolution, aspect)
+    preprocessor = Preprocessor(*one.resolution, config)
     for done, item in enumerate(job.items()):
         job.progress("encode", done, job.total)
         if rows.has(one.name, item):

@@ -80,7 +80,6 @@ class PublicForm:
         prefixes: what its tensors' names begin with; older saves dropped the leading `model.`.
         apple: Apple's names after the prefix, else timm's.
         connector: prefixes of the connector's tensors; empty where the form has none.
-        aspect: how its preprocessing treats a picture that is not square: `pad` or `crop`.
     """
 
     name: str
@@ -88,23 +87,22 @@ class PublicForm:
     prefixes: tuple[str, ...]
     apple: bool
     connector: tuple[str, ...]
-    aspect: str
 
 
 FORMS = (
     PublicForm(
         "llava", "LLaVA form (FastVLM as Apple publishes it)",
         ("model.vision_tower.vision_tower.model.", "vision_tower.vision_tower.model."), True,
-        ("model.mm_projector.", "mm_projector."), "pad",
+        ("model.mm_projector.", "mm_projector."),
     ),
     PublicForm(
         "transformers", "transformers form (`fast_vlm`)",
         ("model.vision_tower.timm_model.", "vision_tower.timm_model."), False,
-        ("model.multi_modal_projector.", "multi_modal_projector."), "pad",
+        ("model.multi_modal_projector.", "multi_modal_projector."),
     ),
-    PublicForm("mobileclip", "MobileCLIP form", ("image_encoder.model.", ""), True, (), "crop"),
-    PublicForm("open_clip", "open_clip form", ("visual.trunk.",), False, (), "crop"),
-    PublicForm("timm", "timm form (`fastvit_mci3`)", ("",), False, (), "crop"),
+    PublicForm("mobileclip", "MobileCLIP form", ("image_encoder.model.", ""), True, ()),
+    PublicForm("open_clip", "open_clip form", ("visual.trunk.",), False, ()),
+    PublicForm("timm", "timm form (`fastvit_mci3`)", ("",), False, ()),
 )  # fmt: skip
 
 

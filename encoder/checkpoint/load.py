@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import ConfigError
 from ...progress import Progress, silent
 from ..config import VARIANTS, ConnectorConfig, FastViTHDConfig, get_variant, variant_name
 from ..connector import Connector
 from ..fastvithd import FastViTHD
+from ..preprocess import RELEASED, PreprocessConfig
 from ..seeded import seed_weights
 from .plan import plan_model, read_planned
+from .preprocessing import read_preprocessing
 from .settings import read_settings
 from .source import Located, locate
 from .tensors import TensorStore
@@ -38,7 +41,8 @@ class CheckpointInfo:
         sha256: of the encoder's tensors as loaded; the same in every form and file layout.
         variant: a name of `VARIANTS`, or `custom`.
         revision: the hub's commit, None for a local path.
-        image_aspect_ratio: `pad` (to a square) or `crop` (to the centre), for preprocessing.
+        preprocessing: how its own pipeline prepares images.
+        preprocessing_source: the file and entry that say so; None for the form's published default, or seeded weights.
         resolution: the native input side in pixels, None where nothing tells it.
         trained: False for seeded weights.
         connector_sha256: as `sha256`, None without a connector.
@@ -50,11 +54,34 @@ class CheckpointInfo:
     sha256: str
     variant: str
     revision: str | None
-    image_aspect_ratio: str
+    preprocessing: PreprocessConfig
+    preprocessing_source: str | None
     resolution: int | None
     trained: bool
     connector_sha256: str | None
     notice: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the preprocessing itself is left out, since a manifest has it for its own size."""
+        own = asdict(self)
+        del own["preprocessing"]
+        return own
+
+    @property
+    def notices(self) -> list[str]:
+        """What a person has to know of these weights, and of what was assumed about them."""
+        assumed = self.trained and self.preprocessing_source is None
+        return [
+            *([self.notice] if self.notice else []),
+            *(
+                [
+                    f"No file beside the weights says how images are prepared: assuming the {self.form} form's "
+                    f"published way ({self.preprocessing.describe()})."
+                ]
+                if assumed
+                else []
+            ),
+        ]
 
 
 @dataclass
@@ -114,6 +141,12 @@ def load_located(
     plan = plan_model(located.source, store, settings, wanted)
     if require_connector and plan.connector is None:
         raise unfit(located.source, "has no connector", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
+    try:
+        found = read_preprocessing(located.configs, plan.naming.form.name, settings.pads)
+    except ConfigError as error:
+        raise unfit(
+            located.source, f"has preprocessing that cannot be followed: {error}", "correct that file"
+        ) from None
     for_encoder, for_connector = read_planned(located.source, store, plan, progress)
     encoder = _filled(plan.encoder, for_encoder)
     connector = _filled(plan.connector.module, for_connector) if plan.connector else None
@@ -123,7 +156,8 @@ def load_located(
         sha256=weights_sha256(encoder),
         variant=variant_name(encoder.config),
         revision=located.revision,
-        image_aspect_ratio=settings.aspect or plan.naming.form.aspect,
+        preprocessing=found.config,
+        preprocessing_source=found.source,
         resolution=settings.resolution,
         trained=True,
         connector_sha256=weights_sha256(connector) if connector is not None else None,
@@ -168,7 +202,8 @@ def _seeded(config: FastViTHDConfig, seed: int) -> Checkpoint:
         sha256=weights_sha256(encoder),
         variant=variant_name(config),
         revision=None,
-        image_aspect_ratio="pad",
+        preprocessing=RELEASED,
+        preprocessing_source=None,
         resolution=None,
         trained=False,
         connector_sha256=weights_sha256(connector),

@@ -22,13 +22,13 @@ CONFIG_FILES = ("config.json", "preprocessor_config.json", "processor_config.jso
 @dataclass(frozen=True)
 class Settings:
     """Attributes:
-    aspect: `pad` or `crop`, None where no file says so.
+    pads: whether LLaVA's `image_aspect_ratio` asks for padding, None where no file says so.
     resolution: native input side in pixels, None where no file says so.
     depths: blocks of each stage, None where no file says so.
     connector: LLaVA's `mm_projector_type`, None where no file says so.
     """
 
-    aspect: str | None = None
+    pads: bool | None = None
     resolution: int | None = None
     depths: tuple[int, ...] | None = None
     connector: str | None = None
@@ -38,7 +38,7 @@ def read_settings(configs: Configs) -> Settings:
     """Gathers the settings from parsed files (file name -> content)."""
     main = configs.get("config.json", {})
     kind = main.get("mm_projector_type")
-    return Settings(_aspect(main), _resolution(configs), _depths(main), kind if isinstance(kind, str) else None)
+    return Settings(_pads(main), _resolution(configs), _depths(main), kind if isinstance(kind, str) else None)
 
 
 def _dig(data: Any, *path: str) -> Any:
@@ -47,12 +47,12 @@ def _dig(data: Any, *path: str) -> Any:
     return data
 
 
-def _aspect(main: Mapping[str, Any]) -> str | None:
+def _pads(main: Mapping[str, Any]) -> bool | None:
     # LLaVA: `pad` and the tilings (`anyres…`) pad; any other value resizes and crops.
     value = main.get("image_aspect_ratio")
     if not isinstance(value, str):
         return None
-    return "pad" if value == "pad" or value.startswith("anyres") else "crop"
+    return value == "pad" or value.startswith("anyres")
 
 
 def _resolution(configs: Configs) -> int | None:

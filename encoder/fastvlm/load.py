@@ -80,7 +80,7 @@ def load_fastvlm(
     return FastVLM(
         info=checkpoint.info,
         architecture=checkpoint.encoder.config,
-        tower=EagerTower(checkpoint.encoder, device=place, dtype=vision),
+        tower=EagerTower(checkpoint.encoder, device=place, dtype=vision, preprocessing=checkpoint.info.preprocessing),
         connector=checkpoint.connector.to(place, vision),
         language_model=language_model,
         tokenizer=words,

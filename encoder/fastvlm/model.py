@@ -173,7 +173,7 @@ class FastVLM:
         check_newline(tiling, self.image_newline)
         stride = self.architecture.stride
         frame = tile[0] // stride, tile[1] // stride
-        whole = Preprocessor(*tile, image_aspect_ratio=self.info.image_aspect_ratio)  # type: ignore[arg-type]
+        whole = Preprocessor(*tile, self.info.preprocessing)
         frames, layouts = [], []
         for image in images:
             rgb = load_image(image)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..exact import exact_float32
 from ..fastvithd import FastViTHD
+from ..preprocess import RELEASED, PreprocessConfig
 
 
 class VisionTower(Protocol):
@@ -26,7 +27,7 @@ class VisionTower(Protocol):
     resolution: tuple[int, int] | None
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Levels 0..255, uint8 (B, 3, H, W), or floats in [0, 1] -> tokens (B, N, C), floating; any B at once."""
+        """Levels 0..255, uint8 (B, 3, H, W), or normalized floats -> tokens (B, N, C), floating; any B at once."""
         ...
 
 
@@ -37,6 +38,7 @@ class EagerTower:
         encoder: taken over: moved to `device` and `dtype`.
         device: where it runs.
         dtype: of weights and activations; in float16 the released weights overflow at 1024 x 1024.
+        preprocessing: the checkpoint's; levels are normalized by it.
     """
 
     name = "eager"
@@ -44,16 +46,17 @@ class EagerTower:
     resolution: tuple[int, int] | None = None
 
     def __init__(
-        self, encoder: FastViTHD, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> None:
+        self, encoder: FastViTHD, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32,
+        preprocessing: PreprocessConfig = RELEASED,
+    ) -> None:  # fmt: skip
         self.encoder = encoder.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.preprocessing = torch.device(device), dtype, preprocessing
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Levels 0..255, uint8 (B, 3, H, W), or floats in [0, 1] -> tokens (B, N, C) in the tower's dtype."""
+        """Levels 0..255, uint8 (B, 3, H, W), or normalized floats -> tokens (B, N, C) in the tower's dtype."""
         x = pixels.to(self.device)
-        x = x.to(self.dtype) if x.is_floating_point() else (x.float() / 255).to(self.dtype)
+        x = (x if x.is_floating_point() else self.preprocessing.normalize_tensor(x)).to(self.dtype)
         with exact_float32():
             return self.encoder(x.contiguous(memory_format=torch.channels_last))
 

@@ -46,7 +46,7 @@ class EagerBackend:
         self.computes = f"PyTorch, {encoder.form} form, {words}"
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
-        """`pixel_values` (B, 3, H, W), float32 in [0, 1], or uint8 for a uint8 model -> (B, N, C) float32."""
+        """`pixel_values` (B, 3, H, W), float32 normalized, or uint8 for a uint8 model -> (B, N, C) float32."""
         with self.mode():
             return self.forward(self.pixels(torch.from_numpy(pixel_values))).float().cpu().numpy()
 

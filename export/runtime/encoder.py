@@ -19,7 +19,7 @@ from ..options import AUTO
 from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
 from .base import Backend, TensorBackend
-from .upload import Upload, pixel_values
+from .upload import Upload
 
 if TYPE_CHECKING:
     import torch
@@ -82,17 +82,18 @@ class Encoder:
         return self.run(np.stack([self.preprocessor.pixels(image) for image in several]))
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
-        """Preprocessed pixels (B, 3, H, W), uint8 or floats in [0, 1] -> features (B, N, C) float32.
+        """Preprocessed pixels (B, 3, H, W), uint8 levels or normalized floats -> features (B, N, C) float32.
 
         Any B: a file with a fixed batch size runs as often as it takes, its last call filled up.
         """
         if not len(pixels):
             return np.zeros((0, *self.shape), np.float32)
+        config = self.preprocessor.config
         if pixels.dtype == np.uint8:
-            # Levels are uploaded to a GPU as they are, a quarter of the bytes, and divided there.
-            values = pixels if self.uint8 or self._upload is not None else pixels.astype(np.float32) / 255
+            # Levels are uploaded to a GPU as they are, a quarter of the bytes, and normalized there.
+            values = pixels if self.uint8 or self._upload is not None else config.normalize(pixels)
         elif self.uint8:
-            values = np.rint(pixels * 255).clip(0, 255).astype(np.uint8)
+            values = config.denormalize(pixels)
         else:
             values = pixels.astype(np.float32, copy=False)
         low, high = self.batch
@@ -120,11 +121,12 @@ class Encoder:
             return torch.from_numpy(self.run(host.cpu().numpy()))
         if not len(pixels):
             return torch.zeros((0, *self.shape))
+        config = self.preprocessor.config
         if pixels.is_floating_point():
-            values = (pixels.float() * 255).round().clamp(0, 255).byte() if self.uint8 else pixels.float()
+            values = config.denormalize_tensor(pixels) if self.uint8 else pixels.float()
         else:
             levels = pixels if self._upload is None else pixels.to(self._upload.device)
-            values = levels if self.uint8 else pixel_values(levels)
+            values = levels if self.uint8 else config.normalize_tensor(levels)
         low, high = self.batch
         results = []
         for part in torch.split(values, high or len(values)):
@@ -155,7 +157,7 @@ def preprocessor_of(artifact: Artifact, resolution: tuple[int, int] | None = Non
     Raises ConfigError for a resolution that the artifact cannot take.
     """
     manifest = artifact.manifest
-    own = Preprocessor.from_dict(manifest.preprocessing)
+    own = manifest.preprocessor
     if resolution is None or resolution == (own.height, own.width):
         return own
     if not manifest.options.get("dynamic_res"):
@@ -163,4 +165,4 @@ def preprocessor_of(artifact: Artifact, resolution: tuple[int, int] | None = Non
             f"{artifact.path} takes {own.height}x{own.width} alone; export with --dynamic-res for other resolutions"
         )
     manifest.architecture.check_resolution(*resolution)
-    return Preprocessor(*resolution, image_aspect_ratio=own.image_aspect_ratio)
+    return Preprocessor(*resolution, own.config)

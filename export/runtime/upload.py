@@ -41,10 +41,3 @@ class Upload:
                 self._read = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self._read.record(torch.cuda.current_stream(self.device))
         return result
-
-
-def pixel_values(levels: Tensor) -> Tensor:
-    """Levels 0..255, uint8 of any shape and device -> float32 in [0, 1], to the bit as NumPy divides on the host."""
-    # By a tensor on the same device: on a GPU, PyTorch multiplies by the reciprocal of a number, which rounds some
-    # levels otherwise.
-    return levels.float() / torch.full((), 255.0, device=levels.device)

@@ -49,7 +49,7 @@ class ArtifactTower:
         self.resolution: tuple[int, int] | None = None if options.get("dynamic_res") and resolution is None else own
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Levels 0..255, uint8 (B, 3, H, W), or floats in [0, 1] -> tokens (B, N, C), floating; any B at once.
+        """Levels 0..255, uint8 (B, 3, H, W), or normalized floats -> tokens (B, N, C), floating; any B at once.
 
         Raises ConfigError for pixels of another size than the artifact takes.
         """

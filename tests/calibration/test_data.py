@@ -20,7 +20,7 @@ from fvexport.calibration import data as data_module
 from fvexport.calibration.data import DEFAULT_SAMPLES, SAMPLE, CalibrationData, calibration_data
 from fvexport.encoder import image as image_module
 from fvexport.encoder.image import HELD_OUT, load_image
-from fvexport.encoder.preprocess import MAX_CANVAS, Preprocessor
+from fvexport.encoder.preprocess import MAX_CANVAS, PreprocessConfig, Preprocessor
 from fvexport.errors import ConfigError, ImageError
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing may reach the user's stderr
@@ -286,7 +286,9 @@ def test_crops_of_a_photograph_do_not_depend_on_the_others(tmp_path):
 # Pixels
 
 
-@pytest.mark.parametrize("preprocessor", [Preprocessor(64, 64), Preprocessor(48, 80), Preprocessor(32, 32, "crop")])
+@pytest.mark.parametrize(
+    "preprocessor", [Preprocessor(64, 64), Preprocessor(48, 80), Preprocessor(32, 32, PreprocessConfig("shortest"))]
+)
 def test_whole_photographs_are_prepared_as_for_inference(photographs, preprocessor):
     data = calibration_data(SAMPLE, len(photographs) - len(HELD_OUT))
     for index in range(0, len(data), 5):
@@ -332,7 +334,7 @@ def test_crops_of_the_smallest_images(tmp_path, size):
     Image.new("RGB", size, (9, 9, 9)).save(tmp_path / "dot.png")
     data = calibration_data(tmp_path, 40)
     for index in range(len(data)):
-        assert np.all(data.pixels(index, Preprocessor(4, 4, "crop")) == 9)
+        assert np.all(data.pixels(index, Preprocessor(4, 4, PreprocessConfig("shortest"))) == 9)
 
 
 def test_pixels_name_the_file_that_fails(tmp_path):

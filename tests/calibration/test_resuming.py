@@ -19,7 +19,7 @@ from fvexport.calibration.observe import cache_folder, observe
 from fvexport.calibration.stats import Stats
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
 from fvexport.errors import ImageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,7 +183,7 @@ def test_other_runs_are_left_alone(
     keys = {
         run(**changed).key.digest
         for changed in (
-            {"preprocessor": Preprocessor(128, 128, "crop")},
+            {"preprocessor": Preprocessor(128, 128, PreprocessConfig("shortest"))},
             {"preprocessor": Preprocessor(64, 128)},
             {"info": replace(seeded_tiny.info, sha256="0" * 64)},
             {"data": replace(data, fingerprint="0" * 64)},

@@ -177,7 +177,7 @@ def test_retrieval(
     from fvexport.encoder.checkpoint import load_checkpoint
     from fvexport.encoder.preprocess import Preprocessor
 
-    pixels = torch.from_numpy(Preprocessor(128, 128, "pad")(pictures[0]))
+    pixels = torch.from_numpy(Preprocessor(128, 128)(pictures[0]))
     wanted = pooled(load_checkpoint(vlm_dir).encoder(pixels).detach().numpy())[0]
     assert unpacked(rows(tmp_path / "out.jsonl")[0]["features"]) == pytest.approx(wanted, abs=1e-6)
     outcome = evaluate("retrieval", "--artifact", vlm_artifact)

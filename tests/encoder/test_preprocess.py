@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
 from fvexport.errors import ConfigError, ImageError
 
-MODES = ["pad", "crop"]
+PAD, CROP = PreprocessConfig(), PreprocessConfig(resize="shortest")
+MODES = [PAD, CROP]
 WITHIN = 1 / 255 + 1e-6
 
 
@@ -26,7 +26,7 @@ def expand2square(image: Image.Image) -> Image.Image:
     return square
 
 
-def released(image: Image.Image, side: int, mode: str) -> np.ndarray:
+def released(image: Image.Image, side: int, mode: PreprocessConfig) -> np.ndarray:
     """What the released processor makes of an image: (1, 3, side, side) float32."""
     clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
     processor = clip.CLIPImageProcessorPil(
@@ -36,7 +36,7 @@ def released(image: Image.Image, side: int, mode: str) -> np.ndarray:
         image_std=[1.0, 1.0, 1.0],
     )
     image = image.convert("RGB")
-    return processor(expand2square(image) if mode == "pad" else image, return_tensors="np")["pixel_values"]
+    return processor(expand2square(image) if mode is PAD else image, return_tensors="np")["pixel_values"]
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -89,9 +89,9 @@ def test_any_target(width, height, rows, columns, mode):
 @given(st.integers(8, 200), st.integers(8, 200), st.integers(8, 96), st.integers(8, 96))
 def test_a_white_image_fills_its_share_of_the_frame(width, height, rows, columns):
     white = Image.new("RGB", (width, height), (255, 255, 255))
-    assert (Preprocessor(rows, columns, "crop").pixels(white) == 255).all()
+    assert (Preprocessor(rows, columns, CROP).pixels(white) == 255).all()
     shown = min(rows, columns * height / width) * min(columns, rows * width / height)
-    area = Preprocessor(rows, columns, "pad").pixels(white).sum() / (3 * 255)
+    area = Preprocessor(rows, columns, PAD).pixels(white).sum() / (3 * 255)
     assert area == pytest.approx(shown, abs=0.1 * rows * columns)  # a canvas has whole pixels: up to 1/2 of 8
 
 
@@ -104,18 +104,18 @@ def test_target_of_the_images_own_shape_changes_nothing(mode):
 def test_target_that_is_not_square():
     """A square on a target twice as wide as high: bars left and right, or the middle half."""
     image = noise(32, 32)
-    padded = Preprocessor(32, 64, "pad").pixels(image)
+    padded = Preprocessor(32, 64, PAD).pixels(image)
     assert not padded[:, :, :16].any()
     assert not padded[:, :, 48:].any()
     np.testing.assert_array_equal(padded[:, :, 16:48], np.asarray(image).transpose(2, 0, 1))
-    padded = Preprocessor(64, 32, "pad").pixels(image)
+    padded = Preprocessor(64, 32, PAD).pixels(image)
     assert not padded[:, :16].any()
     assert not padded[:, 48:].any()
     np.testing.assert_array_equal(padded[:, 16:48], np.asarray(image).transpose(2, 0, 1))
 
     whole = np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    np.testing.assert_array_equal(Preprocessor(32, 64, "crop").pixels(image), whole[:, 16:48])
-    np.testing.assert_array_equal(Preprocessor(64, 32, "crop").pixels(image), whole[:, :, 16:48])
+    np.testing.assert_array_equal(Preprocessor(32, 64, CROP).pixels(image), whole[:, 16:48])
+    np.testing.assert_array_equal(Preprocessor(64, 32, CROP).pixels(image), whole[:, :, 16:48])
 
 
 def test_batches(photographs):
@@ -144,59 +144,55 @@ def test_bad_targets():
     with pytest.raises(ConfigError, match="0x64"):
         Preprocessor(0, 64)
     with pytest.raises(ConfigError, match="'stretch'"):
-        Preprocessor(64, 64, "stretch")  # type: ignore[arg-type]
+        PreprocessConfig(resize="stretch")  # type: ignore[arg-type]
 
 
-# Plain data
+CLIP = PreprocessConfig("shortest", "bilinear", 0.9, OPENAI_MEAN, OPENAI_STD, rounding="even")
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [(64, 64), (512, 384)])
-def test_dict_and_back(size, mode):
-    preprocessor = Preprocessor(*size, mode)
-    assert Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict()))) == preprocessor
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_normalization_in_float64_and_back(seed):
+    levels = np.random.default_rng(seed).integers(0, 256, (2, 3, 4, 5), np.uint8)
+    values = CLIP.normalize(levels)
+    mean, std = (np.reshape(each, (3, 1, 1)) for each in (OPENAI_MEAN, OPENAI_STD))
+    np.testing.assert_allclose(values, (levels / 255 - mean) / std, rtol=0, atol=1e-6)
+    assert values.dtype == np.float32
+    np.testing.assert_array_equal(CLIP.normalize_tensor(torch.from_numpy(levels)).numpy(), values)
+    np.testing.assert_array_equal(CLIP.denormalize(values), levels)
+    np.testing.assert_array_equal(CLIP.denormalize_tensor(torch.from_numpy(values)).numpy(), levels)
 
 
-def test_transformers_reads_our_dict_and_we_read_its(photographs):
-    clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
-    preprocessor = Preprocessor(128, 128, "crop")
-    processor = clip.CLIPImageProcessorPil(**preprocessor.to_dict())
-    with Image.open(photographs["rocket"]) as image:
-        theirs = processor(image, return_tensors="np")["pixel_values"]
-        np.testing.assert_allclose(preprocessor(image), theirs, rtol=0, atol=WITHIN)
-    released_file = json.loads(processor.to_json_string())
-    more = {"image_aspect_ratio": "crop", "processor_class": "LlavaProcessor"}
-    assert Preprocessor.from_dict({**released_file, **more}) == preprocessor
+def test_released_values_are_levels_over_255():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 256).repeat(3, 0)
+    np.testing.assert_array_equal(PAD.normalize(levels), (levels / 255).astype(np.float32))
+    assert PAD.value_range() == (0, 1)
+    low, high = CLIP.value_range()
+    values = CLIP.normalize(levels)
+    assert (low, high) == (values.min(), values.max())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 64), st.integers(1, 64), st.data())
+def test_every_mode_makes_the_target(width, height, rows, columns, data):
+    resize = data.draw(st.sampled_from(["pad", "shortest", "longest", "squash"]))
+    crop_pct = data.draw(st.sampled_from([1.0, 0.95, 0.875, 0.5]))
+    rounding = data.draw(st.sampled_from(["down", "even"]))
+    config = PreprocessConfig(resize, "bilinear", crop_pct, fill=(10, 20, 30), rounding=rounding)
+    pixels = Preprocessor(rows, columns, config).pixels(Image.new("RGB", (width, height), (10, 20, 30)))
+    assert pixels.shape == (3, rows, columns)
+    np.testing.assert_array_equal(pixels, np.broadcast_to(np.reshape([10, 20, 30], (3, 1, 1)), pixels.shape))
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "word"),
+    ("wrong", "word"),
     [
-        ("image_mean", [0.48, 0.46, 0.41], "image_mean"),
-        ("image_std", [0.27, 0.26, 0.28], "image_std"),
-        ("resample", 2, "resample"),
-        ("rescale_factor", 1 / 127.5, "rescale_factor"),
-        ("do_center_crop", False, "do_center_crop"),
-        ("do_rescale", None, "do_rescale"),
-        ("size", {"shortest_edge": 96}, "size"),
-        ("crop_size", {"height": 64}, "width"),
-        ("crop_size", 64, "crop_size"),
-        ("crop_size", {"height": "tall", "width": 64}, "tall"),
-        ("crop_size", {"height": 0, "width": 64}, "at least one pixel"),
-        ("image_aspect_ratio", "anyres", "image_aspect_ratio"),
-        ("do_pad", True, "do_pad"),
-        ("patch_size", 14, "patch_size"),
+        ({"resize": "fit"}, "resize"), ({"resample": "cubic"}, "resample"), ({"crop_pct": 0}, "crop_pct"),
+        ({"crop_pct": 1.1}, "crop_pct"), ({"mean": (0.5, 0.5)}, "mean"), ({"mean": (128.0, 128.0, 128.0)}, "mean"),
+        ({"std": (0.0, 1.0, 1.0)}, "std"), ({"std": (1.0, 1.0, float("nan"))}, "std"), ({"fill": (0, 0, 256)}, "fill"),
+        ({"rounding": "up"}, "rounding"), ({"crop_pct": 10**400}, "crop_pct"),
     ],
-)
-def test_other_preprocessing_is_refused_by_name(key, value, word):
+)  # fmt: skip
+def test_wrong_settings_are_refused_by_name(wrong, word):
     with pytest.raises(ConfigError, match=word):
-        Preprocessor.from_dict({**Preprocessor(64, 64).to_dict(), key: value})
-
-
-@pytest.mark.parametrize("key", ["image_aspect_ratio", "crop_size", "image_mean", "size"])
-def test_missing_entries_are_refused_by_name(key):
-    data = Preprocessor(64, 64).to_dict()
-    del data[key]
-    with pytest.raises(ConfigError, match=key):
-        Preprocessor.from_dict(data)
-    Preprocessor.from_dict({**Preprocessor(64, 64).to_dict(), "do_pad": False, "do_reduce_labels": None})
+        PreprocessConfig(**wrong)

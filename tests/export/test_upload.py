@@ -10,24 +10,22 @@ import pytest
 import torch
 
 from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.encoder.checkpoint.preprocessing import PUBLISHED
+from fvexport.encoder.preprocess import RELEASED
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import Encoder
 from fvexport.export.runtime import encoder as module
-from fvexport.export.runtime.upload import Upload, pixel_values
+from fvexport.export.runtime.upload import Upload
 
 CPU = torch.device("cpu")
 
 
-def test_levels_become_the_pixel_values_of_numpy() -> None:
-    levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(pixel_values(torch.from_numpy(levels)).numpy(), levels.astype(np.float32) / 255)
-
-
 @pytest.mark.gpu
 def test_levels_become_the_pixel_values_of_numpy_on_a_gpu() -> None:
-    levels = np.arange(256, dtype=np.uint8)
-    found = pixel_values(torch.from_numpy(levels).cuda()).cpu().numpy()
-    np.testing.assert_array_equal(found, levels.astype(np.float32) / 255)
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 1, 256).repeat(3, 0)
+    for config in (RELEASED, PUBLISHED["timm"]):
+        found = config.normalize_tensor(torch.from_numpy(levels).cuda()).cpu().numpy()
+        np.testing.assert_array_equal(found, config.normalize(levels))
 
 
 @pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda", 0), marks=pytest.mark.gpu)])

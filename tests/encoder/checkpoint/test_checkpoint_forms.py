@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint, load_encoder
 from fvexport.encoder.checkpoint.forms import apple_to_timm, timm_to_apple
+from fvexport.encoder.checkpoint.preprocessing import PUBLISHED
 from fvexport.encoder.config import FastViTHDConfig, get_variant
 from fvexport.encoder.fastvithd import FastViTHD
 
@@ -67,16 +68,16 @@ def test_known_pairs_of_names(apple: str, timm: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "form", "aspect"),
+    ("layout", "form"),
     [
-        ("timm", "timm", "crop"),
-        ("open_clip", "open_clip", "crop"),
-        ("mobileclip", "mobileclip", "crop"),
-        ("apple", "mobileclip", "crop"),
-        ("transformers", "transformers", "pad"),
-        ("transformers_old", "transformers", "pad"),
-        ("llava", "llava", "pad"),
-        ("llava_old", "llava", "pad"),
+        ("timm", "timm"),
+        ("open_clip", "open_clip"),
+        ("mobileclip", "mobileclip"),
+        ("apple", "mobileclip"),
+        ("transformers", "transformers"),
+        ("transformers_old", "transformers"),
+        ("llava", "llava"),
+        ("llava_old", "llava"),
     ],
 )
 @pytest.mark.parametrize("weights", ["train", "released"])
@@ -87,7 +88,6 @@ def test_same_weights_in_every_form(
     weights: str,
     layout: str,
     form: str,
-    aspect: str,
 ) -> None:
     original = load_checkpoint(golden_dir / {"train": "timm_tiny", "released": "transformers_tiny"}[weights])
     tensors = renamed(weights, layout)
@@ -99,7 +99,8 @@ def test_same_weights_in_every_form(
     assert same_weights(loaded.encoder, original.encoder)
     assert loaded.encoder.form == weights
     assert loaded.info.sha256 == original.info.sha256
-    assert (loaded.info.form, loaded.info.image_aspect_ratio, loaded.info.variant) == (form, aspect, "tiny")
+    assert (loaded.info.form, loaded.info.variant) == (form, "tiny")
+    assert (loaded.info.preprocessing, loaded.info.preprocessing_source) == (PUBLISHED[form], None)
     assert loaded.info.trained
     assert loaded.info.notice is None
 
@@ -222,10 +223,11 @@ def test_resolution(timm: Tensors, write: Write, file: str, content: dict, resol
 
 
 @pytest.mark.parametrize(
-    ("value", "aspect"), [("pad", "pad"), ("anyres_max_9", "pad"), ("square", "crop"), (None, "pad"), (3, "pad")]
+    ("value", "resize"),
+    [("pad", "pad"), ("anyres_max_9", "pad"), ("square", "shortest"), (None, "pad"), (3, "pad")],
 )
-def test_aspect_ratio_of_llava(llava: Tensors, write: Write, value: object, aspect: str) -> None:
-    assert load_checkpoint(write(llava, config={"image_aspect_ratio": value})).info.image_aspect_ratio == aspect
+def test_aspect_ratio_of_llava(llava: Tensors, write: Write, value: object, resize: str) -> None:
+    assert load_checkpoint(write(llava, config={"image_aspect_ratio": value})).info.preprocessing.resize == resize
 
 
 # --- architecture ------------------------------------------------------------------------------
@@ -316,6 +318,6 @@ def test_saved_seeded_weights_load_back(write: Write) -> None:
     seeded = load_checkpoint(variant="tiny")
     loaded = load_checkpoint(write(seeded.encoder.state_dict()))
     assert loaded.info == dataclasses.replace(
-        seeded.info, source=loaded.info.source, form="timm", image_aspect_ratio="crop", trained=True,
+        seeded.info, source=loaded.info.source, form="timm", preprocessing=PUBLISHED["timm"], trained=True,
         connector_sha256=None, notice=None,
     )  # fmt: skip

@@ -1,0 +1,251 @@
+"""`Preprocessor` as the dictionary of a transformers image processor, and back.
+
+A manifest's `preprocessing` is such a dictionary: the class that its `image_processor_type` names,
+`CLIPImageProcessor(**preprocessing)` for one, makes the same pixel values. Entries of our own say what transformers has
+no word for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from ..errors import ConfigError
+from .preprocess import OPENAI_MEAN, OPENAI_STD, RESAMPLES, PreprocessConfig, Preprocessor, ResizeMode, is_number
+
+LABELS = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys")
+"""Entries of a `preprocessor_config.json` that name classes and change no pixel."""
+
+PADS_FIRST = "LlavaImageProcessor"
+"""The class that pads to a square before it resizes, as LLaVA's `expand2square` does, where `do_pad` is true."""
+
+_KNOWN = (
+    "do_convert_rgb", "do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize",
+)  # fmt: skip
+_OLD_MODES: dict[str, ResizeMode] = {"pad": "pad", "crop": "shortest"}
+_NAMES = {int(filter_): name for name, filter_ in RESAMPLES.items()}
+
+
+def to_dict(preprocessor: Preprocessor) -> dict[str, Any]:
+    """How an image is prepared: what a transformers image processor takes, then entries of our own.
+
+    `resize_mode`, `crop_pct`, `fill_color` and `center_rounding` are the attributes of `PreprocessConfig`. No class is
+    named if none of transformers does the same: for `longest`; for `pad` and `shortest` to a target that is not square;
+    for a crop that rounds as torchvision does, which can begin one pixel later.
+    """
+    config, height, width = preprocessor.config, preprocessor.height, preprocessor.width
+    square, pads = height == width, config.resize == "pad"
+    columns, rows = preprocessor.scaled()
+    by_edge = config.resize == "shortest" and square
+    kind = {"shortest": "CLIPImageProcessor", "squash": "CLIPImageProcessor", "pad": PADS_FIRST}.get(config.resize)
+    if (
+        (not square and config.resize != "squash")
+        or (pads and config.fill != fill_of(config.mean))
+        or (config.rounding == "even" and config.resize == "shortest")
+    ):
+        kind = None
+    return {
+        **({"image_processor_type": kind} if kind else {}),
+        "do_convert_rgb": True,
+        "do_pad": pads,
+        "do_resize": True,
+        "size": {"shortest_edge": rows} if by_edge else {"height": rows, "width": columns},
+        "resample": int(RESAMPLES[config.resample]),
+        "do_center_crop": config.resize == "shortest" or (rows, columns) != (height, width),
+        "crop_size": {"height": height, "width": width},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+        "resize_mode": config.resize,
+        "crop_pct": config.crop_pct,
+        "fill_color": list(config.fill),
+        "center_rounding": config.rounding,
+    }
+
+
+def from_dict(data: Mapping[str, Any]) -> Preprocessor:
+    """Reads what `to_dict` wrote; up to version 0.3, `image_aspect_ratio` stood for `resize_mode`.
+
+    Raises ConfigError, naming the entry, for every other kind of preprocessing.
+    """
+    try:
+        size = data["crop_size"]
+        height, width = int(size["height"]), int(size["width"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"preprocessing lacks crop_size (height, width): {error}") from None
+    mode = data.get("resize_mode", _OLD_MODES.get(str(data.get("image_aspect_ratio"))))
+    if mode not in get_args(ResizeMode):
+        given = "resize_mode" if "resize_mode" in data else "image_aspect_ratio"
+        raise ConfigError(f"this preprocessing is not supported: {given} {data.get(given)!r}")
+    own = Preprocessor(
+        height,
+        width,
+        PreprocessConfig(
+            resize=mode,
+            resample=resample_of(data.get("resample"), "preprocessing"),
+            crop_pct=number(data.get("crop_pct", 1.0), "preprocessing", "crop_pct"),
+            mean=triple(data.get("image_mean"), "preprocessing", "image_mean"),
+            std=triple(data.get("image_std"), "preprocessing", "image_std"),
+            fill=levels(data.get("fill_color", [0, 0, 0]), "preprocessing", "fill_color"),
+            rounding=data.get("center_rounding", "down"),
+        ),
+    )
+    done = to_dict(own)
+    if "resize_mode" not in data:  # by an earlier version, which named one class and one kind of size
+        square = height == width
+        done |= {
+            "image_aspect_ratio": data["image_aspect_ratio"],
+            "size": {"shortest_edge": height} if square else {"height": height, "width": width},
+            "do_center_crop": True,
+        }
+        done = {key: wanted for key, wanted in done.items() if key in data or key in ("do_resize", "size")}
+    for key, wanted in done.items():
+        if key not in LABELS and data.get(key) != wanted:
+            raise ConfigError(f"this preprocessing is not supported: {key} must be {wanted}, found {data.get(key)}")
+    for key, found in data.items():
+        if key not in done and key not in LABELS and found not in (None, False):
+            raise ConfigError(f"this preprocessing is not supported: unknown entry {key}, found {found}")
+    return own
+
+
+def config_of_processor(data: Mapping[str, Any], where: str, mode: ResizeMode) -> PreprocessConfig:
+    """What a checkpoint's transformers image processor does.
+
+    Args:
+        data: a `preprocessor_config.json`, or the `image_processor` of a `processor_config.json`.
+        where: the file's name, for messages.
+        mode: `pad` where the model pads the image before its processor sees it, as LLaVA does; else `shortest`.
+
+    Raises:
+        ConfigError: an entry of another type or out of bounds, or one that asks for what is not supported.
+    """
+    for key, value in data.items():
+        if key.startswith("do_") and key not in _KNOWN and value:
+            raise ConfigError(f"{where}: {key} is not supported (found {value!r})")
+        if key in _KNOWN and not isinstance(value, (bool, type(None))):
+            raise ConfigError(f"{where}: {key} must be true or false; found {value!r}")
+    if data.get("do_resize") is False:
+        raise ConfigError(f"{where}: do_resize is false, and the encoder needs images of one size")
+    kind = str(data.get("image_processor_type", data.get("feature_extractor_type", "")))
+    if kind.startswith(PADS_FIRST) and isinstance(data.get("do_pad"), bool) and mode == "pad":
+        mode = "pad" if data["do_pad"] else "shortest"
+    mean, std = _normalization(data, where)
+    mode, crop_pct = _framing(data, where, mode)
+    return checked(
+        where,
+        resize=mode,
+        resample=resample_of(data.get("resample", 3), where),
+        crop_pct=crop_pct,
+        mean=mean,
+        std=std,
+        fill=fill_of(mean) if mode == "pad" else (0, 0, 0),
+    )
+
+
+def checked(where: str, **fields: Any) -> PreprocessConfig:
+    """A `PreprocessConfig` of these fields; raises ConfigError, naming the file `where`, for values out of bounds."""
+    try:
+        return PreprocessConfig(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def fill_of(mean: tuple[float, ...]) -> tuple[int, int, int]:
+    """The mean colour as LLaVA's `expand2square` rounds it."""
+    red, green, blue = (min(255, max(0, int(value * 255))) for value in mean)
+    return red, green, blue
+
+
+def triple(value: object, where: str, key: str) -> tuple[float, float, float]:
+    """Three numbers, one per channel; one number stands for three."""
+    values = value if isinstance(value, (list, tuple)) else [value] * 3
+    if len(values) != 3 or not all(is_number(one) for one in values):
+        raise ConfigError(f"{where}: {key} must be three numbers; found {str(value)[:80]}")
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def levels(value: object, where: str, key: str) -> tuple[int, int, int]:
+    """A colour in levels 0..255; one number stands for three."""
+    red, green, blue = triple(value, where, key)
+    if not all(one == int(one) and 0 <= one <= 255 for one in (red, green, blue)):
+        raise ConfigError(f"{where}: {key} must be three levels from 0 to 255; found {str(value)[:80]}")
+    return int(red), int(green), int(blue)
+
+
+def resample_of(value: object, where: str) -> str:
+    """The name of a filter that is given by Pillow's number or by name."""
+    name = value.lower() if isinstance(value, str) else None
+    if isinstance(value, int) and not isinstance(value, bool):
+        name = _NAMES.get(value)
+    if name not in RESAMPLES:
+        known = ", ".join(f"{filter_.value} ({name})" for name, filter_ in RESAMPLES.items())
+        raise ConfigError(f"{where}: resample must be one of {known}; found {str(value)[:80]!r}")
+    return name
+
+
+def _normalization(
+    data: Mapping[str, Any], where: str
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and std of values in [0, 1], whatever the processor multiplies levels by."""
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if data.get("do_normalize") is not False:
+        # What a CLIPImageProcessor takes that is not told.
+        mean = triple(data.get("image_mean", OPENAI_MEAN), where, "image_mean")
+        std = triple(data.get("image_std", OPENAI_STD), where, "image_std")
+    factor = data.get("rescale_factor", 1 / 255) if data.get("do_rescale") is not False else 1
+    factor = number(factor, where, "rescale_factor")
+    if not 1e-6 <= factor <= 1e3:
+        raise ConfigError(f"{where}: rescale_factor must be positive; found {factor:g}")
+    top = 255 * factor
+    if math.isclose(top, 1, rel_tol=1e-6):
+        return mean, std
+    return _divided(mean, top), _divided(std, top)
+
+
+def _divided(values: tuple[float, float, float], by: float) -> tuple[float, float, float]:
+    return values[0] / by, values[1] / by, values[2] / by
+
+
+def _framing(data: Mapping[str, Any], where: str, mode: ResizeMode) -> tuple[ResizeMode, float]:
+    """How the image is brought to its size, and the part of that which is cut out."""
+    size = _sides(data.get("size"), where, "size")
+    crops = data.get("do_center_crop") is not False and data.get("crop_size") is not None
+    crop = _sides(data.get("crop_size"), where, "crop_size") if crops else None
+    if size is None:
+        return mode, 1.0
+    by_edge = "shortest_edge" in size
+    if mode != "pad":
+        if by_edge and crop is None and data.get("do_center_crop") is False:
+            raise ConfigError(f"{where}: do_center_crop is false, and the encoder needs images of one shape")
+        mode = "shortest" if by_edge else "squash"
+    if crop is None:
+        return mode, 1.0
+    height, width = crop.get("height", crop.get("shortest_edge", 0)), crop.get("width", crop.get("shortest_edge", 0))
+    rows, columns = (size["shortest_edge"],) * 2 if by_edge else (size["height"], size["width"])
+    if height > rows or width > columns or not math.isclose(height / rows, width / columns, rel_tol=1e-2):
+        raise ConfigError(f"{where}: crop_size {height}x{width} is no even part of the size {rows}x{columns}")
+    return mode, height / rows
+
+
+def _sides(value: object, where: str, key: str) -> dict[str, int] | None:
+    """`{"shortest_edge"}` or `{"height", "width"}`; a number is the shortest edge."""
+    if value is None:
+        return None
+    given = {"shortest_edge": value} if not isinstance(value, Mapping) else value
+    sides = {name: side for name, side in given.items() if side is not None}
+    known = sides.keys() in ({"shortest_edge"}, {"height", "width"})
+    if not known or not all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 20 for n in sides.values()):
+        raise ConfigError(f"{where}: {key} must be a shortest_edge, or a height and a width; found {str(value)[:80]}")
+    return dict(sides)
+
+
+def number(value: object, where: str, key: str) -> float:
+    """A finite number."""
+    if not is_number(value):
+        raise ConfigError(f"{where}: {key} must be a number; found {str(value)[:80]!r}")
+    assert isinstance(value, (int, float))
+    return float(value)
