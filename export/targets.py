@@ -108,7 +108,7 @@ TARGETS: tuple[Target, ...] = (
         "tensorrt-rtx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "tensorrt_rtx",
-        "pip install tensorrt-rtx",
+        "pip install tensorrt-rtx-cu13",
         note="the engine that `fvexport trt` built anywhere, on a GPU that TensorRT-RTX lists",
         taps=False,
     ),
@@ -130,6 +130,10 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
+GPU_TARGETS = tuple(
+    row.name for row in TARGETS if row.name not in ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
+)
+"""Names of the rows that need an NVIDIA GPU."""
 ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "gpu": "onnxruntime-cuda", "trt": "tensorrt"}
 """Short names that `--backend` takes too."""
 
@@ -202,6 +206,7 @@ def why_no_tensorrt_gpu() -> str | None:
 
 NO_GPU = "no NVIDIA GPU found"
 BROKEN_ORT = "onnxruntime is damaged: uninstalling onnxruntime or onnxruntime-gpu removes the other's files too"
+REINSTALL_ORT = f"pip install --force-reinstall {ORT_PACKAGE}"
 _NO_RTX = "onnxruntime is too old for it (1.24 is the first), or finds no RTX GPU"
 
 
@@ -267,7 +272,7 @@ def require(target: Target) -> None:
         if reason == NO_GPU or "compute capability" in reason:  # no package brings a GPU
             fix = "take another --backend"
         elif reason == BROKEN_ORT:
-            fix = f"`pip install --force-reinstall {ORT_PACKAGE}`"
+            fix = f"`{REINSTALL_ORT}`"
         raise UnavailableError(f"backend {target.name} cannot run here: {reason}; {fix}")
 
 
