@@ -111,8 +111,10 @@ def _providers(row: Target, precision: str, options: Any) -> dict[str, Any]:
             "trt_int8_enable": True,
         }
         return {"providers": [(row.provider, allowed), "CUDAExecutionProvider", "CPUExecutionProvider"]}
-    rest = [] if row.provider == "CPUExecutionProvider" else ["CPUExecutionProvider"]
-    return {"providers": [row.provider, *rest]}
+    if row.provider == "CUDAExecutionProvider":
+        # By default it computes float32 in TF32, from Ampere on.
+        return {"providers": [(row.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]}
+    return {"providers": [row.provider]}
 
 
 def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str], *, exact: bool = False) -> bytes:
