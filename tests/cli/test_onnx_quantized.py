@@ -40,7 +40,7 @@ def test_summary(written: tuple[str, Path]) -> None:
     out, folder = written
     assert "\x1b" not in out
     assert max(len(line) for line in out.splitlines() if not line.startswith(("next:", "note:"))) <= 80
-    for word in ("precision   int8", "quantization", "onnxruntime-cpu", f"{LAYERS} in INT8", "4 pictures of sample"):
+    for word in ("precision      int8", "quantization", "onnxruntime-cpu", f"{LAYERS} in INT8", "4 pictures of sample"):
         assert word in out
     for word in ("ffn, norm, values, stream", "dB predicted by PyTorch", "PyTorch int8", "prepare", "parity: PASS"):
         assert word in out

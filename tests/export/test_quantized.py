@@ -74,11 +74,15 @@ def as_written(model: onnx.ModelProto, feed: np.ndarray) -> np.ndarray:
 def test_the_file_is_the_eager_model(
     made: Made, tiny: Checkpoint, photographs: dict[str, Path], distance: Any, case: str
 ) -> None:
-    levels = Preprocessor(128, 128).pixels(photographs["coffee"])[None]
-    feed = levels if "uint8" in case else levels.astype(np.float32) / 255
-    with torch.inference_mode():
-        wanted = eager(case, made(case), tiny)(torch.from_numpy(feed))
-    assert distance(as_written(load(made(case).artifact), feed), wanted) < 2e-4  # 1e-6, but for a rare tie
+    model, distances = eager(case, made(case), tiny), []
+    for name in ("astronaut", "camera", "coffee", "rocket", "brick"):
+        levels = Preprocessor(128, 128).pixels(photographs[name])[None]
+        feed = levels if "uint8" in case else levels.astype(np.float32) / 255
+        with torch.inference_mode():
+            wanted = model(torch.from_numpy(feed))
+        distances.append(distance(as_written(load(made(case).artifact), feed), wanted))
+    # A value within float32's noise of a tie is rounded either way, and then changes what follows it.
+    assert sorted(distances)[2] < 1e-5 and max(distances) < 5e-2, distances
 
 
 @pytest.mark.parametrize("case", ["tensorrt", "fp8, projector"])
