@@ -58,4 +58,4 @@ class UnavailableError(FvexportError):
 
 
 class PlacementWarning(UserWarning):
-    """An artifact is slow, or computed in a special way, on the backend and machine that are to run it."""
+    """An artifact is slow, or computed in a special way, on the backend and machine that run it."""

@@ -115,8 +115,12 @@ def test_trt_is_the_engines_tensorrt(static: Artifact) -> None:
 
 def test_the_fastest_target(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "is_x86", lambda: True)
+    monkeypatch.setattr(targets, "products_saturate", lambda: False)
     found = fastest_quant_target()
     assert found.target == "openvino" and "no NVIDIA GPU found" in found.why
+    monkeypatch.setattr(targets, "products_saturate", lambda: True)
+    assert fastest_quant_target().target == "onnxruntime-cpu" and "VNNI" in fastest_quant_target().why
+    monkeypatch.setattr(targets, "products_saturate", lambda: False)
     machine({"onnxruntime-cpu"}, gpu=False)
     assert fastest_quant_target().target == "onnxruntime-cpu"
     assert "openvino is not installed" in fastest_quant_target().why
@@ -165,10 +169,10 @@ def test_what_an_export_says(
         ("int8", "tensorrt", "onnxruntime-cpu", ["made for TensorRT", "slow", "fvexport trt --artifact", "--target"]),
         ("int8", "tensorrt", "openvino", ["made for TensorRT", "slow"]),
         ("int8", "openvino", "onnxruntime-cpu", ["made for OpenVINO", "take --backend openvino"]),
-        ("int8", "onnxruntime-cpu", "openvino", ["made for onnxruntime's CPU", "take --backend onnxruntime-cpu"]),
         ("fp8", "tensorrt", "onnxruntime-cpu", ["made for TensorRT", "fvexport trt --artifact"]),
         ("bf16", None, "onnxruntime-cpu", ["BF16", "slowly"]),
         ("int8", "openvino", "openvino", []),
+        ("int8", "onnxruntime-cpu", "openvino", []),
         ("int8", "tensorrt", "tensorrt-rtx", []),
         ("int8", "tensorrt", "onnxruntime-tensorrt", []),
         ("fp8", "tensorrt", "triton", []),
