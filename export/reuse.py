@@ -20,12 +20,16 @@ def differs(
 
     Raises ConfigError, ImageError: for calibration data that cannot be read.
     """
+    options = options.resolved()
     made_from, info = manifest.checkpoint, checkpoint.info
     if made_from["sha256"] != info.sha256:
         return f"it was made from other weights, {made_from['source']}"
     if options.projector and made_from.get("connector_sha256") != info.connector_sha256:
         return "it ends with another connector"
     stored = {name: manifest.options.get(name) for name in options.to_dict()}
+    if manifest.quantization is not None:  # earlier versions knew one range and one default target
+        stored["reduce_range"] = bool(stored["reduce_range"])
+        stored["target"] = stored["target"] or "tensorrt"
     for name, value in options.to_dict().items():
         if stored[name] != value:
             return f"its {name} is {stored[name]}, not {value}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,10 @@ import numpy as np
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
-from ...errors import ConfigError
+from ...errors import ConfigError, PlacementWarning
 from ..artifact import Artifact
+from ..options import AUTO
+from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
 from .base import Backend, TensorBackend
 from .pixels import PixelRules
@@ -36,7 +39,7 @@ class Encoder(Opened):
 
     Args:
         artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
-        backend: a name from the table of targets.
+        backend: a name from the table of targets, or `auto` for the fastest that can run it here (`choose_backend`).
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
         threads: for one operator; None leaves it to the runtime.
         checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.
@@ -45,10 +48,13 @@ class Encoder(Opened):
         ArtifactError: not a usable artifact.
         ConfigError: a resolution that the artifact cannot take.
         UnavailableError: the backend cannot run here.
+
+    Warns:
+        PlacementWarning: the artifact is slow on this backend, or its 8-bit products saturate on this CPU.
     """
 
     def __init__(
-        self, artifact: str | os.PathLike[str] | Artifact, backend: str = "onnxruntime-cpu", *,
+        self, artifact: str | os.PathLike[str] | Artifact, backend: str = AUTO, *,
         resolution: tuple[int, int] | None = None, threads: int | None = None,
         checkpoint: Checkpoint | str | None = None,
     ) -> None:  # fmt: skip
@@ -56,7 +62,10 @@ class Encoder(Opened):
         manifest = self.artifact.manifest
         self.preprocessor = preprocessor_of(self.artifact, resolution)
         self.uint8 = manifest.input["dtype"] == "uint8"
-        self.backend = make_backend(self.artifact, backend, threads=threads, checkpoint=checkpoint)
+        self.chosen = choose_backend(self.artifact, backend)
+        self.backend = make_backend(self.artifact, self.chosen.name, threads=threads, checkpoint=checkpoint)
+        for notice in runtime_notices(self.artifact, self.chosen.name):
+            warnings.warn(notice, PlacementWarning, stacklevel=2)
         self.batch = _batch_limits(self.artifact, self.backend)
         gpu = _gpu_of(self.backend)
         self._upload = None if gpu is None else Upload(gpu)
