@@ -1,37 +1,33 @@
 """Files, PIL images and arrays -> RGB images that are safe to use.
 
 Everything a user can hand over ends here as one thing: an 8-bit RGB image, upright and fully decoded,
-or an `ImageError` of one line that names the file, what was found and what mends it.
+or an `ImageError` of one line that names the file, what was found and how to fix it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import re
+import stat
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import PIL
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ...errors import ImageError, UnavailableError
+from ...errors import ImageError, ImageWarning, first_line
+from . import jpeg, wide
 from .inputs import ArrayLike, ImageLike, as_array, encoded_bytes, file_name, is_encoded, is_tensor, not_an_image
+from .levels import from_array, from_wide_mode, to_levels
+from .png import without_metadata
 
-PHOTOGRAPHS = (
-    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"),
-    *("grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"),
-    *("motorcycle_right.png", "retina.jpg", "rocket.jpg"),
-)
-"""The photographs among the pictures in scikit-image's wheel; chelsea is a cat."""
-
-_NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow recognizes but cannot decode, or only by running another program."""
 
 _STRAIGHT_ALPHA = {"La": "LA", "RGBa": "RGBA"}
@@ -49,6 +45,10 @@ _UPRIGHT = {
 }
 """What undoes each EXIF orientation. `ImageOps.exif_transpose` also rewrites the EXIF data, and may fail at that."""
 
+_BITS_TAG = 258
+_PLANAR_TIFF = (284, 2)
+"""The TIFF tag PlanarConfiguration, and its value where each channel is stored by itself."""
+
 _URL = re.compile(r"(data:|[a-z][a-z0-9+.-]+:/)", re.IGNORECASE)
 """How a URL begins; `Path` makes one slash of two. A letter and a colon alone are a drive of Windows."""
 
@@ -59,93 +59,59 @@ def load_image(source: ImageLike) -> Image.Image:
     """Reads an image as 8-bit RGB: EXIF orientation applied, fully decoded, independent of `source`.
 
     8-bit modes become what `convert("RGB")` makes of them, as in the released processor: alpha is dropped, not
-    blended, so what lies under transparent pixels shows. Wider values are scaled instead of clipped:
+    blended, so what lies under transparent pixels shows. Wider values are scaled, not clipped (see `levels.py`):
 
-    - 16-bit integers, and mode `I` where a value exceeds 255: x / 257, rounded;
-    - mode `F`: x * 255 where no value exceeds 1, else the values are taken as 8-bit levels and rounded;
-    - arrays: uint8 as it is, uint16 as above, floats in [0, 1] times 255.
+    - 16-bit integers, also in colour PNG and TIFF files, and mode `I`: x / 257, rounded;
+    - floats, in arrays and in mode `F`: in [0, 1], times 255, rounded; up to 0.005 beyond is clipped.
 
-    Of a file with several frames, the first; of a PIL image, the current one.
+    Of other formats with more than 8 bits a channel, premultiplied 16-bit TIFF files, and PIL images, the pixels are
+    what Pillow makes of them. Of a file with several frames, the first is read; of a PIL image, the current one.
+    Metadata is ignored, except the orientation.
+
+    Warns with ImageWarning of 16-bit images that are nearly black, as 12-bit data is.
 
     Raises:
-        ImageError: missing, unreadable or damaged file; no image; over `PIL.Image.MAX_IMAGE_PIXELS`;
-            no pixels; values out of range; an array of another shape or dtype.
+        ImageError: a missing, unreadable or damaged file; no image; over `PIL.Image.MAX_IMAGE_PIXELS`; not enough
+            memory; no pixels; values out of range; an array of another shape or dtype.
     """
+    notices: list[str] = []
+    try:
+        image = _loaded(source, notices)
+    except MemoryError:
+        raise ImageError(f"not enough memory to read {_name(source)}: shrink it first, or free some memory") from None
+    for notice in notices:
+        with _warning_filters:  # while no other thread has silenced warnings
+            warnings.warn(notice, ImageWarning, stacklevel=2)
+    return image
+
+
+def _loaded(source: ImageLike, notices: list[str]) -> Image.Image:
     if isinstance(source, Image.Image):
-        name = str(getattr(source, "filename", "")) or "the given image"
         with _quiet():
-            return _to_rgb(source, name)
+            _load(source, _name(source), given=True)
+            return _to_rgb(source, _name(source), notices)
     if isinstance(source, (str, os.PathLike)):
-        return _read(source)
+        return _read(source, notices)
     if is_encoded(source):
-        name = file_name(source)
+        name = _name(source)
         with io.BytesIO(encoded_bytes(source)) as file, _quiet():
-            return _to_rgb(_open(file, name), name)
+            return _decode(file, name, notices)
     if is_tensor(source) or isinstance(source, (np.ndarray, ArrayLike, memoryview)):
-        return _from_array(as_array(source))
+        return from_array(as_array(source), notices)
     raise ImageError(not_an_image(source))
 
 
-def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The image files that `paths` stand for.
-
-    Files stay as given, whatever their suffix. Folders are searched recursively for the suffixes that Pillow can open,
-    in sorted order, hidden files and folders left out. Raises ImageError for a path that is missing, and for a folder
-    without images.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            suffixes = _suffixes()
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in suffixes
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
-                and file.is_file()
-            )
-            if not inside:
-                raise ImageError(f"no image in folder {path}: looked for files such as .jpg, .png, .webp and .tiff")
-            found += inside
-        elif path.exists():
-            found.append(path)
-        else:
-            raise ImageError(_missing(path))
-    return found
+def _name(source: ImageLike) -> str:
+    """How messages name an image."""
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "")) or "the given image"
+    if isinstance(source, (str, os.PathLike)):
+        return str(Path(source))
+    return file_name(source)
 
 
-HELD_OUT = ("astronaut", "coffee")
-"""The photographs that parity looks at where none are named; calibration leaves them out."""
-
-
-def sample_images() -> dict[str, Path]:
-    """Photographs that scikit-image's wheel carries, by name (`astronaut`, `chelsea`, `coffee`, ...): no download.
-
-    Raises UnavailableError where scikit-image is not installed, or was packaged without them.
-    """
-    # Found, not imported: importing scikit-image takes longer than reading all its photographs.
-    spec = importlib.util.find_spec("skimage")
-    folders = spec.submodule_search_locations if spec else None
-    found = {
-        Path(file).stem: Path(folder, "data", file)
-        for folder in folders or ()
-        for file in PHOTOGRAPHS
-        if Path(folder, "data", file).is_file()
-    }
-    if not found:
-        raise UnavailableError("the sample photographs come with scikit-image: pip install scikit-image")
-    return found
-
-
-def _suffixes() -> set[str]:
-    """Suffixes, in lower case, of the files whose pixels Pillow can read."""
-    known = Image.registered_extensions()  # also loads the plugins, which fill Image.OPEN
-    # MPO files (several JPEGs in one) are opened by the JPEG plugin.
-    readable = {*Image.OPEN, "MPO"} - _NO_PIXELS
-    return {suffix for suffix, kind in known.items() if kind in readable}
-
-
-def _missing(path: str | os.PathLike[str]) -> str:
+def missing(path: str | os.PathLike[str]) -> str:
+    """The error message for a path where nothing is."""
     if _URL.match(str(path)):
         return f"{str(path)[:100]} is a URL: download the image first and give the path of the file"
     return f"no image at {path}: check the path"
@@ -162,26 +128,55 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _read(source: str | os.PathLike[str]) -> Image.Image:
+def _read(source: str | os.PathLike[str], notices: list[str]) -> Image.Image:
     if not os.fspath(source):
         raise ImageError("the path of the image is empty: give the path of a file")
     path = Path(source)
     try:
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise ImageError(f"{path} is a folder: name an image file in it")
+        if not stat.S_ISREG(mode):  # opening a pipe could wait for ever
+            raise ImageError(f"{path} is no regular file: save the image to a file first")
         with path.open("rb") as file, _quiet():
-            return _to_rgb(_open(file, str(path)), str(path))
+            return _decode(file, str(path), notices)
     except FileNotFoundError:
-        raise ImageError(_missing(source)) from None
+        raise ImageError(missing(source)) from None
     except PermissionError:
         raise ImageError(f"no permission to read {path}: change its owner or mode (chmod +r)") from None
     except (OSError, ValueError) as error:  # a name too long, a null byte in it, a failing disk
         if _URL.match(str(source)):
-            raise ImageError(_missing(source)) from None
-        raise ImageError(f"cannot read {path} ({error}): check the path") from error
+            raise ImageError(missing(source)) from None
+        shown = str(path) if len(str(path)) < 300 else f"{str(path)[:100]}..."
+        raise ImageError(f"cannot read {shown} ({_reason(error)}): check the path") from error
 
 
-def _open(file: BinaryIO, name: str) -> Image.Image:
+def _decode(file: BinaryIO, name: str, notices: list[str]) -> Image.Image:
+    """The image in `file` as upright RGB."""
+    file = without_metadata(file)
+    try:
+        image = _open(file, name)
+    except ImageError:
+        stripped = jpeg.without_metadata(file)
+        if stripped is None:
+            raise
+        file, image = stripped, _open(stripped, name)
+    low_mode = wide.low_bytes_mode(image)
+    _load(image, name)
+    if low_mode is None:
+        return _to_rgb(image, name, notices)
+    file.seek(0)
+    low = Image.open(file)
+    wide.use_raw_mode(low, low_mode)
+    _load(low, name)
+    values = wide.joined(image, low, low_mode)
+    del low
+    levels = to_levels(values if values.shape[2] > 1 else values[:, :, 0], f"{name} (16 bits a channel)", notices)
+    mode = image.mode if values.shape[2] == len(image.getbands()) else None
+    return _to_rgb(Image.fromarray(levels, mode), name, notices, _orientation(image))
+
+
+def _open(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     """The image in `file`, its header read and its format and size accepted."""
     try:
         image = Image.open(file)
@@ -191,25 +186,63 @@ def _open(file: BinaryIO, name: str) -> Image.Image:
         file.seek(0)
         raise ImageError(f"{name} {_what_instead(file.read(1024))}") from None
     except Exception as error:  # a plugin meets damaged data with whatever its parser trips over
-        raise ImageError(_damaged(name, error)) from error
-    if image.format in _NO_PIXELS:
+        raise _failure(name, error) from error
+    if image.format in NO_PIXELS:
         raise ImageError(f"{name} is {image.format}, which has no pixels to read: convert it to PNG first")
     pixels = image.width * image.height
     if Image.MAX_IMAGE_PIXELS is not None and pixels > Image.MAX_IMAGE_PIXELS:
         raise ImageError(_too_large(name, pixels))
+    if image.format == "TIFF" and _unreadable_planes(image):
+        raise ImageError(f"{name} stores 16-bit channels one by one, which Pillow misreads: convert it first")
     return image
 
 
-def _too_large(name: Path, pixels: int) -> str:
+def _unreadable_planes(image: Image.Image) -> bool:
+    """Whether a TIFF file has 16-bit channels in planes: Pillow misreads them, or of compressed ones keeps 8 bits."""
+    tags = getattr(image, "tag_v2", {})
+    tag, separate = _PLANAR_TIFF
+    bits = tags.get(_BITS_TAG, (8,))
+    return tags.get(tag) == separate and len(bits) > 1 and max(bits) > 8
+
+
+def _load(image: Image.Image, name: str, *, given: bool = False) -> None:
+    """Decodes the pixels of `image`; `given` as a PIL image by the user."""
+    try:
+        image.load()
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{name} is too large: {error}") from None
+    except Exception as error:  # as in _open
+        if given and isinstance(error, ValueError) and "closed" in str(error):
+            raise ImageError(
+                f"{name} was closed before its pixels were read: open it again, or call load() before closing it"
+            ) from None
+        raise _failure(f"{name} ({image.width}x{image.height})", error) from error
+
+
+def _too_large(name: str, pixels: int) -> str:
     return (
         f"{name} has {pixels} pixels, more than PIL.Image.MAX_IMAGE_PIXELS ({Image.MAX_IMAGE_PIXELS}): "
-        "shrink it first, or raise that limit if you trust the file"
+        f"shrink it first, or raise that limit if you trust the file (on the command line --max-pixels {pixels})"
     )
 
 
-def _damaged(name: str, error: Exception) -> str:
-    reason = (str(error) or type(error).__name__).splitlines()[0]
-    return f"{name} is damaged or cut off ({reason}): copy or download it again"
+def _failure(name: str, error: Exception) -> Exception:
+    """The error to raise for what a decoder raised: not every failure means a damaged file."""
+    reason = first_line(error)
+    if isinstance(error, MemoryError) or "memory" in reason.lower():
+        return ImageError(f"not enough memory to read {name}: shrink it first, or free some memory")
+    if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of Pillow
+        return ImageError(f"cannot read {name} ({reason}): check the disk")
+    if isinstance(error, NotImplementedError) or re.search(
+        r"not (available|supported|implemented)|unsupp", reason, re.I
+    ):
+        return ImageError(f"{name} needs something that Pillow {PIL.__version__} lacks ({reason}): convert it to PNG")
+    return ImageError(f"{name} is damaged or cut off ({reason}): copy or download it again")
+
+
+def _reason(error: Exception) -> str:
+    """What an error of the system says, without the path."""
+    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _what_instead(head: bytes) -> str:
@@ -228,19 +261,13 @@ def _what_instead(head: bytes) -> str:
     return f"is in no image format that Pillow {PIL.__version__} reads: convert it to JPEG or PNG"
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """A new RGB image with the pixels of `image`, upright."""
-    try:
-        image.load()
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"{name} is too large: {error}") from None
-    except Exception as error:  # as in _open
-        raise ImageError(_damaged(name, error)) from error
+def _to_rgb(image: Image.Image, name: str, notices: list[str], orientation: int | None = None) -> Image.Image:
+    """A new RGB image with the pixels of a loaded image, upright."""
     if 0 in image.size:
         raise ImageError(f"{name} has no pixels ({image.width}x{image.height})")
-    upright = _UPRIGHT.get(_orientation(image))
+    upright = _UPRIGHT.get(_orientation(image) if orientation is None else orientation)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_levels(np.asarray(image), f"{name} (mode {image.mode})"))
+        image = from_wide_mode(image, name, notices)
     elif image.mode in _STRAIGHT_ALPHA:
         image = image.convert(_STRAIGHT_ALPHA[image.mode])
     try:
@@ -259,35 +286,3 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # damaged EXIF data is no reason to refuse sound pixels
         return 1
-
-
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
-    name = f"the given array {array.dtype}{list(array.shape)}"
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
-        raise ImageError(f"{name} is no image: give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels last")
-    if array.size == 0:
-        raise ImageError(f"{name} has no pixels")
-    if array.dtype.kind != "f" and (array.dtype.kind != "u" or array.dtype.itemsize > 2):
-        raise ImageError(f"{name} has an unknown range of values: give uint8, uint16, or floats in [0, 1]")
-    if array.dtype.kind == "f" and array.max() > 1:
-        raise ImageError(f"{name} has values up to {array.max():g}: scale floats to [0, 1] or give uint8")
-    colours = array[:, :, :3] if array.ndim == 3 and array.shape[2] > 1 else array.reshape(array.shape[:2])
-    return Image.fromarray(np.ascontiguousarray(_levels(colours, name))).convert("RGB")
-
-
-def _levels(values: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Values of any width as 8-bit levels, by the rules of `load_image`; (H, W) or (H, W, 3) in and out."""
-    if values.dtype == np.uint8:
-        return values
-    low, high = values.min(), values.max()
-    if not (low >= 0 and np.isfinite(high)):  # also where they are NaN
-        raise ImageError(f"{name} has values from {low:g} to {high:g}: they must be finite and not negative")
-    if values.dtype.kind == "f":
-        if high > 255:
-            raise ImageError(f"{name} has values up to {high:g}: scale them to [0, 1] first")
-        return np.rint(values.astype(np.float32) * (255 if high <= 1 else 1)).astype(np.uint8)
-    if high > 65535:
-        raise ImageError(f"{name} has values up to {high}: scale them to 16 bits first")
-    if values.dtype.itemsize > 2 and high <= 255:  # mode I also carries 8-bit levels
-        return values.astype(np.uint8)
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
