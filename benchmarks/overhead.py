@@ -103,8 +103,7 @@ def compare(backend: str, bare: Run, ours: Run, rounds: int) -> Row:
         for first in (index % 2 == 0, index % 2 == 1):
             taken[first].append(clock.measure(bare if first else ours, count) / count)
     ratios = [encoder / base for encoder, base in zip(taken[False], taken[True], strict=True)]
-    medians = (statistics.median(taken[first]) for first in (True, False))
-    return Row(backend, *medians, median_interval(ratios))
+    return Row(backend, statistics.median(taken[True]), statistics.median(taken[False]), median_interval(ratios))
 
 
 def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:
@@ -128,9 +127,8 @@ def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:
         from ..export.targets import import_openvino
 
         core = import_openvino().Core()
-        request = core.compile_model(
-            str(encoder.artifact.model_path), "CPU", backend.settings
-        ).create_infer_request()  # fmt: skip
+        compiled = core.compile_model(str(encoder.artifact.model_path), "CPU", backend.settings)
+        request = compiled.create_infer_request()
         inputs = [values.astype(backend.input_dtype, copy=False)]
         return lambda: request.infer(inputs, share_inputs=True)[0]
     return _bare_module(encoder.artifact, values)
