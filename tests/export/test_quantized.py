@@ -81,8 +81,9 @@ def test_the_file_is_the_eager_model(
         with torch.inference_mode():
             wanted = model(torch.from_numpy(feed))
         distances.append(distance(as_written(load(made(case).artifact), feed), wanted))
-    # A value within float32's noise of a tie is rounded either way, and then changes what follows it.
-    assert sorted(distances)[2] < 1e-5 and max(distances) < 5e-2, distances
+    # A value within float32's noise of a tie is rounded either way, and then changes what follows it. A picture without
+    # such a value shows that nothing else differs.
+    assert sorted(distances)[1] < 1e-5 and max(distances) < 5e-2, distances
 
 
 @pytest.mark.parametrize("case", ["tensorrt", "fp8, projector"])
