@@ -161,7 +161,7 @@ def load_located(
         resolution=settings.resolution,
         trained=True,
         connector_sha256=weights_sha256(connector) if connector is not None else None,
-        notice=None,
+        notice=" ".join([*located.notices, *store.notices]) or None,
     )
     return Checkpoint(encoder, connector, info)
 
