@@ -262,8 +262,9 @@ class Preprocessor:
 
     def scaled(self) -> tuple[int, int]:
         """(columns, rows) of the target over `crop_pct`, rounded down."""
-        # 1e-6: a side that was divided to make crop_pct comes back whole.
-        columns, rows = (math.floor(side / self.config.crop_pct + 1e-6) for side in (self.width, self.height))
+        # timm rounds what it gets; elsewhere a side that was divided to make crop_pct has to come back whole.
+        slack = 0 if self.config.rounding == "even" else 1e-6
+        columns, rows = (math.floor(side / self.config.crop_pct + slack) for side in (self.width, self.height))
         return columns, rows
 
     def _resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from ..errors import ConfigError
 from .preprocess import OPENAI_MEAN, OPENAI_STD, RESAMPLES, PreprocessConfig, Preprocessor, ResizeMode, is_number
@@ -23,16 +23,20 @@ PADS_FIRST = "LlavaImageProcessor"
 _KNOWN = (
     "do_convert_rgb", "do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize",
 )  # fmt: skip
-_OLD_MODES: dict[str, ResizeMode] = {"pad": "pad", "crop": "shortest"}
+_MODES: dict[str, ResizeMode] = {"pad": "pad", "crop": "shortest", "longest": "longest", "squash": "squash"}
+"""LLaVA's words for `image_aspect_ratio`, and two more."""
+
+_WORDS = {mode: word for word, mode in _MODES.items()}
 _NAMES = {int(filter_): name for name, filter_ in RESAMPLES.items()}
 
 
 def to_dict(preprocessor: Preprocessor) -> dict[str, Any]:
     """How an image is prepared: what a transformers image processor takes, then entries of our own.
 
-    `resize_mode`, `crop_pct`, `fill_color` and `center_rounding` are the attributes of `PreprocessConfig`. No class is
-    named if none of transformers does the same: for `longest`; for `pad` and `shortest` to a target that is not square;
-    for a crop that rounds as torchvision does, which can begin one pixel later.
+    `image_aspect_ratio` (`pad`, `crop`, `longest` or `squash`), `crop_pct`, `fill_color` and `center_rounding` are the
+    attributes `resize`, `crop_pct`, `fill` and `rounding` of `PreprocessConfig`. No class is named if transformers has
+    none that does the same: for `longest`; for `pad` and `shortest` to a target that is not square; for a crop that
+    rounds as torchvision does, which can begin one pixel later.
     """
     config, height, width = preprocessor.config, preprocessor.height, preprocessor.width
     square, pads = height == width, config.resize == "pad"
@@ -59,7 +63,7 @@ def to_dict(preprocessor: Preprocessor) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(config.mean),
         "image_std": list(config.std),
-        "resize_mode": config.resize,
+        "image_aspect_ratio": _WORDS[config.resize],
         "crop_pct": config.crop_pct,
         "fill_color": list(config.fill),
         "center_rounding": config.rounding,
@@ -67,7 +71,7 @@ def to_dict(preprocessor: Preprocessor) -> dict[str, Any]:
 
 
 def from_dict(data: Mapping[str, Any]) -> Preprocessor:
-    """Reads what `to_dict` wrote; up to version 0.3, `image_aspect_ratio` stood for `resize_mode`.
+    """Reads what `to_dict` wrote, now or in an earlier version, which knew no entries of its own but the first.
 
     Raises ConfigError, naming the entry, for every other kind of preprocessing.
     """
@@ -76,10 +80,12 @@ def from_dict(data: Mapping[str, Any]) -> Preprocessor:
         height, width = int(size["height"]), int(size["width"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"preprocessing lacks crop_size (height, width): {error}") from None
-    mode = data.get("resize_mode", _OLD_MODES.get(str(data.get("image_aspect_ratio"))))
-    if mode not in get_args(ResizeMode):
-        given = "resize_mode" if "resize_mode" in data else "image_aspect_ratio"
-        raise ConfigError(f"this preprocessing is not supported: {given} {data.get(given)!r}")
+    mode = _MODES.get(str(data.get("image_aspect_ratio")))
+    if mode is None:
+        raise ConfigError(
+            f"this preprocessing is not supported: image_aspect_ratio must be one of {', '.join(_MODES)}; "
+            f"found {data.get('image_aspect_ratio')!r}"
+        )
     own = Preprocessor(
         height,
         width,
@@ -94,10 +100,9 @@ def from_dict(data: Mapping[str, Any]) -> Preprocessor:
         ),
     )
     done = to_dict(own)
-    if "resize_mode" not in data:  # by an earlier version, which named one class and one kind of size
+    if "crop_pct" not in data:  # by an earlier version, which named one class and one kind of size
         square = height == width
         done |= {
-            "image_aspect_ratio": data["image_aspect_ratio"],
             "size": {"shortest_edge": height} if square else {"height": height, "width": width},
             "do_center_crop": True,
         }
@@ -111,13 +116,16 @@ def from_dict(data: Mapping[str, Any]) -> Preprocessor:
     return own
 
 
-def config_of_processor(data: Mapping[str, Any], where: str, mode: ResizeMode) -> PreprocessConfig:
+def config_of_processor(
+    data: Mapping[str, Any], where: str, mode: ResizeMode, *, settled: bool = False
+) -> PreprocessConfig:
     """What a checkpoint's transformers image processor does.
 
     Args:
         data: a `preprocessor_config.json`, or the `image_processor` of a `processor_config.json`.
         where: the file's name, for messages.
-        mode: `pad` where the model pads the image before its processor sees it, as LLaVA does; else `shortest`.
+        mode: `pad` if the model pads the image before its processor sees it, as LLaVA does; else `shortest`.
+        settled: whether `mode` holds even for a processor that says itself whether it pads.
 
     Raises:
         ConfigError: an entry of another type or out of bounds, or one that asks for what is not supported.
@@ -130,7 +138,7 @@ def config_of_processor(data: Mapping[str, Any], where: str, mode: ResizeMode) -
     if data.get("do_resize") is False:
         raise ConfigError(f"{where}: do_resize is false, and the encoder needs images of one size")
     kind = str(data.get("image_processor_type", data.get("feature_extractor_type", "")))
-    if kind.startswith(PADS_FIRST) and isinstance(data.get("do_pad"), bool) and mode == "pad":
+    if kind.startswith(PADS_FIRST) and isinstance(data.get("do_pad"), bool) and not settled:
         mode = "pad" if data["do_pad"] else "shortest"
     mean, std = _normalization(data, where)
     mode, crop_pct = _framing(data, where, mode)

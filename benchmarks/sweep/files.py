@@ -56,7 +56,7 @@ class Files:
 
     def reference(self, cell: Cell, reserve: float) -> str:
         """Pixels and features to compare with, at the cell's resolution; raises WorkerError."""
-        path = self.out / "reference" / f"{cell.variant}-{cell.weights}-{cell.height}x{cell.width}.npz"
+        path = self.out / "reference" / f"{cell.variant}-{cell.weights}-{cell.height}x{cell.width}-values.npz"
         if not path.is_file():
             self._once("reference", reserve, path=str(path), height=cell.height, width=cell.width)
         return str(path)

@@ -47,17 +47,17 @@ class Maker:
         return {"checkpoint": info.source, "variant": info.variant, "sha256": info.sha256, "notice": info.notice}
 
     def reference(self, path: str, height: int, width: int) -> dict[str, Any]:
-        """Writes `pixels` (P, 3, H, W) uint8 of the held-out photographs, and the eager model's `features` of them."""
+        """Writes the pixel `values` (P, 3, H, W) of the held-out photographs, and the eager model's `features`."""
         file = Path(path)
         if not file.is_file():
             own = Preprocessor(height, width, self.checkpoint.info.preprocessing)
-            pixels = np.stack([own.pixels(image) for image in photographs(None).values()])
+            values = own(list(photographs(None).values()))
             eager = EagerBackend(self.checkpoint.encoder)
-            features = np.concatenate([eager.run(own.config.normalize(one[None])) for one in pixels])
+            features = np.concatenate([eager.run(one[None]) for one in values])
             file.parent.mkdir(parents=True, exist_ok=True)
             with scratch_beside(file) as scratch:
                 with scratch.open("wb") as stream:
-                    np.savez(stream, pixels=pixels, features=features)
+                    np.savez(stream, values=values, features=features)
                 scratch.replace(file)
         return {}
 

@@ -34,10 +34,10 @@ class Running:
         self.model = load_cell(cell, weights, file)
         self.load_s = time.perf_counter() - start
         with np.load(reference) as known:
-            pixels, features = known["pixels"], known["features"]
+            pixels, features = known["values"], known["features"]
         self.tokens = features.shape[1] * cell.tiles
         images = np.resize(np.arange(len(pixels)), cell.batch * cell.tiles)
-        self.x = pixels[images].astype(np.float32) / 255
+        self.x = pixels[images]
         start = time.perf_counter()
         first = self.model.run(self.x[: cell.batch])
         self.first_ms = 1e3 * (time.perf_counter() - start)
@@ -85,7 +85,7 @@ class Running:
         found: list[Figures] = [compare(features[np.resize(np.arange(len(pixels)), batch)], first)]
         for start in range(batch, len(pixels) - batch + 1, batch):
             images = np.arange(start, start + batch)
-            found.append(compare(features[images], self.model.run(pixels[images].astype(np.float32) / 255)))
+            found.append(compare(features[images], self.model.run(pixels[images])))
         figures, allowed = worst(found), THRESHOLDS[self.cell.precision]
         passed = figures.rel_l2 <= allowed.rel_l2_limit and figures.cosine_min >= allowed.cosine_min
         status = "non-finite" if not figures.finite else "pass" if passed else "fail"

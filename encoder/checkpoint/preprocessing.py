@@ -60,10 +60,11 @@ def read_preprocessing(configs: Configs, form: str, pads: bool | None) -> FoundP
     """
     own = PUBLISHED[form]
     mode: ResizeMode = "pad" if (own.resize == "pad" if pads is None else pads) else "shortest"
+    settled = form == "llava" and pads is not None  # transformers' own code does not look at LLaVA's entry
     readers: dict[str, Callable[[], FoundPreprocessing | None]] = {
         "timm": lambda: _from_timm(configs),
         "open_clip": lambda: _from_open_clip(configs),
-        "processor": lambda: _from_processor(configs, mode),
+        "processor": lambda: _from_processor(configs, mode, settled),
     }
     first = form if form in readers else "processor"
     for name in (first, *(name for name in ("processor", "timm", "open_clip") if name != first)):
@@ -75,23 +76,27 @@ def read_preprocessing(configs: Configs, form: str, pads: bool | None) -> FoundP
 
 
 def _from_timm(configs: Configs) -> FoundPreprocessing | None:
+    """A `pretrained_cfg`, or a config.json from before there was one, which has its entries at the top level."""
     for file in ("config.json", "preprocessor_config.json"):
-        data = configs.get(file, {}).get("pretrained_cfg")
+        data, where = configs.get(file, {}).get("pretrained_cfg"), f"{file}, pretrained_cfg"
+        if data is None and file == "config.json" and "architecture" in configs.get(file, {}):
+            data, where = configs[file], file
+            if not any(key in data for key in ("mean", "std", "crop_pct", "crop_mode", "interpolation")):
+                continue
         if data is None:
             continue
-        where = f"{file}, pretrained_cfg"
         if not isinstance(data, Mapping):
             raise ConfigError(f"{where} must be an object; found {str(data)[:80]!r}")
         mode = _one_of(data.get("crop_mode") or "center", _TIMM_MODES, where, "crop_mode")
-        mean = triple(_or(data.get("mean"), IMAGENET_MEAN), where, "mean")
+        mean = triple(data.get("mean") or IMAGENET_MEAN, where, "mean")
         red, green, blue = (min(255, max(0, round(255 * value))) for value in mean)
         config = checked(
             where,
             resize=mode,
-            resample=resample_of(_or(data.get("interpolation"), "bicubic"), where),
-            crop_pct=number(_or(data.get("crop_pct"), TIMM_CROP_PCT), where, "crop_pct"),
+            resample=resample_of(data.get("interpolation") or "bicubic", where),
+            crop_pct=number(data.get("crop_pct") or TIMM_CROP_PCT, where, "crop_pct"),
             mean=mean,
-            std=triple(_or(data.get("std"), IMAGENET_STD), where, "std"),
+            std=triple(data.get("std") or IMAGENET_STD, where, "std"),
             fill=(red, green, blue) if mode == "longest" else (0, 0, 0),
             rounding="even",
         )
@@ -100,20 +105,21 @@ def _from_timm(configs: Configs) -> FoundPreprocessing | None:
 
 
 def _from_open_clip(configs: Configs) -> FoundPreprocessing | None:
-    data = configs.get("open_clip_config.json", {}).get("preprocess_cfg")
-    if data is None:
+    """A `preprocess_cfg`; what it lacks, or all of it, is open_clip's default."""
+    file = configs.get("open_clip_config.json", {})
+    if "preprocess_cfg" not in file and "model_cfg" not in file:
         return None
-    where = "open_clip_config.json, preprocess_cfg"
+    data, where = _or(file.get("preprocess_cfg"), {}), "open_clip_config.json, preprocess_cfg"
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be an object; found {str(data)[:80]!r}")
     if _or(data.get("mode"), "RGB") != "RGB":
         raise ConfigError(f"{where}: mode must be RGB; found {str(data['mode'])[:80]!r}")
-    mode = _one_of(_or(data.get("resize_mode"), "shortest"), _OPEN_CLIP_MODES, where, "resize_mode")
+    mode = _one_of(data.get("resize_mode") or "shortest", _OPEN_CLIP_MODES, where, "resize_mode")
     known = {"bilinear": "bilinear", "bicubic": "bicubic", "random": "bicubic"}  # random is for training alone
     config = checked(
         where,
         resize=mode,
-        resample=_one_of(_or(data.get("interpolation"), "bicubic"), known, where, "interpolation"),
+        resample=_one_of(data.get("interpolation") or "bicubic", known, where, "interpolation"),
         mean=triple(_or(data.get("mean"), OPENAI_MEAN), where, "mean"),
         std=triple(_or(data.get("std"), OPENAI_STD), where, "std"),
         fill=levels(_or(data.get("fill_color"), 0), where, "fill_color") if mode == "longest" else (0, 0, 0),
@@ -122,18 +128,18 @@ def _from_open_clip(configs: Configs) -> FoundPreprocessing | None:
     return FoundPreprocessing(config, where)
 
 
-def _from_processor(configs: Configs, mode: ResizeMode) -> FoundPreprocessing | None:
+def _from_processor(configs: Configs, mode: ResizeMode, settled: bool) -> FoundPreprocessing | None:
     """Transformers' rule: the `image_processor` of a `processor_config.json` goes before `preprocessor_config.json`."""
     nested = configs.get("processor_config.json", {}).get("image_processor")
     if nested is not None:
         where = "processor_config.json, image_processor"
         if not isinstance(nested, Mapping):
             raise ConfigError(f"{where} must be an object; found {str(nested)[:80]!r}")
-        return FoundPreprocessing(config_of_processor(nested, where, mode), where)
+        return FoundPreprocessing(config_of_processor(nested, where, mode, settled=settled), where)
     for file in ("preprocessor_config.json", "processor_config.json"):
         data = configs.get(file, {})
         if any(key in data for key in ("image_mean", "image_std", "crop_size", "size", "resample", "do_normalize")):
-            return FoundPreprocessing(config_of_processor(data, file, mode), file)
+            return FoundPreprocessing(config_of_processor(data, file, mode, settled=settled), file)
     return None
 
 

@@ -74,11 +74,11 @@ def running(cell: Cell, place: Path, file: Path | None, weights: dict[str, Any] 
 
 def test_the_reference_is_the_eager_model_of_photographs(place: Path) -> None:
     with np.load(place / "reference.npz") as known:
-        pixels, features = known["pixels"], known["features"]
-    assert pixels.shape == (2, 3, 64, 128) and pixels.dtype == np.uint8
+        values, features = known["values"], known["features"]
+    assert values.shape == (2, 3, 64, 128) and values.dtype == np.float32
     exact = load_checkpoint(variant="tiny").encoder.double()
     with torch.inference_mode():
-        wanted = exact(torch.from_numpy(pixels).double() / 255).numpy()
+        wanted = exact(torch.from_numpy(values).double()).numpy()
     assert features.shape == wanted.shape == (2, 2, wanted.shape[2])
     assert compare(wanted, features).rel_l2 < 1e-5
 
@@ -297,9 +297,9 @@ def test_plain_ways_run_the_same_weights(
         pytest.skip(reason)
     maker.reference(str(tmp_path / "reference.npz"), 64, 64)
     with np.load(tmp_path / "reference.npz") as known:
-        pixels, features = known["pixels"], known["features"]
+        values, features = known["values"], known["features"]
     peer = load_peer(get_peer(name), precision, peer_files(name), lambda: maker.checkpoint, 1)
-    found = compare(features[:1], peer.run(pixels[:1].astype(np.float32) / 255))
+    found = compare(features[:1], peer.run(values[:1]))
     assert least_db < found.sqnr_db < most_db and peer.computes and peer.device == "cpu" and peer.run_tensor is None
 
 

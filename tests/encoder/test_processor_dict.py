@@ -109,7 +109,7 @@ def test_dictionaries_of_earlier_versions_are_read(aspect, mode, size):
         ("crop_size", 64, "crop_size"),
         ("crop_size", {"height": "tall", "width": 64}, "tall"),
         ("crop_size", {"height": 0, "width": 64}, "at least one pixel"),
-        ("resize_mode", "anyres", "resize_mode"),
+        ("image_aspect_ratio", "anyres", "image_aspect_ratio"),
         ("crop_pct", "all", "crop_pct"),
         ("crop_pct", 0.5, "size"),
         ("fill_color", [0, 0, 300], "fill_color"),
@@ -122,7 +122,7 @@ def test_other_preprocessing_is_refused_by_name(key, value, word):
         Preprocessor.from_dict({**Preprocessor(64, 64).to_dict(), key: value})
 
 
-@pytest.mark.parametrize("key", ["crop_size", "image_mean", "size", "do_normalize"])
+@pytest.mark.parametrize("key", ["crop_size", "image_mean", "image_aspect_ratio", "size", "do_normalize"])
 def test_missing_entries_are_refused_by_name(key):
     data = Preprocessor(64, 64).to_dict()
     del data[key]

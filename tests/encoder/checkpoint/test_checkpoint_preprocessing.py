@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ PRETRAINED = {
     "input_size": [3, 256, 256],
 }  # fmt: skip
 TIMM = PreprocessConfig("shortest", "bilinear", 0.9, OPENAI_MEAN, OPENAI_STD, rounding="even")
+LLAVA = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
 OPEN_CLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
 
 
@@ -50,6 +52,17 @@ OPEN_CLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "
         ("timm", None, {"config.json": {"pretrained_cfg": {**PRETRAINED, "crop_mode": "border"}}},
          PreprocessConfig("longest", "bilinear", 0.9, OPENAI_MEAN, OPENAI_STD, (123, 117, 104), "even"),
          "config.json, pretrained_cfg"),
+        ("timm", None, {"config.json": {"architecture": "fastvit_mci3", **PRETRAINED}}, TIMM, "config.json"),
+        ("timm", None, {"config.json": {"architecture": "fastvit_mci3"}}, PUBLISHED["timm"], None),
+        ("timm", None, {"config.json": {"pretrained_cfg": {**PRETRAINED, "crop_pct": 0, "crop_mode": ""}}},
+         replace(TIMM, crop_pct=0.875), "config.json, pretrained_cfg"),
+        ("open_clip", None, {"open_clip_config.json": {"model_cfg": {}}},
+         PreprocessConfig("shortest", mean=OPENAI_MEAN, std=OPENAI_STD, rounding="even"),
+         "open_clip_config.json, preprocess_cfg"),
+        ("llava", False, {"preprocessor_config.json": {**PROCESSOR, **LLAVA}},
+         PreprocessConfig("shortest", "bilinear", mean=HALF, std=HALF), "preprocessor_config.json"),
+        ("transformers", False, {"preprocessor_config.json": {**PROCESSOR, **LLAVA}},
+         PreprocessConfig("pad", "bilinear", mean=HALF, std=HALF, fill=(127, 127, 127)), "preprocessor_config.json"),
         ("open_clip", None, {"open_clip_config.json": {"preprocess_cfg": OPEN_CLIP}},
          PreprocessConfig("squash", "bilinear", mean=HALF, std=HALF, rounding="even"),
          "open_clip_config.json, preprocess_cfg"),
@@ -87,13 +100,14 @@ def test_files(form: str, pads: bool | None, configs: Any, wanted: PreprocessCon
         ({"config.json": {"pretrained_cfg": {"mean": "grey"}}}, "mean"),
         ({"config.json": {"pretrained_cfg": {"mean": [123, 116, 103]}}}, "mean"),
         ({"config.json": {"pretrained_cfg": {"std": [0, 0, 0]}}}, "std"),
-        ({"config.json": {"pretrained_cfg": {"crop_pct": 0}}}, "crop_pct"),
+        ({"config.json": {"architecture": "fastvit_mci3", "std": "wide"}}, "std"),
+        ({"config.json": {"pretrained_cfg": {"crop_pct": 2}}}, "crop_pct"),
         ({"config.json": {"pretrained_cfg": {"crop_pct": "95%"}}}, "crop_pct"),
         ({"config.json": {"pretrained_cfg": {"crop_mode": "fit"}}}, "crop_mode"),
         ({"config.json": {"pretrained_cfg": {"interpolation": "random"}}}, "resample"),
         ({"open_clip_config.json": {"preprocess_cfg": 3}}, "preprocess_cfg"),
         ({"open_clip_config.json": {"preprocess_cfg": {"mode": "RGBA"}}}, "mode"),
-        ({"open_clip_config.json": {"preprocess_cfg": {"resize_mode": []}}}, "resize_mode"),
+        ({"open_clip_config.json": {"preprocess_cfg": {"resize_mode": ["fit"]}}}, "resize_mode"),
         ({"open_clip_config.json": {"preprocess_cfg": {"interpolation": "lanczos"}}}, "interpolation"),
         ({"open_clip_config.json": {"preprocess_cfg": {"resize_mode": "longest", "fill_color": -1}}}, "fill_color"),
         ({"processor_config.json": {"image_processor": "CLIP"}}, "image_processor"),
