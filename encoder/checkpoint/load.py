@@ -185,6 +185,11 @@ def tensors_sha256(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = No
     return digest.hexdigest()
 
 
+def rounded_sha256(module: nn.Module, dtype: torch.dtype) -> str:
+    """`weights_sha256` of a module whose tensors were rounded to `dtype` and are float32 again."""
+    return tensors_sha256({name: tensor.to(dtype) for name, tensor in module.state_dict().items()}, torch.float32)
+
+
 def _filled(module: M, tensors: Mapping[str, Tensor]) -> M:
     """A module on the meta device takes `tensors` as its own, without a copy."""
     counters = {n: torch.tensor(0) for n in module.state_dict() if n.endswith("num_batches_tracked")}
