@@ -262,7 +262,8 @@ def test_a_patched_model_is_saved_whole(
     transformers_model: Any, inputs: dict[str, Tensor], exported: Export, tmp_path: Path
 ) -> None:
     model = transformers_model
-    state, names = model.state_dict(), [name for name, _ in model.named_modules()]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = [name for name, _ in model.named_modules()]
     parameters = dict(model.named_parameters())
     with fvexport.patch(model, at_256(exported, projector=True)):
         assert model.state_dict().keys() == state.keys()
