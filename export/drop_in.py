@@ -105,9 +105,14 @@ def patch(
     opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
     notice = None if force else _check(opened, anatomy)
     tower = ArtifactTower(opened, None, backend=backend, threads=threads, checkpoint=checkpoint)
-    stand_ins: list[_StandIn] = [anatomy.stand_in(anatomy.tower, tower)]
+    main = anatomy.stand_in(anatomy.tower, tower)
+    if not force:
+        main.check_again = lambda: _check(opened, anatomy)
+    stand_ins: list[_StandIn] = [main]
     if tower.projected:
-        stand_ins.append(_Projected(getattr(anatomy.holder, anatomy.projector), tower))
+        projector = getattr(anatomy.holder, anatomy.projector)
+        stand_ins.append(_Projected(projector, tower))
+        main.watch(projector)
     if notice is not None:
         _LOG.warning("%s", notice)
     return Patch(tower, stand_ins, notice)
@@ -121,6 +126,7 @@ class _StandIn:
     Attributes:
         own: the module.
         before: what the instance had as `forward`, such as accelerate's; None for that of its class.
+        check_again: compares the artifact's weights with the model's once more; None if they may differ.
     """
 
     def __init__(self, own: nn.Module, tower: ArtifactTower) -> None:
@@ -128,11 +134,34 @@ class _StandIn:
         self.tower = tower
         before: Callable[..., Any] | None = own.__dict__.get("forward")
         self.before = before
+        self.check_again: Callable[[], object] | None = None
         self._told: set[str] = set()
+        self._watched: list[nn.Module] = [own]
+        self._versions = self._counted()
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own answer."""
         return self.before(*args, **kwargs) if self.before else type(self.own).forward(self.own, *args, **kwargs)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) -> tokens (B, N, C), by the artifact and without a gradient.
+
+        Raises ArtifactError if the model's weights were changed since: by `load_state_dict`, an optimizer, in place.
+        """
+        if self.check_again is not None and (versions := self._counted()) != self._versions:
+            self.check_again()  # a move to another device or type changes nothing else
+            self._versions = versions
+        return self.tower.encode(pixels.detach())
+
+    def watch(self, module: nn.Module) -> None:
+        """Counts another module's weights as the artifact's too."""
+        self._watched.append(module)
+        self._versions = self._counted()
+
+    def _counted(self) -> list[tuple[int, int]]:
+        """PyTorch's count of changes of each tensor, and where it is."""
+        held = [t for module in self._watched for t in (*module.parameters(), *module.buffers())]
+        return [(0 if t.is_inference() else t._version, 0 if t.is_meta else t.data_ptr()) for t in held]
 
     def leaves(self, pixels: Tensor) -> str | None:
         """What keeps the artifact from answering for the tower: gradients and training; None if nothing does."""
@@ -193,7 +222,7 @@ class _TransformersTower(_StandIn):
 
         like = next(p for p in self.own.parameters() if p.is_floating_point())
         device = pixel_values.device if like.is_meta else like.device  # offloaded weights have no place
-        tokens = self.tower.encode(pixel_values.detach()).to(device, like.dtype)
+        tokens = self.encode(pixel_values).to(device, like.dtype)
         stride = self.tower.artifact.manifest.architecture.stride
         h, w = (side // stride for side in pixel_values.shape[-2:])
         plane = tokens.transpose(1, 2).reshape(len(tokens), -1, h, w)
@@ -219,7 +248,7 @@ class _LlavaTower(_StandIn):
         return self._tokens(images)
 
     def _tokens(self, images: Tensor) -> Tensor:
-        return self.tower.encode(images.detach()).to(images.device, images.dtype)
+        return self.encode(images).to(images.device, images.dtype)
 
 
 class _Projected(_StandIn):

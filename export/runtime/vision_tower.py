@@ -70,10 +70,10 @@ def check_same_weights(
         artifact: an opened artifact; its connector counts if it ends with one.
         source: whose weights the hashes are of, for the message.
         sha256, connector_sha256: as `CheckpointInfo` has them, of tensors in float32.
-        dtype: what `source` holds its tensors in; None for float32. Those that were rounded to it are taken.
+        dtype: what `source` holds its tensors in, for the message; None for float32.
 
     Returns:
-        A notice, if the weights are the same but for their rounding to `dtype`; else None.
+        A notice, if the weights are the same but for a rounding to bfloat16 or float16; else None.
 
     Raises:
         ArtifactError: the weights differ.
@@ -85,16 +85,16 @@ def check_same_weights(
     if own == theirs:
         return None
     fix = "export this checkpoint, or take the artifact as it is with --force (force=True)"
-    narrow = None if dtype is None else str(dtype).removeprefix("torch.")
-    if narrow is not None and narrow != "float32":
-        rounded = (made_from.get("rounded") or {}).get(narrow)
-        if rounded is not None and (rounded["sha256"], rounded["connector_sha256"] if ends else None) == theirs:
+    rounded: dict[str, dict[str, str | None]] = made_from.get("rounded") or {}
+    for kind, hashes in rounded.items():
+        if (hashes["sha256"], hashes["connector_sha256"] if ends else None) == theirs:
             return (
-                f"{source} holds its weights rounded to {narrow}; {artifact.path} was made from the same weights "
-                "before that rounding."
+                f"{source} holds its weights rounded to {kind}; {artifact.path} was made from the same weights before "
+                "that rounding."
             )
-        if rounded is None:  # of an earlier version
-            fix = f"load the model in float32 if only the rounding to {narrow} differs, or {fix}"
+    kind = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if kind != "float32" and kind not in rounded:  # of an earlier version
+        fix = f"load the model in float32 if only the rounding to {kind} differs, or {fix}"
     if own[0] != theirs[0]:
         raise ArtifactError(
             f"{artifact.path} was made from other weights ({made_from['source']}, sha256 {made_from['sha256'][:12]}…) "

@@ -366,6 +366,23 @@ def test_gradients_and_training_are_the_towers_own(
         assert tower_of(model).calls == calls + 2
 
 
+def test_weights_that_change_while_patched(
+    transformers_model: Any, inputs: dict[str, Tensor], exported: Export
+) -> None:
+    """The artifact keeps the weights that it was made from: it must not answer for others."""
+    model, pixels = transformers_model, inputs["pixel_values"]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad(), fvexport.patch(model, at_256(exported)):
+        before = features(model, pixels)
+        model.load_state_dict({name: 2 * tensor for name, tensor in state.items()})
+        with pytest.raises(ArtifactError, match="was made from other weights"):
+            features(model, pixels)
+        model.load_state_dict(state)
+        assert torch.equal(features(model, pixels), before)
+        model.to(torch.bfloat16).float()  # rounded now, whatever their type
+        assert torch.allclose(features(model, pixels), before, atol=0.05)
+
+
 def test_hidden_states_are_the_towers_own(transformers_model: Any, inputs: dict[str, Tensor], exported: Export) -> None:
     model, pixels = transformers_model, inputs["pixel_values"]
     calls = tower_of(model).calls
