@@ -9,7 +9,6 @@ from ..calibration.calibrate import load_ranges
 from ..calibration.data import calibration_data
 from ..calibration.options import DEFAULT_SAMPLES, CalibrationOptions
 from ..encoder.checkpoint import Checkpoint
-from ..encoder.preprocess import Preprocessor
 from ..errors import ArtifactError
 from .artifact import MANIFEST_FILE, Artifact, check_writable
 from .manifest import Manifest
@@ -65,8 +64,7 @@ def differs(
         return f"it was made from other weights, {made_from['source']}"
     if options.projector and made_from.get("connector_sha256") != info.connector_sha256:
         return "it ends with another connector"
-    prepares = Preprocessor(options.height, options.width, info.preprocessing)
-    if manifest.preprocessor != prepares:
+    if manifest.preprocessor.config != info.preprocessing:
         return f"its images are prepared otherwise ({manifest.preprocessor.config.describe()})"
     stored = {name: manifest.options.get(name) for name in options.to_dict()}
     stored["opset"] = manifest.opset
