@@ -106,6 +106,7 @@ def onnx(
                 "verdict": report.verdict and report.verdict.to_dict(),
                 "seconds": report.seconds,
                 "notices": report.notices,
+                "reused": report.reused,
             }
         )
     else:

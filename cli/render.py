@@ -136,7 +136,7 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
         quantization(manifest.quantization, report.verdict)
     if report.verdict is not None:
         verdict(report.verdict, blocks=manifest.quantization is None)
-    else:
+    elif not report.reused:
         notices([f"parity was not checked; `fvexport parity {_quoted(report.artifact.path)}` does it"])
     notices(report.notices)
     click.echo(f"next: {_next(report.artifact)}")

@@ -172,7 +172,7 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
         if not empty and not (out / MANIFEST_FILE).is_file():
             raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
         if not empty and not force:
-            raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
+            raise ArtifactError(f"{out} exists; replace it with --force (force=True) or choose another --out (out)")
     check_place(out, need_bytes)
 
 
