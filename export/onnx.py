@@ -17,6 +17,7 @@ from .. import __version__
 from ..calibration.options import CalibrationOptions
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.config import FastViTHDConfig, get_variant
+from ..encoder.fastvithd import FastViTHD
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..errors import CheckpointError, ExportError
@@ -57,12 +58,14 @@ class ExportReport:
         verdict: of parity, or None where it was skipped.
         seconds: per phase, in order.
         notices: sentences that a user should read.
+        module: the encoder that was traced: what PyTorch loses with the same quantization is measured on it.
     """
 
     artifact: Artifact
     verdict: Verdict | None
     seconds: dict[str, float]
     notices: list[str]
+    module: FastViTHD
 
 
 def export_onnx(
@@ -139,7 +142,7 @@ def export_onnx(
             manifest.files = describe_files(folder)
             (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
     notices = [text for text in (*info.notices, graph["kept_unsimplified"], *notices) if text]
-    return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices)
+    return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices, prepared.encoder)
 
 
 def _judged(
