@@ -85,6 +85,7 @@ def quantization(record: Mapping[str, Any], found: Verdict | None) -> None:
             ("equalized", ", ".join(record["equalization"])),
             ("SQNR", "not measured" if predicted is None or found is None else
                      f"{found.figures.sqnr_db:.1f} dB, {predicted['sqnr_db']:.1f} dB predicted by PyTorch"),
+            *_centred(found),
         ],
         title="quantization",
     )  # fmt: skip
@@ -92,6 +93,14 @@ def quantization(record: Mapping[str, Any], found: Verdict | None) -> None:
         sensitivity(record["sensitivity"], kept)
     if found is not None and found.layers:
         curve(found, only_ends=True)
+
+
+def _centred(found: Verdict | None) -> list[tuple[str, object]]:
+    """The SQNR of what varies, if there is one."""
+    if found is None or found.figures.centred_sqnr_db is None or found.torch.centred_sqnr_db is None:
+        return []
+    ours, own = found.figures.centred_sqnr_db, found.torch.centred_sqnr_db
+    return [("centred SQNR", f"{ours:.1f} dB, {own:.1f} dB predicted by PyTorch")]
 
 
 def sensitivity(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> None:
