@@ -11,7 +11,7 @@ import click
 
 from ..errors import PromptError
 from ..export.targets import TARGETS
-from .options import Named, json_option, verbose_option
+from .options import Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Answers of --batch, as JSON lines; a second run goes on.",
 )
+@max_pixels_option
 @json_option
 @verbose_option
 def ask(

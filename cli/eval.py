@@ -9,7 +9,7 @@ import click
 
 from ..benchmarks.tasks.items import TASKS
 from ..export.targets import TARGETS
-from .options import Named, json_option, verbose_option
+from .options import Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--prompt", metavar="TEXT", help="What is asked; {question} stands for the item's.  [default: LLaVA's]")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Of each answer.  [default: 32; 64 for captions]")
+@max_pixels_option
 @json_option
 @verbose_option
 def evaluation(

@@ -18,6 +18,7 @@ from .options import (
     checkpoint_options,
     export_options,
     json_option,
+    max_pixels_option,
     precision_options,
     target_option,
     triton_server_option,
@@ -38,6 +39,7 @@ from .options import (
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: by content]")
 @click.option("--force", is_flag=True, help="Replace an artifact that stands there.")
 @triton_server_option
+@max_pixels_option
 @json_option
 @verbose_option
 def onnx(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -275,6 +276,50 @@ def backend_option(command: F) -> F:
         default=TARGETS[0].name,
         show_default=True,
         help="What runs the artifact.",
+    )(command)
+
+
+class Pixels(click.ParamType):  # type: ignore[type-arg]
+    """`200M`, `1.5G`, `250000` or `none` -> a number of pixels, or None for no limit."""
+
+    name = "pixels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if str(value).strip().lower() == "none":
+            return None
+        match = re.fullmatch(r"(\d+|\d*\.\d+)\s*([kMG]?)", str(value).strip(), re.IGNORECASE)
+        factor = {"": 1, "k": 1000, "m": 10**6, "g": 10**9}
+        pixels = round(float(match[1]) * factor[match[2].lower()]) if match else 0
+        if pixels < 1:
+            self.fail(f"{value!r} is no number of pixels; give one such as 200M, or none for no limit", param, ctx)
+        return pixels
+
+
+def max_pixels_option(command: F) -> F:
+    """`--max-pixels`, which sets `PIL.Image.MAX_IMAGE_PIXELS` while the command runs."""
+
+    def start(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+        if ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.DEFAULT:
+            return
+        from PIL import Image
+
+        before = Image.MAX_IMAGE_PIXELS
+
+        def restore() -> None:
+            Image.MAX_IMAGE_PIXELS = before
+
+        ctx.call_on_close(restore)
+        Image.MAX_IMAGE_PIXELS = value
+
+    return click.option(
+        "--max-pixels",
+        type=Pixels(),
+        metavar="N",
+        envvar="FVEXPORT_MAX_PIXELS",
+        show_envvar=True,
+        expose_value=False,
+        callback=start,
+        help="Largest image to read, such as 200M; none for no limit.  [default: Pillow's, 89M]",
     )(command)
 
 

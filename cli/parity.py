@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import backend_option, json_option, verbose_option
+from .options import backend_option, json_option, max_pixels_option, verbose_option
 
 
 @click.command("parity")
@@ -15,6 +15,7 @@ from .options import backend_option, json_option, verbose_option
 @click.option("--images", metavar="DIR", help="Photographs to compare on: a file or folder.  [default: two]")
 @backend_option
 @click.option("--layers", is_flag=True, help="Compare every block's output; names the first that leaves its bound.")
+@max_pixels_option
 @json_option
 @verbose_option
 def parity(

@@ -96,8 +96,13 @@ def encode_images(
             except ImageError as error:
                 failed.append((key, _printable(str(error))))
             if waiting and (len(waiting) == size or done == len(paths) - 1):
-                features = encoder.run(np.stack([pixels for _, pixels in waiting]))
-                for (name, _), one in zip(waiting, features, strict=True):
+                try:
+                    features = encoder.run(np.stack([pixels for _, pixels in waiting]))
+                except MemoryError:
+                    reason = f"not enough memory to encode {len(waiting)} at once: use a smaller --batch-size"
+                    failed += [(name, f"{name}: {reason}") for name, _ in waiting]
+                    waiting.clear()
+                for (name, _), one in zip(waiting, features if waiting else (), strict=True):
                     if np.isfinite(one).all():
                         file.append(name, one)
                     else:

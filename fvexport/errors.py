@@ -55,3 +55,11 @@ class PromptError(FvexportError, ValueError):
 
 class UnavailableError(FvexportError):
     """Something this machine lacks; the message names the command that installs it."""
+
+
+class FvexportWarning(UserWarning):
+    """Something a user should know about a result that is valid; the command line prints it as a notice."""
+
+
+class ImageWarning(FvexportWarning):
+    """An image that may not look as intended, or files that a search for images left out."""
