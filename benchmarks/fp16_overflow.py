@@ -45,7 +45,7 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
     from ..encoder.reparameterize import reparameterize
-    from ..export.figures import compare, worst
+    from ..export.figures import Comparison
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
     from ..export.runtime.backends import make_backend
@@ -67,8 +67,10 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
             notices[precision] = " ".join(note for note in report.notices if "FP16" in note)
         for title, file in files.items():
             runner = file if callable(file) else make_backend(file, "onnxruntime-cpu", stored_half=True).run
-            figures = worst([compare(y, runner(x)) for x, y in zip(pixels, expected, strict=True)])
-            yield {"name": title, "figures": figures.to_dict(), "notice": notices[title]}
+            found = Comparison()
+            for picture, (x, y) in enumerate(zip(pixels, expected, strict=True)):
+                found.add(y[0], runner(x)[0], picture=picture)
+            yield {"name": title, "figures": found.figures.to_dict(), "notice": notices[title]}
 
 
 def large_stream(variant: str, factor: float) -> Checkpoint:

@@ -35,7 +35,10 @@ def main(res: int, samples: int, variant: str, target: str, outliers: float, out
 
     rows = []
     for row in measure(res, samples, variant, target, outliers):
-        click.echo(f"{row['step']:44s} worst {row['worst_db']:6.1f} dB  mean {row['mean_db']:6.1f} dB")
+        click.echo(
+            f"{row['step']:44s} worst {row['worst_db']:6.1f} dB  mean {row['mean_db']:6.1f} dB  "
+            f"centred {row['centred_db']:6.1f} dB"
+        )
         rows.append(row)
     if out is not None:
         settings = {"resolution": res, "samples": samples, "variant": variant, "target": target, "outliers": outliers}
@@ -43,7 +46,7 @@ def main(res: int, samples: int, variant: str, target: str, outliers: float, out
 
 
 def measure(res: int, samples: int, variant: str, target: Any, outliers: float) -> Iterator[dict[str, Any]]:
-    """One row per way to quantize: its name, worst and mean SQNR."""
+    """One row per way to quantize: its name, worst and mean SQNR, and the centred one over all pictures."""
     import torch
 
     from ..calibration.equalize import equalize
@@ -51,10 +54,10 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
     from ..calibration.options import METHODS
     from ..calibration.policy import Policy
     from ..calibration.quantize import quantize
-    from ..calibration.sensitivity import worst_sqnr
     from ..encoder.checkpoint import load_checkpoint
     from ..encoder.preprocess import Preprocessor
     from ..encoder.reparameterize import reparameterize
+    from ..export.figures import Comparison, compare
     from .rivals.data import Photographs
     from .rivals.outliers import with_outliers
 
@@ -72,8 +75,13 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
 
     def score(step: str, model: FastViTHD) -> dict[str, Any]:
         with torch.inference_mode():
-            found = [worst_sqnr(y, model(x)) for x, y in zip(tests, expected, strict=True)]
-        return {"step": step, "worst_db": min(found), "mean_db": sum(found) / len(found)}
+            pairs = [(y.numpy(), model(x).numpy()) for x, y in zip(tests, expected, strict=True)]
+        found = [compare(*pair).sqnr_db for pair in pairs]
+        together = Comparison()
+        for picture, (y, z) in enumerate(pairs):
+            together.add(y[0], z[0], picture=picture)
+        centred = together.figures.centred_sqnr_db
+        return {"step": step, "worst_db": min(found), "mean_db": sum(found) / len(found), "centred_db": centred}
 
     kinds: list[str] = []
     for kind in ("", "ffn", "norm", "values", "stream"):

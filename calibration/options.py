@@ -25,8 +25,9 @@ class CalibrationOptions:
         samples: pictures; crops are taken where there are fewer photographs. None for 64, or 4 for FP16's extremes.
         method: how ranges are chosen.
         seed: of crops.
-        min_sqnr: dB that the quantized features must reach; the most sensitive layers stay in float for it.
-        min_cosine: the same, as the cosine that the worst token must reach.
+        min_sqnr: dB that the quantized features must reach, by the lower of the plain and the centred SQNR; the most
+            sensitive layers stay in float for it.
+        min_cosine: the same bound as a cosine, see `bound`.
     """
 
     calib: str | os.PathLike[str] | None = None
@@ -51,7 +52,7 @@ class CalibrationOptions:
 
     @property
     def bound(self) -> float | None:
-        """The SQNR to reach in dB; a cosine c is that of noise 1 / c^2 - 1 beside a signal of 1."""
+        """The SQNR to reach in dB; a cosine c stands for noise of power 1 / c^2 - 1 beside a signal of power 1."""
         import math
 
         bounds = [] if self.min_sqnr is None else [self.min_sqnr]

@@ -22,6 +22,8 @@ from ..errors import ConfigError
 from ..progress import Progress, silent
 from .policy import row_of
 
+VARIATION = 1e-5
+"""Least standard deviation of features, relative to their root mean square, that is not the rounding of float32."""
 MARGIN_DB = 0.2
 """Aimed above a bound: a prediction is one, and a runtime rounds its sums elsewhere than PyTorch."""
 
@@ -33,7 +35,7 @@ class LayerNoise:
     Attributes:
         name: of its module.
         kind: as in the policy's table.
-        sqnr_db: of the final features where this layer alone is quantized; the worst picture's.
+        sqnr_db: stricter SQNR of the final features if this layer alone is quantized, see `stricter_sqnr`.
         share: of all quantized layers' multiply-adds.
     """
 
@@ -78,10 +80,8 @@ def sensitivity(
                 for _, part in blocks[number:]:
                     y = part(y)
                 swap(model, kept)
-                row = row_of(name)
-                found.append(
-                    LayerNoise(name, row.kind if row else "", worst_sqnr(features, y), work[name] / sum(work.values()))
-                )
+                row, share = row_of(name), work[name] / sum(work.values())
+                found.append(LayerNoise(name, row.kind if row else "", stricter_sqnr(features, y), share))
     progress("sensitivity", len(layers), len(layers))
     return sorted(found, key=lambda layer: layer.sqnr_db)
 
@@ -125,8 +125,8 @@ def meet_bound(
 
     Args:
         model, quantized: the float model and the one made of it.
-        bound_db: SQNR of the features to reach.
-        measure: SQNR in dB of a model, on pictures that were not calibrated on.
+        bound_db: SQNR of the features to reach, by `measure`.
+        measure: SQNR in dB of a model, the stricter of plain and centred, on pictures that were not calibrated on.
         probe: (B, 3, H, W) to find sensitive layers with.
         progress: see `sensitivity`.
 
@@ -166,14 +166,24 @@ def swap(model: nn.Module, parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return before
 
 
-def worst_sqnr(reference: Tensor, candidate: Tensor) -> float:
-    """Signal over error in dB of the worst picture; both (B, ...)."""
-    a, b = reference.double().flatten(1), candidate.double().flatten(1)
-    signal, error = a.square().sum(1), (b - a).square().sum(1)
-    if not torch.isfinite(error).all():
+def stricter_sqnr(reference: Tensor, candidate: Tensor) -> float:
+    """Signal over error in dB of the worst picture; the lower of the plain and the centred figure.
+
+    The centred one compares the error with what varies: the reference without its mean over pictures and positions,
+    per channel (the formula is in export/figures.py). Features in which nothing varies have the plain one alone.
+
+    Args:
+        reference, candidate: (B, C, H, W), a picture each.
+    """
+    a, b = (x.double().flatten(2) for x in (reference, candidate))
+    errors = (b - a).square().sum((1, 2))
+    if not torch.isfinite(errors).all():
         return -math.inf
-    worst = float((error / signal.clamp_min(1e-300)).max())
-    return -10 * math.log10(worst) if worst > 0 else math.inf
+    noise = float((errors / a.square().sum((1, 2)).clamp_min(1e-300)).max())
+    varying = (a - a.mean((0, 2), keepdim=True)).square().sum((1, 2)).mean()
+    if varying > VARIATION**2 * a.square().sum((1, 2)).mean():
+        noise = max(noise, float(errors.max() / varying))
+    return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
 def _is_quantized(module: nn.Module) -> bool:

@@ -147,9 +147,14 @@ def calibration_options(command: F) -> F:
 def bound_options(command: F) -> F:
     """`--ranges`, `--min-sqnr`, `--min-cosine` and `calibration_options`: how a quantized file is made."""
     for option in (
-        click.option("--min-cosine", type=float, metavar="C", help="The same, as the worst token's cosine."),
         click.option(
-            "--min-sqnr", type=float, metavar="DB", help="Keep layers in float until the features reach this SQNR."
+            "--min-cosine", type=float, metavar="C", help="The same bound, as the cosine that such noise leaves."
+        ),
+        click.option(
+            "--min-sqnr",
+            type=float,
+            metavar="DB",
+            help="Keep layers in float until the features reach this SQNR, plain and centred.",
         ),
         click.option("--ranges", metavar="FILE", help="What `fvexport calibrate` wrote, instead of --calib."),
     ):

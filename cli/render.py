@@ -156,20 +156,23 @@ def _next(artifact: Artifact) -> str:
 def verdict(found: Verdict, *, blocks: bool = True) -> None:
     """The figures beside PyTorch's own and the thresholds, then every block where they were compared."""
     ours, own, allowed = found.figures, found.torch, found.thresholds
-    bound = allowed.bound(own.rel_l2 if own.finite else None)
+    bound, centred = allowed.bounds(own)
     rows = [
         ("max abs", f"{ours.max_abs:.2e}", f"{own.max_abs:.2e}", ""),
         ("relative L2", f"{ours.rel_l2:.2e}", f"{own.rel_l2:.2e}", f"<= {bound:.2e}"),
+        ("centred relative L2", *(_optional(f.centred_rel_l2, ".2e") for f in (ours, own)), f"<= {centred:.2e}"),
         ("cosine, mean", f"{ours.cosine:.7f}", f"{own.cosine:.7f}", ""),
         ("cosine, worst token", f"{ours.cosine_min:.7f}", f"{own.cosine_min:.7f}", f">= {allowed.cosine_min}"),
         ("SQNR, dB", f"{ours.sqnr_db:.1f}", f"{own.sqnr_db:.1f}", ""),
+        ("centred SQNR, dB", *(_optional(f.centred_sqnr_db, ".1f") for f in (ours, own)), ""),
     ]
     header = ("against float32", "artifact", f"PyTorch {found.precision}", "allowed")
     table(header, rows, title=f"parity: {found.status.upper()}, {found.reason}")
     facts(
         [
             ("allowed", f"{allowed.over_torch:g} x PyTorch's own error, yet never under "
-                        f"{allowed.rel_l2_floor:.1e} or over {allowed.rel_l2_limit:.1e}"),
+                        f"{allowed.rel_l2_floor:.1e} or over {allowed.rel_l2_limit:.1e} "
+                        f"(centred: {allowed.centred_floor:.1e}, {allowed.centred_limit:.1e})"),
             ("images", some(found.images)),
             ("resolutions", ", ".join(found.resolutions)),
             ("backend", found.backend),
@@ -177,6 +180,10 @@ def verdict(found: Verdict, *, blocks: bool = True) -> None:
     )  # fmt: skip
     if found.layers and blocks:
         _layers(found)
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _layers(found: Verdict) -> None:

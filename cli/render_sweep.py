@@ -69,7 +69,7 @@ def _row(result: Result, eager: Collection[str]) -> tuple[str, ...]:
     if latency is None:
         return (cell.series, result.status, "", "", "", "")
     parity = result.parity
-    sqnr = "" if parity is None else "equal" if parity.rel_l2 == 0 else _number(parity.sqnr_db, ".1f")
+    sqnr = "" if parity is None else "equal" if parity.rel_l2 == 0 else _number(parity.strict_sqnr_db, ".1f")
     return (
         cell.series, f"{latency.p50_ms:.4g}" + ("?" if result.status == "unstable" else ""),
         _number(result.images_per_second, ".4g"), _speedup(result, eager),

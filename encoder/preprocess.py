@@ -227,12 +227,8 @@ class Preprocessor:
 
     def _pad(self, image: Image.Image, name: str) -> Image.Image:
         """Centred on the smallest canvas of the target's aspect ratio that holds it, then resized."""
-        width, height = image.size
-        if width * self.height >= height * self.width:
-            canvas = (width, round(width * self.height / self.width))
-        else:
-            canvas = (round(height * self.width / self.height), height)
-        at = (-self._half(width, canvas[0]), -self._half(height, canvas[1]))
+        canvas = self._canvas(image.size)
+        at = (-self._half(image.width, canvas[0]), -self._half(image.height, canvas[1]))
         return self._resized(Placed(image, canvas, at, self.config.fill, name), self.scaled())
 
     def _cover(self, image: Image.Image, name: str) -> Image.Image:
@@ -250,13 +246,44 @@ class Preprocessor:
 
     def _fit(self, image: Image.Image, name: str) -> Image.Image:
         """Resized to the largest size that fits into the target over `crop_pct`, then centred on the target."""
-        width, height = image.size
-        columns, rows = self.scaled()
-        ratio = max(height / rows, width / columns)
-        return self._resized(self._alone(image, name), (max(1, round(width / ratio)), max(1, round(height / ratio))))
+        return self._resized(self._alone(image, name), self._fitted(image.size))
 
     def _squash(self, image: Image.Image, name: str) -> Image.Image:
         return self._resized(self._alone(image, name), self.scaled())
+
+    def content_box(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) of the result's pixels that show an image of `size` (width, height).
+
+        Every other pixel is padding. A pixel that shows both is inside.
+        """
+        target = self.width, self.height
+        if self.config.resize == "pad":
+            canvas, scaled = self._canvas(size), self.scaled()
+        elif self.config.resize == "longest":
+            size = canvas = scaled = self._fitted(size)
+        else:
+            return 0, 0, self.width, self.height
+        spans = []
+        for have, whole, resized, shown in zip(size, canvas, scaled, target, strict=True):
+            first, begin = -self._half(have, whole), self._half(resized, shown)
+            low, high = (side * resized / whole - begin for side in (first, first + have))
+            spans.append((max(0, math.floor(low)), min(shown, math.ceil(high))))
+        (left, right), (top, bottom) = spans
+        return left, top, right, bottom
+
+    def _canvas(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the smallest canvas of the target's aspect ratio that holds an image of `size`."""
+        width, height = size
+        if width * self.height >= height * self.width:
+            return width, round(width * self.height / self.width)
+        return round(height * self.width / self.height), height
+
+    def _fitted(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the largest size that fits into the target over `crop_pct`."""
+        width, height = size
+        columns, rows = self.scaled()
+        ratio = max(height / rows, width / columns)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def scaled(self) -> tuple[int, int]:
         """(columns, rows) of the target over `crop_pct`, rounded down."""

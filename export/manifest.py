@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from ..encoder.config import FastViTHDConfig
 from ..encoder.preprocess import Preprocessor
 from ..errors import ArtifactError, ConfigError
 from .figures import Figures
+from .judging import BOUND_FIGURES
 from .options import PRECISIONS, QUANTIZED
 
 SCHEMA_VERSION = 1
@@ -154,8 +155,18 @@ def _check_quantization(record: dict[str, Any]) -> None:
     if not all(isinstance(value, (*number, nothing)) for value in record["blocks"].values()):
         raise TypeError("quantization has blocks without figures")
     predicted = record["predicted"]
-    names = {figure.name for figure in fields(Figures)}
-    if predicted is not None and (
-        predicted.keys() != names or not all(isinstance(value, number) for value in predicted.values())
-    ):
+    if predicted is not None and not _are_figures(predicted):
         raise TypeError("quantization predicts no figures")
+    if record.get("bound_figure", "plain") not in BOUND_FIGURES:
+        raise TypeError(f"quantization has the unknown bound_figure {record['bound_figure']!r}")
+
+
+def _are_figures(record: dict[str, Any]) -> bool:
+    """Whether `record` holds `Figures`, with the centred ones or, from earlier versions, without."""
+    required = {figure.name for figure in fields(Figures) if figure.default is MISSING}
+    optional = {figure.name for figure in fields(Figures)} - required
+    return (
+        required <= record.keys() <= required | optional
+        and all(isinstance(record[name], int | float) for name in required)
+        and all(isinstance(record.get(name), int | float | None) for name in optional)
+    )

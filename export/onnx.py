@@ -19,6 +19,7 @@ from ..calibration.options import CalibrationOptions
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.checkpoint.load import rounded_sha256
 from ..encoder.config import FastViTHDConfig, get_variant
+from ..encoder.fastvithd import FastViTHD
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..errors import CheckpointError, ExportError
@@ -63,6 +64,7 @@ class ExportReport:
         seconds: per phase, in order.
         notices: sentences that a user should read.
         reused: whether an existing artifact was taken as it is.
+        module: the encoder that was traced, on which PyTorch's own loss is measured; None if an artifact was reused.
     """
 
     artifact: Artifact
@@ -70,6 +72,7 @@ class ExportReport:
     seconds: dict[str, float]
     notices: list[str]
     reused: bool = False
+    module: FastViTHD | None = None
 
 
 def export_onnx(
@@ -154,7 +157,7 @@ def export_onnx(
             manifest.files = describe_files(folder)
             (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
     notices = [text for text in (*info.notices, graph["kept_unsimplified"], *notices) if text]
-    return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices)
+    return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices, module=prepared.encoder)
 
 
 def _judged(

@@ -1,19 +1,16 @@
 """The verdict: is this artifact the same model?
 
 An artifact is compared with the eager model in its checkpoint's own form, in float32, on real
-photographs. It is judged against what PyTorch itself loses in the artifact's precision: at most
-twice that, and within absolute bounds. (The rule is that of Polygraphy's and flash-attention's
-tests: error only has a meaning beside the error that the precision itself makes.)
+photographs, and judged against what PyTorch itself loses in the artifact's precision (see `judging`).
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,16 +23,16 @@ from ..encoder.image import HELD_OUT, ImageLike, find_images, sample_images
 from ..errors import ConfigError
 from ..progress import Progress, silent
 from .artifact import Artifact
-from .figures import Figures, compare, worst
+from .figures import Comparison, Figures
+from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from .manifest import Manifest
 from .options import AUTO
+from .parity_runs import Run, runs_of
 from .placement import choose_backend
 from .runtime.backends import ArtifactBackend, make_backend
 from .runtime.eager import EagerBackend
-from .runtime.encoder import preprocessor_of
 from .source import exported_module, source_checkpoint
 from .targets import get_target
-from .tensorrt.options import Profile
 from .trace import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
@@ -49,38 +46,6 @@ BLOCK_SCALES_FILE = "block_scales.safetensors"
 
 MAX_IMAGES = 8
 """Photographs looked at when a folder is given; more would cost time and change no verdict."""
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When an artifact of one precision passes.
-
-    Attributes:
-        over_torch: relative L2 error allowed, as a multiple of PyTorch's own in that precision.
-        rel_l2_floor: always allowed: below it, differences are the noise of summation order.
-        rel_l2_limit: never allowed beyond, whatever PyTorch loses.
-        cosine_min: that the worst token must reach.
-    """
-
-    over_torch: float
-    rel_l2_floor: float
-    rel_l2_limit: float
-    cosine_min: float
-
-    def bound(self, torch_rel_l2: float | None) -> float:
-        """The relative L2 error allowed beside PyTorch's own."""
-        own = 0.0 if torch_rel_l2 is None or not np.isfinite(torch_rel_l2) else self.over_torch * torch_rel_l2
-        return min(self.rel_l2_limit, max(self.rel_l2_floor, own))
-
-
-THRESHOLDS: dict[str, Thresholds] = {
-    "fp32": Thresholds(over_torch=2, rel_l2_floor=1e-5, rel_l2_limit=1e-3, cosine_min=0.99999),
-    "fp16": Thresholds(over_torch=2, rel_l2_floor=2e-3, rel_l2_limit=3e-2, cosine_min=0.999),
-    "bf16": Thresholds(over_torch=2, rel_l2_floor=1.6e-2, rel_l2_limit=1.5e-1, cosine_min=0.98),
-    # 3 dB of what the same quantization loses in PyTorch, as measured at export; never under 14 and 11 dB.
-    "int8": Thresholds(over_torch=1.41, rel_l2_floor=1e-2, rel_l2_limit=2e-1, cosine_min=0.95),
-    "fp8": Thresholds(over_torch=1.41, rel_l2_floor=2e-2, rel_l2_limit=2.8e-1, cosine_min=0.9),
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +69,7 @@ class Verdict:
     Attributes:
         status: `pass`, `fail` or `non-finite`.
         reason: one sentence.
-        figures: worst over all images and resolutions.
+        figures: worst over all images and resolutions, on the tokens that see a part of the image.
         torch: the same of PyTorch itself in that precision.
         thresholds: what was allowed.
         images, resolutions: what was compared.
@@ -113,7 +78,7 @@ class Verdict:
         first_bad_layer: the first block that left its bound.
     """
 
-    status: Literal["pass", "fail", "non-finite"]
+    status: Status
     reason: str
     precision: str
     figures: Figures
@@ -173,25 +138,28 @@ def check_parity(
         artifact, backend, stored_half=get_target(backend).rounds_stored, taps=taps, checkpoint=checkpoint
     )
     own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
-    compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {}, manifest)
+    compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {})
+    record = manifest.quantization or {}
 
     preprocessing = manifest.preprocessor.config
-    rows: list[tuple[Figures, Figures]] = []
     layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
-    runs = list(_runs(artifact, list(named.values()), getattr(candidate, "profile", None)))
-    for done, pixels in enumerate(runs):
+    runs = list(runs_of(artifact, list(named.values()), getattr(candidate, "profile", None)))
+    for done, run in enumerate(runs):
         progress("parity", done, len(runs))
-        values = preprocessing.normalize(pixels)
-        figures_pair, errors = compared.run(values, pixels if uint8 else values, layers=layers)
-        rows.append(figures_pair)
-        for name, pair in errors.items():
+        values = preprocessing.normalize(run.pixels)
+        feed = run.pixels if uint8 else values
+        for name, pair in compared.run(run, values, feed, layers=layers, recorded=record.get("blocks", {})).items():
             layer_rows[name].append(pair)
     progress("parity", len(runs), len(runs))
 
-    figures, torch_figures = worst([a for a, _ in rows]), worst([b for _, b in rows])
+    figures = compared.found.figures
+    torch_figures = compared.torch.figures if own else _recorded(manifest, list(named), compared.found.ratio)
     layer_figures = [_layer_figure(name, found, thresholds) for name, found in layer_rows.items()]
-    status, reason = judge(figures, torch_figures, thresholds, bound_db=(manifest.quantization or {}).get("bound_db"))
-    sizes = sorted({p.shape[2:] for p in runs}, reverse=True)
+    status, reason = judge(
+        figures, torch_figures, thresholds,
+        bound_db=record.get("bound_db"), bound_figure=record.get("bound_figure", "plain"),
+    )  # fmt: skip
+    sizes = sorted({run.resolution for run in runs}, reverse=True)
     return Verdict(
         status, reason, precision, figures, torch_figures, thresholds,
         images=list(named), resolutions=[f"{height}x{width}" for height, width in sizes],
@@ -218,23 +186,6 @@ def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
     return {name: scale[:, None, None] for name, scale in load_file(file).items()} if file.is_file() else {}
 
 
-def judge(
-    figures: Figures, torch_figures: Figures, thresholds: Thresholds, *, bound_db: float | None = None
-) -> tuple[Literal["pass", "fail", "non-finite"], str]:
-    """Status and one sentence; `bound_db` is the SQNR that the user asked for."""
-    if not figures.finite:
-        also = "" if torch_figures.finite else "; PyTorch overflows in this precision too"
-        return "non-finite", f"the artifact's output has infinite or undefined values{also}"
-    bound = thresholds.bound(torch_figures.rel_l2 if torch_figures.finite else None)
-    if not figures.rel_l2 <= bound:  # so written that an undefined figure fails too
-        return "fail", f"relative L2 error {figures.rel_l2:.1e} is over the bound of {bound:.1e}"
-    if not figures.cosine_min >= thresholds.cosine_min:
-        return "fail", f"the worst token's cosine {figures.cosine_min:.6f} is under {thresholds.cosine_min}"
-    if bound_db is not None and not figures.sqnr_db >= bound_db:
-        return "fail", f"SQNR {figures.sqnr_db:.1f} dB is under the {bound_db:.1f} dB asked for"
-    return "pass", f"relative L2 error {figures.rel_l2:.1e} within {bound:.1e}"
-
-
 def photographs(images: Images) -> dict[str, ImageLike]:
     """Name -> image: the given ones, or two photographs that scikit-image ships."""
     if isinstance(images, Mapping):
@@ -255,76 +206,35 @@ def photographs(images: Images) -> dict[str, ImageLike]:
     return dict(list(named.items())[:MAX_IMAGES])
 
 
-def _runs(artifact: Artifact, images: list[ImageLike], profile: Profile | None) -> Iterable[np.ndarray]:
-    """The batches to compare, uint8 (B, 3, H, W).
-
-    Each image at the file's own resolution, and where that is dynamic, all of them at once at
-    another one that is not square. An engine's `profile` bounds both sizes and images at once.
-    """
-    manifest = artifact.manifest
-    batch = manifest.input["shape"][0]
-    dynamic = manifest.options.get("dynamic_res")
-    stride = manifest.architecture.stride
-    height, width = _within(profile, *_frame_of(artifact)) if dynamic else _frame_of(artifact)
-    low, high = (profile.batch[0], profile.batch[2]) if profile else (1, len(images))
-    own = preprocessor_of(artifact, (height, width))
-    pixels = [own.pixels(image) for image in images]
-    if isinstance(batch, int):
-        for start in range(0, len(pixels), batch):
-            group = (pixels[start:] + pixels)[:batch] if len(pixels) >= batch else (pixels * batch)[:batch]
-            yield np.stack(group)
-    else:
-        for image in pixels:
-            yield np.stack([image] * low)
-    if dynamic:
-        other = preprocessor_of(
-            artifact,
-            _within(
-                profile, max(stride, height // 2 // stride * stride), max(stride, width * 3 // 8 // stride * stride)
-            ),
-        )
-        several = [other.pixels(image) for image in images]
-        count = batch if isinstance(batch, int) else min(max(len(several), low), high)
-        yield np.stack((several * count)[:count])
-    elif batch == "batch":
-        count = min(max(2, len(pixels), low), max(high, 2) if profile is None else high)
-        yield np.stack((pixels * count)[:count])
-
-
-def _frame_of(artifact: Artifact) -> tuple[int, int]:
-    own = preprocessor_of(artifact)
-    return own.height, own.width
-
-
-def _within(profile: Profile | None, height: int, width: int) -> tuple[int, int]:
-    """The nearest sides that an engine takes."""
-    if profile is None:
-        return height, width
-    return (
-        min(max(height, profile.height[0]), profile.height[2]),
-        min(max(width, profile.width[0]), profile.width[2]),
-    )
-
-
 @dataclass
 class _Compared:
-    """The eager model, PyTorch in the artifact's precision, and the artifact."""
+    """The eager model, PyTorch in the artifact's precision, and the artifact; and what was found of both.
+
+    Attributes:
+        reference, own, candidate: the three; `own` is None if only its record is left.
+        scales: see `_block_scales`.
+        found: of the artifact.
+        torch: of PyTorch.
+    """
 
     reference: EagerBackend
     own: EagerBackend | None
     candidate: ArtifactBackend
     scales: dict[str, np.ndarray]
-    manifest: Manifest
+    found: Comparison = field(default_factory=Comparison)
+    torch: Comparison = field(default_factory=Comparison)
 
     def run(
-        self, values: np.ndarray, feed: np.ndarray, *, layers: bool
-    ) -> tuple[tuple[Figures, Figures], dict[str, LayerErrors]]:
-        """Figures of the artifact and of PyTorch; and per block the error of both, where asked for.
+        self, run: Run, values: np.ndarray, feed: np.ndarray, *, layers: bool, recorded: Mapping[str, float | None]
+    ) -> dict[str, LayerErrors]:
+        """Adds one batch to the figures; returns, per block, the error of the artifact and of PyTorch.
 
         Args:
-            values: float pixels.
-            feed: pixels as the artifact takes them.
+            run: the batch.
+            values: its pixels, normalized.
+            feed: its pixels as the artifact takes them.
             layers: whether to compare blocks.
+            recorded: PyTorch's error per block, if `own` is None.
         """
         blocks: dict[str, np.ndarray] = {}
         own_errors: dict[str, float | None] = {}
@@ -335,30 +245,50 @@ class _Compared:
             expected, inner = self.reference.run(values), {}
             actual = self.candidate.run(feed)
         errors = {name: _rel_l2(y, inner[name] / self.scales.get(name, 1)) for name, y in blocks.items()}
+        add_run(self.found, run, expected, actual)
         if self.own is None:
-            own_figures, own_errors = self._recorded()
-        else:
-            # Of the two, only an exported module may take uint8.
-            pixels = feed if self.own.encoder.uint8_input else values
-            ours = (
-                self.own.run_taps(
-                    pixels,
-                    lambda name, y: own_errors.__setitem__(name, _rel_l2(blocks[name], y / self.scales.get(name, 1))),
-                )
-                if layers
-                else self.own.run(pixels)
+            return {name: (error, recorded.get(name)) for name, error in errors.items()}
+        # Of the two, only an exported module may take uint8.
+        pixels = feed if self.own.encoder.uint8_input else values
+        ours = (
+            self.own.run_taps(
+                pixels,
+                lambda name, y: own_errors.__setitem__(name, _rel_l2(blocks[name], y / self.scales.get(name, 1))),
             )
-            own_figures = compare(expected, ours)
-        return (compare(expected, actual), own_figures), {n: (e, own_errors.get(n)) for n, e in errors.items()}
+            if layers
+            else self.own.run(pixels)
+        )
+        add_run(self.torch, run, expected, ours)
+        return {name: (error, own_errors.get(name)) for name, error in errors.items()}
 
-    def _recorded(self) -> tuple[Figures, dict[str, float | None]]:
-        """What PyTorch lost when the artifact was made; where that was not measured, all that is ever allowed."""
-        record = self.manifest.quantization or {}
-        limit = THRESHOLDS[self.manifest.precision]
-        if record.get("predicted"):
-            return Figures(**record["predicted"]), record.get("blocks", {})
-        rel_l2 = limit.rel_l2_limit / limit.over_torch
-        return Figures(0.0, rel_l2, limit.cosine_min, limit.cosine_min, -20 * math.log10(rel_l2), finite=True), {}
+
+def add_run(found: Comparison, run: Run, reference: np.ndarray, candidate: np.ndarray) -> None:
+    """Adds the features of a batch, both (B, N, C). Pictures at one resolution share a mean."""
+    if reference.shape != candidate.shape:
+        raise ValueError(f"shapes differ: reference {reference.shape}, candidate {candidate.shape}")
+    for row, photograph in enumerate(run.photographs):
+        found.add(
+            reference[row], candidate[row], picture=photograph, group=run.resolution, seen=run.seen[row]
+        )  # fmt: skip
+
+
+def _recorded(manifest: Manifest, images: Sequence[str], ratio: float | None) -> Figures:
+    """What PyTorch lost when the artifact was made; if that was not measured, all that is ever allowed.
+
+    Args:
+        manifest: of the artifact.
+        images: names of the photographs now.
+        ratio: of a centred error to a plain one on these photographs.
+    """
+    predicted = (manifest.quantization or {}).get("predicted")
+    if not predicted:
+        return unmeasured(THRESHOLDS[manifest.precision])
+    figures = Figures.from_dict(predicted)
+    if figures.centred_rel_l2 is not None and (manifest.parity or {}).get("images") == list(images):
+        return figures
+    # An earlier version's record, or one of other photographs. The error is not centred, so the ratio of a centred
+    # error to a plain one depends on the reference alone.
+    return figures.with_centred(None if ratio is None else figures.rel_l2 * ratio)
 
 
 def _rel_l2(reference: np.ndarray, candidate: np.ndarray) -> float | None:

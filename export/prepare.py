@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
 from ..calibration.observe import observe, observe_peaks
 from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
 from ..calibration.quantize import quantizable, quantize
-from ..calibration.sensitivity import Bounded, meet_bound, worst_sqnr
+from ..calibration.sensitivity import Bounded, meet_bound
 from ..calibration.stats import Stats
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.config import MIXERS
@@ -27,10 +28,13 @@ from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from ..progress import Progress
+from .figures import Comparison
 from .options import ExportOptions
+from .parity_runs import tokens_of
 from .runtime.eager import EagerBackend
 from .runtime.openvino import has_bf16
 from .targets import get_target, why_absent
+from .trace import DTYPES
 
 PROBE_SIDE = 512
 """Longest side at which layers' sensitivities are compared: their order hardly depends on it, their time does."""
@@ -178,6 +182,7 @@ def _quantized(
         "quantized": [name for name in layers if name not in kept],
         "float": kept,
         "bound_db": calibration.bound,
+        "bound_figure": "stricter",
         "sensitivity": [layer.to_dict() for layer in bounded.layers] if bounded else [],
         "predicted": None,
         "blocks": {},
@@ -200,16 +205,20 @@ def _bounded(
     if calibration.bound is None:
         return None
     # As the verdict will have it: behind the connector, in the half type that the runtime stores.
-    connector, stores = checkpoint.connector if options.projector else None, _stores(options)
+    connector, stores = checkpoint.connector if options.projector else None, stored_type(options)
+    stride = reference.config.stride
     pixels = [_values(reference, frame.pixels(image), frame) for image in images.values()]
-    expected = [torch.from_numpy(EagerBackend(reference, connector).run(x.numpy())) for x in pixels]
+    seen = [tokens_of(frame, image, stride) for image in images.values()]
+    eager = EagerBackend(reference, connector)
+    expected = [eager.run(x.numpy())[0] for x in pixels]
 
     def measure(model: FastViTHD) -> float:
         backend = EagerBackend(model, connector, stores=stores)
-        found = (torch.from_numpy(backend.run(x.numpy())) for x in pixels)
-        return min(worst_sqnr(y, z) for y, z in zip(expected, found, strict=True))
+        found = Comparison()
+        for picture, (x, features, tokens) in enumerate(zip(pixels, expected, seen, strict=True)):
+            found.add(features, backend.run(x.numpy())[0], picture=picture, seen=tokens)
+        return found.figures.strict_sqnr_db if found.figures.finite else -math.inf
 
-    stride = reference.config.stride
     shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
     sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))
     small = _frame(checkpoint, *sides)
@@ -217,11 +226,16 @@ def _bounded(
     return meet_bound(plain, quantized, calibration.bound, measure, probe, progress=progress)
 
 
-def _stores(options: ExportOptions) -> torch.dtype | None:
-    """The half type of what is not quantized, on the runtime that the verdict comes from."""
-    if options.policy.target == "openvino" and why_absent(get_target("openvino")) is None and has_bf16():
+def stored_type(options: ExportOptions) -> torch.dtype | None:
+    """The half type of what is not quantized, on the runtime that the verdict comes from; None for float32."""
+    if (
+        options.quantized
+        and options.policy.target == "openvino"
+        and why_absent(get_target("openvino")) is None
+        and has_bf16()
+    ):
         return torch.bfloat16
-    return torch.float16 if options.float_precision == "fp16" else None
+    return None if options.float_precision == "fp32" else DTYPES[options.float_precision]
 
 
 def _values(model: FastViTHD, levels: np.ndarray, frame: Preprocessor) -> Tensor:

@@ -15,8 +15,8 @@ from ..encoder.config import FastViTHDConfig
 from ..errors import ArtifactError, ExportError
 from .artifact import DATA_FILE, MODEL_FILE
 from .figures import compare
+from .judging import THRESHOLDS
 from .options import ExportOptions
-from .parity import THRESHOLDS
 from .passes import Simplification, name_dimensions, simplify, structure, tidy
 from .rules import check_rules
 from .runtime.onnxruntime import EXTERNAL_FOLDER, QDQ_AS_WRITTEN

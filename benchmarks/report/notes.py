@@ -45,7 +45,7 @@ def notes(run: Run) -> list[Note]:
     failing = [r for r in run.results if r.parity is not None and r.parity.status != "pass"]
     if failing:
         cells = tuple(
-            name(r) + (f" ({r.parity.sqnr_db:.1f} dB)" if r.parity and r.parity.sqnr_db is not None else "")
+            name(r) + (f" ({level:.1f} dB)" if r.parity and (level := r.parity.strict_sqnr_db) is not None else "")
             for r in failing
         )
         found.append(Note("parity", "is not the same model", "beyond what its precision may lose", cells))

@@ -303,7 +303,7 @@ def _speedup(result: Result) -> str:
 
 def _sqnr(result: Result) -> str:
     parity = result.parity
-    return "" if parity is None else decibels(parity.sqnr_db, exact=parity.rel_l2 == 0)
+    return "" if parity is None else decibels(parity.strict_sqnr_db, exact=parity.rel_l2 == 0)
 
 
 def _pixels(resolution: str) -> str:

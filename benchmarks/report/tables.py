@@ -43,13 +43,17 @@ def _number(value: float | None, digits: Callable[[float], str] = three) -> Entr
     return Entry("", None) if value is None else Entry(digits(value), value)
 
 
-def _sqnr(result: Result) -> Entry:
-    parity = result.parity
-    if parity is None:
-        return Entry("", None)
-    if parity.sqnr_db is None and parity.rel_l2 == 0:
-        return Entry("exact", math.inf, "equal bit by bit")
-    return Entry(decibels(parity.sqnr_db).removesuffix(" dB"), parity.sqnr_db)
+def _sqnr(name: str) -> Callable[[Result], Entry]:
+    def entry(result: Result) -> Entry:
+        parity = result.parity
+        if parity is None:
+            return Entry("", None)
+        if parity.sqnr_db is None and parity.rel_l2 == 0:
+            return Entry("exact", math.inf, "equal bit by bit")
+        level: float | None = getattr(parity, name)
+        return Entry(decibels(level).removesuffix(" dB"), level)
+
+    return entry
 
 
 def _speedup(result: Result) -> Entry:
@@ -96,7 +100,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("p99, ms", "of one call", _latency("p99_ms"), importance="more"),
     Column("images/s", "from the median", lambda r: _number(r.images_per_second if r.cell.kind != "ttft" else None)),
     Column("speed-up", "over the reference cell, median of the ratios within rounds", _speedup),
-    Column("SQNR, dB", "signal over error against eager float32", _sqnr),
+    Column("SQNR, dB", "signal over error against eager float32", _sqnr("sqnr_db")),
+    Column("centred, dB", "the same without the features' constant part", _sqnr("centred_sqnr_db")),
     Column("cosine", "mean over tokens, worst photograph", _cosine, importance="more"),
     Column("parity", "whether it is still the same model", _parity, number=False),
     Column("host, MB", "largest resident memory", lambda r: _number(r.peak_host_mb)),
@@ -138,7 +143,9 @@ CSV_COLUMNS = (
     "machine", "date", "kind", "backend", "form", "precision", "height", "width", "tiles", "batch", "threads",
     "variant", "checkpoint", "weights", "samples", "llm", "prompt_tokens", "status", "reason", "p50_ms", "p90_ms",
     "p99_ms", "mean_ms", "min_ms", "calls", "rounds", "timer", "spread", "images_per_second", "speedup",
-    "speedup_low", "speedup_high", "parity", "sqnr_db", "cosine", "cosine_min", "rel_l2", "tokens", "peak_host_mb",
+    "speedup_low", "speedup_high", "parity", "sqnr_db", "centred_sqnr_db",
+    "cosine", "cosine_min", "rel_l2", "centred_rel_l2",
+    "tokens", "peak_host_mb",
     "run_host_mb", "peak_gpu_mb", "energy_j", "artifact_mb", "build_s", "load_s", "first_ms", "ttft_encoder_ms",
     "ttft_connector_ms", "ttft_prefill_ms", "ttft_total_ms", "computes",
 )  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import ConfigError
-from ...export.figures import Figures, worst
+from ...export.figures import Figures
 from ..paired import Timing
 from .quantizers import TOOLS, Made
 from .runners import Hint, Runtime
@@ -62,6 +63,7 @@ class Row:
     Attributes:
         made: its file.
         figures: per hint, per test photograph, against the eager model.
+        together: per hint, the worst of all photographs, whose common mean the centred figures leave out.
         probe_ms: per hint, where there are several.
         hint: the faster one.
         timing: beside all others.
@@ -71,6 +73,7 @@ class Row:
     name: str
     made: Made | None = None
     figures: dict[Hint, dict[str, Figures]] = field(default_factory=dict)
+    together: dict[Hint, Figures] = field(default_factory=dict)
     probe_ms: dict[str, float] = field(default_factory=dict)
     hint: Hint | None = None
     timing: Timing | None = None
@@ -101,7 +104,7 @@ class Row:
         return {
             "sqnr_db_worst": low, "sqnr_db_mean": mean,
             "sqnr_db": {name: f.sqnr_db for name, f in figures.items()},
-            "worst": worst(list(figures.values())).to_dict(),
+            "worst": self.together[hint].to_dict(),
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -109,10 +112,15 @@ class Row:
             return f"{self.name:21s} skipped: {self.skipped}"
         low, mean = self.sqnr_db(self.hint)
         floats = self.hint if CANDIDATES[self.name].runtime == "openvino" else ""
-        text = f"{self.name:21s} {floats:5s} {low:7.2f} {mean:7.2f} {self.made.size / 1e6:8.1f}"
+        centred = self.together[self.hint].centred_sqnr_db
+        text = (
+            f"{self.name:21s} {floats:5s} {low:7.2f} {mean:7.2f} {centred or math.nan:7.2f} {self.made.size / 1e6:8.1f}"
+        )
         if (t := self.timing) is not None:
             text += f" {t.median_ms:9.1f} {t.speedup:7.2f}x [{t.speedup_p10:.2f}..{t.speedup_p90:.2f}]"
         return text
 
 
-HEADER = f"{'candidate':21s} {'float':5s} {'SQNR dB':>7s} {'mean':>7s} {'MB':>8s} {'ms':>9s} {'faster':>8s}"
+HEADER = (
+    f"{'candidate':21s} {'float':5s} {'SQNR dB':>7s} {'mean':>7s} {'centred':>7s} {'MB':>8s} {'ms':>9s} {'faster':>8s}"
+)

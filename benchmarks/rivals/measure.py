@@ -10,7 +10,7 @@ from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.config import get_variant
 from ...errors import UnavailableError, first_line
 from ...export.artifact import MODEL_FILE
-from ...export.figures import Figures, compare
+from ...export.figures import Comparison, Figures, compare
 from ...export.runtime.eager import EagerBackend
 from ...export.runtime.openvino import has_bf16
 from ...progress import Progress, silent
@@ -114,15 +114,24 @@ def _compared(
         return row
     try:
         runners = {hint: load(made.path, candidate.runtime, threads, hint) for hint in hints}
-        row.figures = {hint: _figures(runner, tests, references) for hint, runner in runners.items()}
+        for hint, runner in runners.items():
+            row.figures[hint], row.together[hint] = _figures(runner, tests, references)
         row.hint = _faster(row, runners, tests[TIMED_ON])
     except Exception as error:  # as in _made: a runtime may refuse another tool's file
         row.skipped = _reason(error)
     return row
 
 
-def _figures(runner: Runner, tests: Mapping[str, Floats], references: Mapping[str, Floats]) -> dict[str, Figures]:
-    return {name: compare(references[name], runner(x)) for name, x in tests.items()}
+def _figures(
+    runner: Runner, tests: Mapping[str, Floats], references: Mapping[str, Floats]
+) -> tuple[dict[str, Figures], Figures]:
+    """Figures of each photograph, and the worst of all together."""
+    each, together = {}, Comparison()
+    for name, x in tests.items():
+        features = runner(x)
+        each[name] = compare(references[name], features)
+        together.add(references[name][0], features[0], picture=name)
+    return each, together.figures
 
 
 def _faster(row: Row, runners: Mapping[Hint, Runner], x: Floats) -> Hint:

@@ -23,11 +23,12 @@ MAKE_PATIENCE = 4
 
 @dataclass(frozen=True)
 class File:
-    """What a cell runs: a file or folder, the seconds it took to make, its size."""
+    """What a cell runs: a file or folder, the seconds it took to make, its size; and PyTorch's figures beside it."""
 
     path: str | None
     seconds: float | None
     mb: float | None
+    torch: dict[str, Any] | None = None
 
 
 class Files:
@@ -80,7 +81,22 @@ class Files:
         asked = {"precision": cell.precision, "target": target, "engine": engine}
         made = self._once("artifact", reserve, path=str(path), **asked, **size)
         files = sum(file.stat().st_size for file in path.iterdir())
-        return File(str(path), made["seconds"], files / 1e6)
+        return File(str(path), made["seconds"], files / 1e6, made.get("torch"))
+
+    def torch_figures(self, cell: Cell, file: File, reserve: float) -> dict[str, Any] | None:
+        """What PyTorch itself loses in the cell's precision, or None if that is not known; raises WorkerError.
+
+        Of an artifact it is what the exported module loses; of others what the fused model loses. How another tool's
+        quantizers would do in PyTorch is not known.
+        """
+        if cell.kind == "ttft" or file.torch is not None or cell.precision in QUANTIZED:
+            return file.torch
+        name = f"{cell.variant}-{cell.weights}-{cell.height}x{cell.width}-{cell.precision}.json"
+        path, size = self.out / "reference" / name, {"height": cell.height, "width": cell.width}
+        made: dict[str, Any] | None = self._once(
+            "torch", reserve, path=str(path), precision=cell.precision, **size
+        ).get("torch")
+        return made
 
     def end(self) -> None:
         """Ends the process, if one is left."""

@@ -5,6 +5,7 @@ Runs in a process of its own, which ends before anything is timed. Everything is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -17,14 +18,19 @@ import numpy as np
 from ...calibration.options import CalibrationOptions
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.preprocess import Preprocessor
+from ...encoder.reparameterize import reparameterize
 from ...errors import FvexportError
 from ...export.artifact import Artifact
 from ...export.onnx import export_onnx
 from ...export.options import QUANTIZED, ExportOptions
 from ...export.parity import photographs
+from ...export.parity_runs import tokens_of
+from ...export.prepare import stored_type
 from ...export.runtime.eager import EagerBackend
+from ...export.trace import DTYPES
 from ...place import scratch_beside
 from ..peers import get_peer, make_peer_file
+from .reference import Reference
 
 
 class Maker:
@@ -36,6 +42,7 @@ class Maker:
 
     def __init__(self, weights: dict[str, Any]) -> None:
         self.weights = weights
+        self._references: dict[tuple[int, int], Reference] = {}
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
@@ -47,35 +54,48 @@ class Maker:
         return {"checkpoint": info.source, "variant": info.variant, "sha256": info.sha256, "notice": info.notice}
 
     def reference(self, path: str, height: int, width: int) -> dict[str, Any]:
-        """Writes the pixel `values` (P, 3, H, W) of the held-out photographs, and the eager model's `features`."""
+        """Writes the held-out photographs and what the eager model makes of them, see `Reference`."""
         file = Path(path)
         if not file.is_file():
+            self._reference(height, width).save(file)
+        return {}
+
+    def _reference(self, height: int, width: int) -> Reference:
+        if (known := self._references.get((height, width))) is None:
             own = Preprocessor(height, width, self.checkpoint.info.preprocessing)
-            values = own(list(photographs(None).values()))
+            images = list(photographs(None).values())
+            values = own(images)
+            seen = np.stack([tokens_of(own, image, self.checkpoint.encoder.config.stride) for image in images])
             eager = EagerBackend(self.checkpoint.encoder)
             features = np.concatenate([eager.run(one[None]) for one in values])
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with scratch_beside(file) as scratch:
-                with scratch.open("wb") as stream:
-                    np.savez(stream, values=values, features=features)
-                scratch.replace(file)
-        return {}
+            known = self._references[height, width] = Reference(values, features, seen)
+        return known
+
+    def torch(self, path: str, precision: Any, height: int, width: int) -> dict[str, Any]:
+        """Writes PyTorch's own figures in a float precision, and returns them as `torch`."""
+        note = Path(path)
+        with contextlib.suppress(OSError, ValueError):
+            return dict(json.loads(note.read_text(encoding="utf-8")))
+        fused = reparameterize(self.checkpoint.encoder)
+        own = EagerBackend(fused, stores=None if precision == "fp32" else DTYPES[precision])
+        note.parent.mkdir(parents=True, exist_ok=True)
+        return _noted(note, {"torch": self._reference(height, width).figures(own.run).to_dict()})
 
     def artifact(
         self, path: str, precision: Any, target: Any, engine: Any, height: int, width: int, batch: int, samples: int
     ) -> dict[str, Any]:
         """Exports one artifact, with an `engine` of that flavour where it is one's name.
 
-        Without its own parity: each cell is compared by itself.
+        Without its own parity: each cell is compared by itself, beside PyTorch's own figures, returned as `torch`.
         """
         folder, note = Path(path), Path(path + ".json")
         if (known := _known(folder, note, self.checkpoint.info.sha256)) is not None:
             return known
         quantized = precision in QUANTIZED
         start = time.perf_counter()
-        export_onnx(
-            self.checkpoint, folder, force=True, parity=False,
-            options=ExportOptions(height, width, batch, precision=precision, target=target if quantized else None),
+        options = ExportOptions(height, width, batch, precision=precision, target=target if quantized else None)
+        report = export_onnx(
+            self.checkpoint, folder, force=True, parity=False, options=options,
             calibration=CalibrationOptions(samples=samples) if quantized else None,
         )  # fmt: skip
         if engine is not None:
@@ -83,7 +103,10 @@ class Maker:
             from ...export.tensorrt.options import EngineOptions
 
             export_trt(artifact=folder, engine=EngineOptions(flavour=engine), parity=False)
-        return _noted(note, {"seconds": time.perf_counter() - start})
+        seconds = time.perf_counter() - start
+        assert report.module is not None  # `force` exports anew
+        own = EagerBackend(report.module, stores=stored_type(options))
+        return _noted(note, {"seconds": seconds, "torch": self._reference(height, width).figures(own.run).to_dict()})
 
     def peer(self, path: str, name: str, height: int, width: int, batch: int, samples: int) -> dict[str, Any]:
         """Makes a peer's file; the seconds are of all that leads to it."""

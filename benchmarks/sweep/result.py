@@ -171,10 +171,12 @@ class Parity:
     """Features against the eager float32 train form on the held-out photographs; the worst of them.
 
     Attributes:
-        status: `pass`, `fail` (beyond what the precision is ever allowed, see export/parity.py) or `non-finite`.
+        status: `pass`, `fail` or `non-finite`, as an export is judged, see export/judging.py.
         sqnr_db: signal over error; None where undefined, or infinite for features that are equal bit by bit.
         cosine: mean over tokens; `cosine_min` that of the worst token.
         rel_l2: relative L2 error.
+        centred_sqnr_db, centred_rel_l2: the same of what varies, see export/figures.py; None if nothing does, and in
+            results of earlier versions.
     """
 
     status: Literal["pass", "fail", "non-finite"]
@@ -182,6 +184,17 @@ class Parity:
     cosine: float | None
     cosine_min: float | None
     rel_l2: float | None
+    centred_sqnr_db: float | None = None
+    centred_rel_l2: float | None = None
+
+    @property
+    def strict_sqnr_db(self) -> float | None:
+        """The lower of the plain and the centred SQNR in dB; None as for `sqnr_db`."""
+        found = [db for db in (self.sqnr_db, self.centred_sqnr_db) if db is not None]
+        return min(found, default=None)
+
+
+PARITY_FIGURES = tuple(f.name for f in fields(Parity) if f.name != "status")
 
 
 @dataclass(frozen=True)

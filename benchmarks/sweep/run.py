@@ -173,11 +173,12 @@ class _Sweep:
         self._say("making its file", cell)
         files[cell.id] = self.files.file(cell, reserve)
         reference = self.files.reference(cell, reserve)
+        own = self.files.torch_figures(cell, files[cell.id], reserve)
         self._say("loading", cell)
         worker = self._start(cell.id)
         job = {
             "do": "load", "cell": asdict(cell), "weights": self.options.weights(), "file": files[cell.id].path,
-            "reference": reference, "cpus": self.cpus,
+            "reference": reference, "own": own, "cpus": self.cpus,
         }  # fmt: skip
         try:
             info = self._ask(worker, job, reserve=reserve)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...export.figures import Figures, compare, worst
-from ...export.parity import THRESHOLDS
+from ...export.figures import Figures
+from ...export.judging import THRESHOLDS, judge, unmeasured
 from .loading import load_cell
 from .process_memory import go_first, peak_mb, reset_peak
-from .result import Cell
+from .reference import Reference
+from .result import PARITY_FIGURES, Cell
 from .timing import Energy, Timer, make_timer, take_window
 
 
@@ -24,24 +25,26 @@ class Running:
         cell: what to load.
         weights: the arguments of `load_checkpoint`.
         file: the artifact, or a peer's file; None where it runs the checkpoint.
-        reference: pixels and features to compare with, see `Maker.reference`.
+        reference: file of what to compare with, see `Reference`.
+        own: PyTorch's figures in the cell's precision, as `Figures.to_dict` gives them; None if they are not known.
     """
 
-    def __init__(self, cell: Cell, weights: dict[str, Any], file: str | None, reference: str) -> None:
+    def __init__(
+        self, cell: Cell, weights: dict[str, Any], file: str | None, reference: str,
+        own: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         torch.set_num_threads(cell.threads)
         self.cell = cell
         start = time.perf_counter()
         self.model = load_cell(cell, weights, file)
         self.load_s = time.perf_counter() - start
-        with np.load(reference) as known:
-            pixels, features = known["values"], known["features"]
-        self.tokens = features.shape[1] * cell.tiles
-        images = np.resize(np.arange(len(pixels)), cell.batch * cell.tiles)
-        self.x = pixels[images]
+        known = Reference.load(reference)
+        self.tokens = known.features.shape[1] * cell.tiles
+        self.x = known.values[np.resize(np.arange(len(known.values)), cell.batch * cell.tiles)]
         start = time.perf_counter()
         first = self.model.run(self.x[: cell.batch])
         self.first_ms = 1e3 * (time.perf_counter() - start)
-        self.parity = None if cell.kind == "ttft" else self._parity(pixels, features, first)
+        self.parity = None if cell.kind == "ttft" else self._parity(known, first, own)
         self.timer = self._timer(weights)
         self.energy = Energy(self.model.device)
         self.expected_ms = self.timer.once()
@@ -79,18 +82,13 @@ class Running:
             "energy_j": None if before is None or after is None else (after - before) / (calls * self.cell.batch),
         }
 
-    def _parity(self, pixels: np.ndarray, features: np.ndarray, first: np.ndarray) -> dict[str, Any]:
-        """Figures of the worst photograph, by what the precision is allowed; `first` is the first call's result."""
-        batch = self.cell.batch
-        found: list[Figures] = [compare(features[np.resize(np.arange(len(pixels)), batch)], first)]
-        for start in range(batch, len(pixels) - batch + 1, batch):
-            images = np.arange(start, start + batch)
-            found.append(compare(features[images], self.model.run(pixels[images])))
-        figures, allowed = worst(found), THRESHOLDS[self.cell.precision]
-        passed = figures.rel_l2 <= allowed.rel_l2_limit and figures.cosine_min >= allowed.cosine_min
-        status = "non-finite" if not figures.finite else "pass" if passed else "fail"
-        known = figures.to_dict()
-        return {"status": status} | {name: known[name] for name in ("sqnr_db", "cosine", "cosine_min", "rel_l2")}
+    def _parity(self, known: Reference, first: np.ndarray, own: dict[str, Any] | None) -> dict[str, Any]:
+        """The verdict and the figures it is about; `first` is the first call's result, `own` PyTorch's figures."""
+        allowed = THRESHOLDS[self.cell.precision]
+        figures = known.figures(self.model.run, batch=self.cell.batch, first=first)
+        status, _ = judge(figures, Figures.from_dict(own) if own else unmeasured(allowed), allowed)
+        found = figures.to_dict()
+        return {"status": status} | {name: found[name] for name in PARITY_FIGURES}
 
     def _gpu_mb(self) -> float | None:
         if self.model.device != "cuda":

@@ -35,7 +35,7 @@ class Server:
         _pin(job["cpus"])
         from .running import Running  # after pinning: torch starts threads
 
-        self.running = Running(Cell(**job["cell"]), job["weights"], job["file"], job["reference"])
+        self.running = Running(Cell(**job["cell"]), job["weights"], job["file"], job["reference"], job.get("own"))
         return self.running.loaded()
 
     def window(self, job: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 One rule for each type, so that no single pixel decides how all others are scaled:
 
 - uint8: as it is;
-- 16-bit integers, and PIL's mode `I`: x / 257, rounded;
-- floats, PIL's mode `F` among them: in [0, 1], times 255, rounded; up to `TOLERANCE` beyond is clipped.
+- 16-bit integers: x / 257, rounded;
+- floats: in [0, 1], times 255, rounded; up to `TOLERANCE` beyond is clipped;
+- PIL's mode `F`: as floats, or if a `SHARE` of the pixels is over 1, as levels 0 to 255, which Pillow's own conversion
+  to that mode gives;
+- PIL's mode `I`: as levels, or if a `SHARE` of the pixels is over 255, as 16-bit integers.
 
-What does not fit its rule is refused. So are values that fit by accident: mode `I` where 16 bits would be nearly
-black, and mode `F` with only 0 and 1, because Pillow's own conversion to either mode gives levels from 0 to 255.
+What does not fit its rule is refused, and so is what fits two: fewer pixels than a `SHARE` beyond the smaller range, or
+mode `F` with only 0 and 1.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ Levels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 TOLERANCE = 0.005
 """How far floats may be outside [0, 1]: what rounding and resizing leave, about one level."""
+
+SHARE = 0.01
+"""Of all pixels, and at least two: so many beyond the smaller of two ranges are no outliers."""
 
 DARK = 65536 // 8
 """16-bit values that are all below this are probably of fewer bits: 12-bit data ends at 4095."""
@@ -45,17 +51,33 @@ def from_wide_mode(image: Image.Image, name: str, notices: list[str]) -> Image.I
     """A PIL image of mode `I`, `F` or `I;16...` as mode `L`; adds to `notices`."""
     values, name = np.asarray(image), f"{name} (mode {image.mode})"
     high = values.max()
-    if image.mode == "I" and 0 < high < DARK and values.min() >= 0:
-        raise ImageError(
-            f"{name} has values up to {high}, which may be 8-bit levels or dark 16-bit values: "
-            'convert it to mode "L" or "I;16"'
-        )
     if image.mode == "F" and high == 1 and not np.mod(values, 1).any() and values.min() >= 0:
         raise ImageError(
             f"{name} has the values 0 and 1 alone, which may be black and white or two of 255 levels: "
             'convert it to mode "L"'
         )
+    if image.mode == "F" and _exceeds(values, 1 + TOLERANCE, name, "levels", "values in [0, 1]"):
+        if values.min() < -255 * TOLERANCE or high > 255 * (1 + TOLERANCE):
+            raise ImageError(
+                f"{name} has values from {values.min():.9g} to {high:.9g}: scale them to [0, 1], or to levels 0 to 255"
+            )
+        return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8))
+    if image.mode == "I" and not _exceeds(values, 255, name, "16-bit values", "levels") and values.min() >= 0:
+        return Image.fromarray(values.astype(np.uint8))
     return Image.fromarray(to_levels(values, name, notices))
+
+
+def _exceeds(values: np.ndarray[Any, Any], limit: float, name: str, wide: str, narrow: str) -> bool:
+    """Whether values are of the wider of two ranges; raises ImageError if so few say so that they may be outliers."""
+    if not np.isfinite(values).all():
+        return False  # refused by `to_levels`
+    beyond = int((values > limit).sum())
+    if 0 < beyond < values.size and beyond < max(2, SHARE * values.size):
+        raise ImageError(
+            f"{name} has {beyond} of {values.size} pixels over {limit:g} (up to {values.max():.9g}), which may be "
+            f'{wide} or outliers among {narrow}: convert it to mode "L", or clip it'
+        )
+    return beyond > 0
 
 
 def to_levels(values: np.ndarray[Any, Any], name: str, notices: list[str]) -> Levels:

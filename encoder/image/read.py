@@ -61,8 +61,10 @@ def load_image(source: ImageLike) -> Image.Image:
     8-bit modes become what `convert("RGB")` makes of them, as in the released processor: alpha is dropped, not
     blended, so what lies under transparent pixels shows. Wider values are scaled, not clipped (see `levels.py`):
 
-    - 16-bit integers, also in colour PNG and TIFF files, and mode `I`: x / 257, rounded;
-    - floats, in arrays and in mode `F`: in [0, 1], times 255, rounded; up to 0.005 beyond is clipped.
+    - 16-bit integers, also in colour PNG and TIFF files: x / 257, rounded;
+    - floats, in arrays and in mode `F`: in [0, 1], times 255, rounded; up to 0.005 beyond is clipped;
+    - mode `F` with at least 1 % of the pixels over 1, and mode `I` with none over 255: levels; other images of mode
+      `I`: 16-bit integers. Fewer pixels beyond the smaller range are refused: they may be outliers.
 
     Of other formats with more than 8 bits a channel, premultiplied 16-bit TIFF files, and PIL images, the pixels are
     what Pillow makes of them. Of a file with several frames, the first is read; of a PIL image, the current one.

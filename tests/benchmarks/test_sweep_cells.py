@@ -16,13 +16,16 @@ import torch
 
 from fvexport.benchmarks import ttft
 from fvexport.benchmarks.peers import PEERS, get_peer, load_peer, make_peer_file, why_peer_absent
+from fvexport.benchmarks.sweep import loading
 from fvexport.benchmarks.sweep.loading import Loaded
 from fvexport.benchmarks.sweep.making import Maker
 from fvexport.benchmarks.sweep.prefilling import TtftTimer
-from fvexport.benchmarks.sweep.result import Cell
+from fvexport.benchmarks.sweep.reference import Reference
+from fvexport.benchmarks.sweep.result import PARITY_FIGURES, Cell
 from fvexport.benchmarks.sweep.running import Running
 from fvexport.benchmarks.sweep.timing import DeviceTimer, Energy, WallTimer, take_window
 from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.export import parity
 from fvexport.export.artifact import Artifact
 from fvexport.export.figures import compare
 from fvexport.export.parity import THRESHOLDS
@@ -139,6 +142,50 @@ def test_a_batch_is_compared_image_by_image(place: Path, maker: Maker, tmp_path:
     found = running(cell(batch=batch), place, tmp_path / "batch")
     assert found.x.shape == (batch, 3, 64, 128)
     assert found.parity is not None and found.parity["status"] == "pass" and found.parity["rel_l2"] < 1e-4
+
+
+@pytest.mark.parametrize("wrong", [0.0, 1e-4])
+def test_a_cell_gets_the_verdict_of_an_export(
+    place: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch, wrong: float
+) -> None:
+    """An error between twice PyTorch's own and what is ever allowed fails both; without PyTorch's figures it passes."""
+    own = made(maker, place / "fp32", "fp32")["torch"]
+    make = parity.make_backend
+
+    def make_wrong(*args: Any, **options: Any) -> Any:
+        backend = make(*args, **options)
+        run = backend.run
+        monkeypatch.setattr(backend, "run", lambda x: run(x) * np.float32(1 + wrong))
+        return backend
+
+    monkeypatch.setattr(parity, "make_backend", make_wrong)
+    monkeypatch.setattr(loading, "make_backend", make_wrong)
+    verdict = parity.check_parity(place / "fp32", checkpoint=maker.checkpoint)
+    arguments = (cell(), WEIGHTS, str(place / "fp32"), str(place / "reference.npz"))
+    found = Running(*arguments, own).parity
+    assert found is not None and found["status"] == verdict.status == ("fail" if wrong else "pass")
+    for name in PARITY_FIGURES:
+        assert found[name] == pytest.approx(getattr(verdict.figures, name), rel=1e-5)
+    assert own == pytest.approx(verdict.torch.to_dict(), rel=1e-5)
+    unknown = Running(*arguments, None).parity
+    assert unknown is not None and unknown["status"] == "pass"
+
+
+def test_pytorch_is_measured_once_per_precision(maker: Maker, tmp_path: Path) -> None:
+    found = {p: maker.torch(str(tmp_path / f"{p}.json"), precision=p, **SIZE)["torch"] for p in ("fp32", "bf16")}
+    assert found["fp32"]["centred_rel_l2"] < 1e-4 < found["bf16"]["centred_rel_l2"] < 0.1
+    (tmp_path / "bf16.json").write_text('{"torch": {"rel_l2": 1.0}}')
+    assert maker.torch(str(tmp_path / "bf16.json"), precision="bf16", **SIZE) == {"torch": {"rel_l2": 1.0}}
+    made(maker, tmp_path / "bf16", "bf16")
+    assert json.loads((tmp_path / "bf16.json").read_text())["torch"] == pytest.approx(found["bf16"], rel=1e-3)
+
+
+def test_a_reference_of_an_earlier_version_judges_every_token(place: Path, tmp_path: Path) -> None:
+    known = Reference.load(str(place / "reference.npz"))
+    assert known.seen.all()  # two tokens side by side: each sees a part of both photographs
+    np.savez(tmp_path / "old.npz", values=known.values, features=known.features)
+    old = Reference.load(str(tmp_path / "old.npz"))
+    assert old.seen.all() and old.seen.shape == known.features.shape[:2]
 
 
 @pytest.mark.long

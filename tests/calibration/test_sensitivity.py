@@ -21,12 +21,13 @@ from fvexport.calibration.sensitivity import (
     choose_float_layers,
     meet_bound,
     sensitivity,
+    stricter_sqnr,
     swap,
-    worst_sqnr,
 )
 from fvexport.calibration.stats import Stats
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.errors import ConfigError
+from fvexport.export.figures import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -57,7 +58,7 @@ def test_as_whole_forward_passes(
         model = copy.deepcopy(fused_tiny)
         swap(model, {layer.name: quantized.get_submodule(layer.name)})
         with torch.inference_mode():
-            wanted = worst_sqnr(expected, model(held_out))
+            wanted = stricter_sqnr(expected.mT, model(held_out).mT)
         assert layer.sqnr_db == pytest.approx(wanted, abs=1e-6)
         assert layer.kind == row_of(layer.name).kind
         assert layer.noise == pytest.approx(10 ** (-wanted / 10))
@@ -119,7 +120,7 @@ def measure_on(pixels: Tensor, expected: Tensor, calls: list[FastViTHD]) -> obje
     def measure(model: FastViTHD) -> float:
         calls.append(model)
         with torch.inference_mode():
-            return worst_sqnr(expected, model(pixels))
+            return stricter_sqnr(expected.mT, model(pixels).mT)
 
     return measure
 
@@ -196,14 +197,28 @@ def test_one_layer_alone_cannot_be_left_out(fused_tiny: FastViTHD, stats_tiny: S
 # --- figures -----------------------------------------------------------------------------------
 
 
-def test_worst_sqnr() -> None:
+def test_features_that_do_not_vary_have_a_plain_sqnr() -> None:
     a = torch.ones(2, 3, 4)
     b = a.clone()
     b[1] += 0.1
-    assert worst_sqnr(a, b) == pytest.approx(20, abs=1e-4)
-    assert worst_sqnr(a, a) == math.inf
+    assert stricter_sqnr(a, b) == pytest.approx(20, abs=1e-4)
+    assert stricter_sqnr(a, a) == math.inf
     b[0, 0, 0] = math.nan
-    assert worst_sqnr(a, b) == -math.inf
+    assert stricter_sqnr(a, b) == -math.inf
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.sampled_from([0.0, 10.0]), st.floats(1e-4, 1),
+    st.integers(0, 2**31),
+)  # fmt: skip
+def test_sqnr_is_the_stricter_figure_of_a_verdict(
+    pictures: int, channels: int, side: int, constant: float, noise: float, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    a = constant + torch.randn(pictures, channels, side, side, generator=random)
+    b = a + noise * torch.randn(a.shape, generator=random)
+    wanted = compare(*(x.flatten(2).mT.numpy() for x in (a, b))).strict_sqnr_db
+    assert stricter_sqnr(a, b) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_swap_gives_back_what_stood_there() -> None:

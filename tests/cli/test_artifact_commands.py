@@ -25,7 +25,8 @@ def test_parity_table_and_json(fvexport, artifact: Path, photo: Path) -> None:
         assert word in outcome.out
     answer = fvexport("parity", artifact, "--images", photo.name, "--json").json
     assert answer["passed"] is True and answer["status"] == "pass" and answer["images"] == [photo.name]
-    assert {"max_abs", "rel_l2", "cosine", "cosine_min", "sqnr_db", "finite"} == answer["figures"].keys()
+    plain = {"max_abs", "rel_l2", "cosine", "cosine_min", "sqnr_db", "finite"}
+    assert answer["figures"].keys() == plain | {"centred_rel_l2", "centred_sqnr_db"}
     assert answer["figures"].keys() == answer["torch"].keys()
     assert answer["thresholds"]["rel_l2_floor"] == 1e-5
 

@@ -17,7 +17,15 @@ def test_summary_verdict_notice_and_next_command(exported) -> None:
     assert max(len(line) for line in outcome.out.splitlines() if not line.startswith("next:")) <= 80
     for word in ("tiny", "seeded:0", "pixel_values float32 (1, 3, 128, 128)", "fp32", "opset", "nodes", "trace"):
         assert word in outcome.out
-    for word in ("parity: PASS", "PyTorch fp32", "relative L2", "cosine, worst token", ">= 0.99999", "<= 1.00e-05"):
+    for word in (
+        "parity: PASS",
+        "PyTorch fp32",
+        "relative L2",
+        "centred relative L2",
+        "cosine, worst token",
+        ">= 0.99999",
+        "<= 1.00e-05",
+    ):
         assert word in outcome.out
     assert "note: These weights are seeded, not trained: the features mean nothing." in outcome.out
     last = outcome.out.splitlines()[-1]

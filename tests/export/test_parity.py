@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.errors import ArtifactError, CheckpointError, ConfigError, ImageError
+from fvexport.export import parity
 from fvexport.export.artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact
 from fvexport.export.figures import compare, worst
 from fvexport.export.onnx import export_onnx
@@ -97,6 +98,50 @@ def test_figures_are_those_of_plain_numpy(
     assert verdict.figures.cosine_min == pytest.approx(worst(rows).cosine_min, rel=1e-6)
     assert verdict.images == [str(file) for file in files]
     assert verdict.torch.rel_l2 < 1e-5 < verdict.figures.rel_l2
+
+
+@pytest.mark.parametrize("where", ["padding", "picture"])
+def test_only_tokens_that_see_the_picture_are_judged(
+    exported: Export, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """A wide picture on a high canvas: of three rows of tokens the middle one sees it."""
+    make = parity.make_backend
+
+    def make_wrong(*args: Any, **options: Any) -> Any:
+        backend = make(*args, **options)
+        run = backend.run
+
+        def wrong(pixels: np.ndarray) -> np.ndarray:
+            features = run(pixels).copy()
+            assert features.shape[1] == 3
+            features[:, [0, 2] if where == "padding" else [1]] += 10
+            return features
+
+        monkeypatch.setattr(backend, "run", wrong)
+        return backend
+
+    monkeypatch.setattr(parity, "make_backend", make_wrong)
+    picture = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
+    verdict = check_parity(exported(height=192, width=64), checkpoint=tiny, images=[picture])
+    assert verdict.status == ("pass" if where == "padding" else "fail")
+    square = np.random.default_rng(0).integers(0, 256, (192, 64, 3), np.uint8)  # fills the canvas
+    assert check_parity(exported(height=192, width=64), checkpoint=tiny, images=[square]).status == "fail"
+
+
+def test_centred_figures_of_a_verdict(exported: Export, tiny: Checkpoint, photographs: dict[str, Path]) -> None:
+    """Both photographs share a mean; one that a fixed batch repeats counts once."""
+    artifact = exported(batch=3, precision="bf16")
+    files = [photographs["astronaut"], photographs["coffee"]]
+    found = check_parity(artifact, checkpoint=tiny, images=files).figures
+    pixels = Preprocessor(128, 128)(files)
+    with torch.inference_mode():
+        wanted = tiny.encoder.double()(torch.from_numpy(pixels).double()).numpy()
+    tiny.encoder.float()
+    backend = OnnxRuntimeBackend(artifact, stored_half=True)
+    error = np.square(backend.run(pixels[[0, 1, 0]])[:2] - wanted).sum(2).mean(1)
+    power = np.square(wanted - wanted.mean((0, 1))).sum(2).mean()
+    assert found.centred_rel_l2 == pytest.approx(np.sqrt(error.max() / power), rel=1e-2)
+    assert found.centred_rel_l2 > 1.5 * found.rel_l2  # these features have a large constant part
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def test_manifest_round_trip(made: Made, case: str) -> None:
     assert record["target"] == TARGETS.get(case, "tensorrt")
     assert manifest.float_precision == ("fp16" if record["target"] == "tensorrt" else "fp32")
     assert set(record["quantized"]) == LAYERS and record["float"] == [] and record["sensitivity"] == []
-    assert record["bound_db"] is None
+    assert record["bound_db"] is None and record["bound_figure"] == "stricter"
     assert record["data"]["samples"] == 4 and record["data"]["source"] == "sample"
     assert len(record["data"]["fingerprint"]) == 64
     assert record["method"] == ("minmax" if record["format"] == "fp8" else "weighted")
@@ -135,7 +135,7 @@ def test_unmeasured_files_have_the_widest_bound(tmp_path: Path, tiny: Checkpoint
     manifest["quantization"] |= {"predicted": None, "blocks": {}}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     verdict = check_parity(folder, checkpoint=tiny, layers=True)
-    assert verdict.passed and "within 2.0e-01" in verdict.reason
+    assert verdict.passed and "within 2.0e-01" in verdict.reason and "within 3.2e-01" in verdict.reason
     assert all(f.torch_rel_l2 is None for f in verdict.layers)
     rescaled(folder, "stages.3.blocks.0.mlp.fc2.weight_scale", 4.0)
     assert check_parity(folder, checkpoint=tiny).status == "fail"
@@ -168,10 +168,40 @@ def test_blocks_at_another_scale(made: Made, tiny: Checkpoint, photographs: dict
 def test_a_bound_is_kept_in_the_manifest(made: Made, again: Callable[[str], Path], tiny: Checkpoint) -> None:
     folder = again("tensorrt")
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
-    manifest["quantization"]["bound_db"] = made("tensorrt").verdict.figures.sqnr_db + 1
+    figures = made("tensorrt").verdict.figures
+    assert figures.centred_sqnr_db < figures.sqnr_db - 2
+    manifest["quantization"]["bound_db"] = (figures.centred_sqnr_db + figures.sqnr_db) / 2
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
     verdict = check_parity(folder, checkpoint=tiny)
     assert verdict.status == "fail" and "asked for" in verdict.reason
+    del manifest["quantization"]["bound_figure"]  # a file of an earlier version was asked for the plain one
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    assert check_parity(folder, checkpoint=tiny).passed
+
+
+def test_records_of_earlier_versions(made: Made, again: Callable[[str], Path], tiny: Checkpoint) -> None:
+    """Without centred figures: PyTorch's own follow from its plain ones and from the reference."""
+    report, folder = made("tensorrt"), again("tensorrt")
+    manifest = json.loads((folder / MANIFEST_FILE).read_text())
+    record = manifest["quantization"]
+    del record["bound_figure"]
+    record["predicted"] = {k: v for k, v in record["predicted"].items() if not k.startswith("centred")}
+    (folder / MANIFEST_FILE).write_text(json.dumps(manifest))
+    verdict = check_parity(folder, checkpoint=tiny)
+    assert verdict.passed
+    assert verdict.torch.centred_rel_l2 == pytest.approx(report.verdict.torch.centred_rel_l2, rel=0.15)
+    assert replace(verdict.torch, centred_rel_l2=None, centred_sqnr_db=None) == Figures(**record["predicted"])
+    rescaled(folder, "stages.3.blocks.0.mlp.fc2.weight_scale", 4.0)
+    assert check_parity(folder, checkpoint=tiny).status == "fail"
+
+
+def test_figures_recorded_on_other_photographs(made: Made, tiny: Checkpoint, photographs: dict[str, Path]) -> None:
+    """How much features vary depends on the photographs: PyTorch's centred error is that of these."""
+    artifact = made("tensorrt").artifact
+    verdict = check_parity(artifact, checkpoint=tiny, images=photographs["coffee"])
+    assert verdict.passed
+    ratio = verdict.torch.centred_rel_l2 / verdict.torch.rel_l2
+    assert ratio == pytest.approx(verdict.figures.centred_rel_l2 / verdict.figures.rel_l2, rel=1e-6)
 
 
 JSON = st.none() | st.booleans() | st.integers(-2, 3) | st.text(max_size=3) | st.lists(st.integers(), max_size=2)
@@ -197,7 +227,11 @@ def test_any_mutated_quantization_is_read_or_refused(made: Made, data: st.DataOb
     else:
         assert manifest.float_precision in ("fp32", "fp16", "bf16")
         found = manifest.quantization
-        assert found["predicted"] is None or math.isfinite(sum(asdict(Figures(**found["predicted"])).values()))
+        if found["predicted"] is not None:
+            figures = Figures.from_dict(found["predicted"])
+            assert math.isfinite(sum(value for value in asdict(figures).values() if value is not None))
+            assert all(THRESHOLDS["int8"].bounds(figures))
+        assert found.get("bound_figure", "plain") in ("plain", "stricter")
         assert all(THRESHOLDS["int8"].bound(value) > 0 for value in found["blocks"].values())
 
 

@@ -76,22 +76,35 @@ def test_half_precision():
     assert grey(np.array([[1.001, 0.5]], np.float16)).tolist() == [[255, 128]]
 
 
-def test_levels_in_mode_f_are_refused_however_dark():
-    """Pillow converts L to F as levels 0..255, which would become white."""
-    refused(Image.fromarray(PHOTO).convert("F"), 'mode "L"')
+def test_levels_in_mode_f():
+    """Pillow converts L to F as levels 0..255; in a dark picture with few pixels over 1 they cannot be told."""
+    np.testing.assert_array_equal(grey(Image.fromarray(PHOTO).convert("F")), PHOTO)
     refused(Image.fromarray(PHOTO % 2).convert("F"), "0 and 1 alone", 'mode "L"')
     assert not grey(Image.fromarray(PHOTO * 0).convert("F")).any()
+    for number, words in ((1, ["1 of 4096", "outliers"]), (40, ["40 of 4096", "outliers"]), (41, [])):
+        dark = np.full(4096, 0.25, np.float32)
+        dark[:number] = 200
+        image = Image.fromarray(dark.reshape(64, 64))
+        if words:
+            refused(image, *words)
+        else:
+            assert np.unique(grey(image)).tolist() == [0, 200]
+    refused(Image.fromarray(np.full((8, 8), 300, np.float32)), "300")
+    refused(Image.fromarray(np.float32([[-9, 200, 200]])), "-9")
 
 
-def test_mode_i_is_16_bits():
+def test_mode_i_is_levels_or_16_bits():
+    np.testing.assert_array_equal(grey(Image.fromarray(PHOTO).convert("I")), PHOTO)
+    refused(Image.fromarray(np.array([[9, 65535, 7]], np.int32)), "1 of 3", "outliers")
     wide = PHOTO.astype(np.int32) * 257
     np.testing.assert_array_equal(grey(Image.fromarray(wide)), PHOTO)
     wide[0, 0] = 255  # other pixels' scale stays
     np.testing.assert_array_equal(grey(Image.fromarray(wide))[1:], PHOTO[1:])
-    for dark in (1, 255, 256, 8191):
-        refused(Image.fromarray(np.full((2, 2), dark, np.int32)), "mode I", str(dark), "I;16")
-    refused(Image.fromarray(np.array([[-1, 9000]], np.int32)), "-1")
-    refused(Image.fromarray(np.array([[0, 65536]], np.int32)), "65536")
+    with pytest.warns(ImageWarning, match="256 of 65535"):
+        assert grey(Image.fromarray(np.full((2, 2), 256, np.int32))).tolist() == [[1, 1], [1, 1]]
+    refused(Image.fromarray(np.array([[-1, 9000, 9000]], np.int32)), "-1")
+    refused(Image.fromarray(np.array([[-1, 9]], np.int32)), "-1")
+    refused(Image.fromarray(np.array([[65536, 65536]], np.int32)), "65536")
     assert not grey(Image.fromarray(PHOTO.astype(np.int32) * 0)).any()
 
 

@@ -1,0 +1,62 @@
+"""What cells are compared with: the held-out photographs, and the eager model's features of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...export.figures import Comparison, Figures
+from ...place import scratch_beside
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The photographs at one resolution.
+
+    Attributes:
+        values: (P, 3, H, W) float32, as the checkpoint's own preprocessing makes them.
+        features: (P, N, C) of the eager train form in float32.
+        seen: (P, N) bool, the tokens to judge: those that see a part of the photograph, not padding alone.
+    """
+
+    values: np.ndarray
+    features: np.ndarray
+    seen: np.ndarray
+
+    def save(self, file: Path) -> None:
+        """Writes an `.npz` file; killed at any moment, `file` is whole or not there."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with scratch_beside(file) as scratch:
+            with scratch.open("wb") as stream:
+                np.savez(stream, values=self.values, features=self.features, seen=self.seen)
+            scratch.replace(file)
+
+    @classmethod
+    def load(cls, file: str) -> Reference:
+        """The inverse of `save`; files of earlier versions judge every token."""
+        with np.load(file) as known:
+            features = known["features"]
+            seen = known["seen"] if "seen" in known else np.ones(features.shape[:2], bool)
+            return cls(known["values"], features, seen)
+
+    def figures(
+        self, run: Callable[[np.ndarray], np.ndarray], *, batch: int = 1, first: np.ndarray | None = None
+    ) -> Figures:
+        """The worst figures of a function from pixel values (B, 3, H, W) to features (B, N, C).
+
+        Args:
+            run: the function.
+            batch: images per call. A batch with more images than there are photographs repeats them.
+            first: the result of the first call, if it is known.
+        """
+        found = Comparison()
+        count = len(self.values)
+        for start in range(0, max(1, count - batch + 1), batch):
+            rows = np.resize(np.arange(start, count), batch)
+            features = run(self.values[rows]) if first is None or start else first
+            for row, photograph in enumerate(rows):
+                found.add(self.features[photograph], features[row], picture=int(photograph), seen=self.seen[photograph])
+        return found.figures
