@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..encoder.image import HELD_OUT, find_images, load_image, sample_images
-from ..encoder.preprocess import MAX_CANVAS, Preprocessor
+from ..encoder.image import HELD_OUT, load_image, sample_images, search_images
+from ..encoder.preprocess import Preprocessor
 from ..errors import ConfigError, ImageError, first_line, one_line
 from .options import DEFAULT_SAMPLES
 
@@ -114,7 +114,7 @@ def calibration_data(
         raise ConfigError(f"--samples must be at least 1; found {samples}")
     sample = spec is None or spec == SAMPLE
     source = SAMPLE if spec is None else os.fspath(spec)
-    files, skipped = (_sample(), []) if sample else _files(source)
+    files, skipped, left_out = (_sample(), [], "") if sample else _files(source)
     chosen = _choose(files, samples, seed)
     skipped += chosen.skipped
     if not chosen.places:
@@ -129,6 +129,8 @@ def calibration_data(
         digest.update(f"{sha256} {picture.crop} {picture.flip}\n".encode())
 
     notices = _notices(sample, len(photographs), samples, chosen.repeats, skipped)
+    if left_out:
+        notices += (one_line(f"--calib: {left_out}"),)
     return CalibrationData(tuple(pictures), source, digest.hexdigest(), tuple(skipped), notices)
 
 
@@ -162,24 +164,28 @@ def _number(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _files(spec: str) -> tuple[list[Path], list[tuple[str, str]]]:
-    """The files that `spec` names, in a fixed order, and the lines of a list that name none, with the reason."""
+def _files(spec: str) -> tuple[list[Path], list[tuple[str, str]], str]:
+    """The files that `spec` names, in a fixed order; the lines of a list that name none, with the reason; and a notice
+    of what was left out of a folder, if anything was.
+    """
     path = Path(spec)
     problem = _no_file(path) if spec else "is empty"  # Path("") would be the current folder
     if problem == _FOLDER:
         try:
-            return find_images([path]), []
-        except (ImageError, OSError) as error:  # OSError: a folder in it that may not be searched
+            found = search_images([path])
+            return found.files, [], found.notice()
+        except ImageError as error:
             raise ImageError(f"--calib: {error}") from None
     if problem:
         raise ImageError(f"--calib {spec or repr(spec)} {problem}: {_WANTED}")
     lines = _lines(path)
     if lines is None:
-        return [path], []
+        return [path], [], ""
     if not lines:
         raise ImageError(f"--calib {spec} is a list without a line: write one image's path a line")
     listed = [(file, _no_file(file)) for file in (path.parent / line for line in lines)]
-    return [file for file, lacks in listed if not lacks], [(str(file), lacks) for file, lacks in listed if lacks]
+    unusable = [(str(file), lacks) for file, lacks in listed if lacks]
+    return [file for file, lacks in listed if not lacks], unusable, ""
 
 
 def _no_file(path: Path) -> str:
@@ -237,7 +243,7 @@ class _Chosen:
     def take(self, place: int, path: Path) -> bool:
         """Whether the file is usable and new; if so it is kept."""
         try:
-            size = load_image(path).size
+            load_image(path)
             with path.open("rb") as file:
                 digest = hashlib.sha256()
                 while block := file.read(2**20):
@@ -247,9 +253,6 @@ class _Chosen:
             return False
         except OSError as error:
             self.skipped.append((str(path), f"cannot be read ({first_line(error)})"))
-            return False
-        if max(size) ** 2 > MAX_CANVAS:  # padded to a square, it would be refused half way through a calibration
-            self.skipped.append((str(path), f"is too long and narrow to be padded ({size[0]}x{size[1]})"))
             return False
         if digest.hexdigest() in self.places:
             self.repeats += 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .options import calibration_options, check_seed, checkpoint_options, json_option, verbose_option
+from .options import calibration_options, check_seed, checkpoint_options, json_option, max_pixels_option, verbose_option
 
 
 @click.command("calibrate")
@@ -15,6 +15,7 @@ from .options import calibration_options, check_seed, checkpoint_options, json_o
 @calibration_options
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="ranges.json to write.")
 @click.option("--force", is_flag=True, help="Replace a file that stands there.")
+@max_pixels_option
 @json_option
 @verbose_option
 def calibrate(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import click
 
-from .options import Resolution, backend_option, json_option, verbose_option
+from .options import Resolution, backend_option, json_option, max_pixels_option, verbose_option
 
 
 @click.command("encode")
@@ -21,6 +22,7 @@ from .options import Resolution, backend_option, json_option, verbose_option
 @backend_option
 @click.option("--batch-size", type=int, metavar="N", help="Images per call.  [default: the artifact's own, or 1]")
 @click.option("--force", is_flag=True, help="Replace a file that stands at --out.")
+@max_pixels_option
 @json_option
 @verbose_option
 def encode(
@@ -32,17 +34,22 @@ def encode(
     Each image's features (tokens, channels) stand under its path. A bad image is reported and the others go on; the
     exit code is then 1.
     """
-    from ..encoder.image import find_images
+    from ..encoder.image import Found, search_images
+    from ..errors import ImageWarning
     from ..export.features import encode_images
     from ..export.runtime import Encoder
     from . import render
     from .progress import progress_bar
 
     # Only folders are looked through here: a file that is missing is a bad image, and the others go on.
-    files = [file for path in images for file in (find_images([path]) if path.is_dir() else [path])]
+    found = Found()
+    for path in images:
+        found.add(search_images([path]) if path.is_dir() else Found([path]))
+    if notice := found.notice():
+        warnings.warn(notice, ImageWarning, stacklevel=1)
     with progress_bar() as progress:
         encoder = Encoder(artifact, backend, resolution=res)
-        report = encode_images(files, encoder, out, force=force, batch_size=batch_size, progress=progress)
+        report = encode_images(found.files, encoder, out, force=force, batch_size=batch_size, progress=progress)
     if as_json:
         render.print_json(report.to_dict())
     else:

@@ -26,6 +26,7 @@ from .doctor import doctor
 from .encode import encode
 from .eval import evaluation
 from .inspect import inspect
+from .notices import printed_warnings
 from .onnx import onnx
 from .options import is_verbose, verbose_option
 from .parity import parity
@@ -58,7 +59,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with printed_warnings():
+                return super().invoke(ctx)
         except FvexportError as found:
             if is_verbose(ctx):
                 traceback.print_exception(found)
@@ -108,6 +110,9 @@ def main(args: Sequence[str] | None = None) -> None:
         # The reader is gone (`| head`). Python would complain at exit when it flushes what is left.
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except MemoryError:
+        render.error("not enough memory: free some, or use smaller images, a smaller batch or resolution")
         code = 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

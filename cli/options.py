@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,8 +20,8 @@ from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
 from ..encoder.config import VARIANTS
 from ..errors import ConfigError
-from ..export.options import DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
-from ..export.targets import TARGETS
+from ..export.options import AUTO, DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
+from ..export.targets import ALIASES, TARGETS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -156,13 +157,22 @@ def bound_options(command: F) -> F:
     return calibration_options(command)
 
 
-def target_option(command: F) -> F:
-    """`--target`, the runtime that a quantized file is for."""
-    return click.option(
-        "--target",
-        type=Named(QUANT_TARGETS),
-        help=f"Runtime that a quantized file is for.  [default: {QUANT_TARGETS[0]}]",
-    )(command)
+def target_options(command: F) -> F:
+    """`--target` and `--reduce-range`: the runtime that a quantized file is for, and the range of its weights."""
+    for option in (
+        click.option(
+            "--reduce-range/--no-reduce-range",
+            default=None,
+            help="INT8 weights from -64 to 64: exact on CPUs without VNNI, too.  [default: if this CPU has none]",
+        ),
+        click.option(
+            "--target",
+            type=Named((AUTO, *QUANT_TARGETS)),
+            help="Runtime that a quantized file is for.  [default: auto, the fastest of this machine]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def export_options(command: F) -> F:
@@ -262,14 +272,62 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
 
 
+BACKENDS = (AUTO, *(target.name for target in TARGETS), *ALIASES)
+"""What `--backend` takes."""
+
+
 def backend_option(command: F) -> F:
-    """`--backend`, a name from the table of targets."""
+    """`--backend`: `auto`, or a name or alias from the table of targets."""
     return click.option(
         "--backend",
-        type=Named(target.name for target in TARGETS),
-        default=TARGETS[0].name,
+        type=Named(BACKENDS),
+        default=AUTO,
         show_default=True,
-        help="What runs the artifact.",
+        help="What runs the artifact; auto takes its engine, the GPU, or what it was made for.",
+    )(command)
+
+
+class Pixels(click.ParamType):  # type: ignore[type-arg]
+    """`200M`, `1.5G`, `250000` or `none` -> a number of pixels, or None for no limit."""
+
+    name = "pixels"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if str(value).strip().lower() == "none":
+            return None
+        match = re.fullmatch(r"(\d+|\d*\.\d+)\s*([kMG]?)", str(value).strip(), re.IGNORECASE)
+        factor = {"": 1, "k": 1000, "m": 10**6, "g": 10**9}
+        pixels = round(float(match[1]) * factor[match[2].lower()]) if match else 0
+        if pixels < 1:
+            self.fail(f"{value!r} is no number of pixels; give one such as 200M, or none for no limit", param, ctx)
+        return pixels
+
+
+def max_pixels_option(command: F) -> F:
+    """`--max-pixels`, which sets `PIL.Image.MAX_IMAGE_PIXELS` while the command runs."""
+
+    def start(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+        if ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.DEFAULT:
+            return
+        from PIL import Image
+
+        before = Image.MAX_IMAGE_PIXELS
+
+        def restore() -> None:
+            Image.MAX_IMAGE_PIXELS = before
+
+        ctx.call_on_close(restore)
+        Image.MAX_IMAGE_PIXELS = value
+
+    return click.option(
+        "--max-pixels",
+        type=Pixels(),
+        metavar="N",
+        envvar="FVEXPORT_MAX_PIXELS",
+        show_envvar=True,
+        expose_value=False,
+        callback=start,
+        help="Largest image to read, such as 200M; none for no limit.  [default: Pillow's, 89M]",
     )(command)
 
 

@@ -18,6 +18,7 @@ from .options import (
     checkpoint_options,
     export_options,
     json_option,
+    max_pixels_option,
     precision_options,
     refuse_given,
     triton_server_option,
@@ -86,6 +87,7 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: by content]")
 @click.option("--force", is_flag=True, help="Replace an engine, or another artifact, that stands there.")
 @triton_server_option
+@max_pixels_option
 @json_option
 @verbose_option
 def trt(

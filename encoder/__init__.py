@@ -10,8 +10,9 @@ What lives here
     connector       visual tokens -> the LLM's embedding width
     seeded          deterministic weights for work without a checkpoint
     checkpoint/     the public checkpoint forms: find, check, load
-    image           files and arrays -> RGB images that are safe to use
+    image/          files, arrays, tensors -> RGB images; folders searched for images
     preprocess      images -> pixel_values, as the released models do it
+    resize          part of a resized canvas, in memory proportional to image and result
     qwen2           the language model through transformers, which is an extra
     fastvlm/        the whole model: image and question in, answer out
 

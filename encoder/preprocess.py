@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ConfigError, ImageError
-from .image import ImageLike, load_image
+from .image import ImageLike, as_images, load_image
+from .resize import Placed, Window, resize_window
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,10 +35,6 @@ RESAMPLES = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
 OPENAI_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's normalization, which timm and open_clip publish with MobileCLIP2-S3 and S4."""
-
-MAX_CANVAS = 2**28
-"""Most pixels on the way (16384 x 16384, 1 GiB): a strip padded to a square, or blown up to cover one, can need
-far more than its own pixels and those of the result."""
 
 TOLERANCE = 1e-3
 """How far outside its range, relative to the range, a pixel value may be: rounding in half types and resizing."""
@@ -205,21 +202,25 @@ class Preprocessor:
     def pixels(self, image: ImageLike) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """One image as uint8 levels (3, height, width), before normalization.
 
-        Raises ImageError for what `load_image` refuses, and for an image too long to be padded.
+        Raises ImageError for what `load_image` refuses, for an image too long to be resized with a filter of which no
+        part can be computed by itself (see `resize_window`), and where memory runs out.
         """
         rgb = load_image(image)
         name = f"image {image}" if isinstance(image, (str, os.PathLike)) else "an image"
-        fitted = {"pad": self._pad, "shortest": self._cover, "longest": self._fit, "squash": self._squash}[
-            self.config.resize
-        ](rgb, name)
-        return np.asarray(fitted).transpose(2, 0, 1).copy()
+        prepare = {"pad": self._pad, "shortest": self._cover, "longest": self._fit, "squash": self._squash}
+        try:
+            return np.asarray(prepare[self.config.resize](rgb, name)).transpose(2, 0, 1).copy()
+        except MemoryError:
+            raise ImageError(
+                f"not enough memory to prepare {name} ({rgb.width}x{rgb.height}): shrink it first"
+            ) from None
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray[Any, np.dtype[np.float32]]:
         """One or more images as float32 pixel values (B, 3, height, width), normalized.
 
-        Raises ImageError as `pixels` does, and for an empty sequence.
+        Raises ImageError as `as_images` and `pixels` do, and for an empty sequence.
         """
-        several = [images] if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) else images
+        several = as_images(images)
         if not several:
             raise ImageError("no images given: give at least one")
         return self.config.normalize(np.stack([self.pixels(image) for image in several]))
@@ -231,8 +232,8 @@ class Preprocessor:
             canvas = (width, round(width * self.height / self.width))
         else:
             canvas = (round(height * self.width / self.height), height)
-        _check_canvas(name, image.size, canvas)
-        return self._centred(self._resized(self._centred(image, canvas), self.scaled()), (self.width, self.height))
+        at = (-self._half(width, canvas[0]), -self._half(height, canvas[1]))
+        return self._resized(Placed(image, canvas, at, self.config.fill, name), self.scaled())
 
     def _cover(self, image: Image.Image, name: str) -> Image.Image:
         """Resized to the smallest size that covers the target over `crop_pct`, then cut around its centre."""
@@ -240,25 +241,22 @@ class Preprocessor:
         columns, rows = self.scaled()
         if self.config.rounding == "even" and rows != columns:  # timm's ResizeKeepRatio; torchvision's rule is below
             ratio = min(height / rows, width / columns)
-            canvas = max(columns, round(width / ratio)), max(rows, round(height / ratio))
+            size = max(columns, round(width / ratio)), max(rows, round(height / ratio))
         elif width * rows >= height * columns:
-            canvas = rows * width // height, rows
+            size = rows * width // height, rows
         else:
-            canvas = columns, columns * height // width
-        _check_canvas(name, image.size, canvas)
-        # Not by resize's `box`: which direction Pillow resizes first, and so how it rounds, depends on the sizes.
-        return self._centred(self._resized(image, canvas), (self.width, self.height))
+            size = columns, columns * height // width
+        return self._resized(self._alone(image, name), size)
 
     def _fit(self, image: Image.Image, name: str) -> Image.Image:
         """Resized to the largest size that fits into the target over `crop_pct`, then centred on the target."""
         width, height = image.size
         columns, rows = self.scaled()
         ratio = max(height / rows, width / columns)
-        fitted = max(1, round(width / ratio)), max(1, round(height / ratio))
-        return self._centred(self._resized(image, fitted), (self.width, self.height))
+        return self._resized(self._alone(image, name), (max(1, round(width / ratio)), max(1, round(height / ratio))))
 
     def _squash(self, image: Image.Image, name: str) -> Image.Image:
-        return self._centred(self._resized(image, self.scaled()), (self.width, self.height))
+        return self._resized(self._alone(image, name), self.scaled())
 
     def scaled(self) -> tuple[int, int]:
         """(columns, rows) of the target over `crop_pct`, rounded down."""
@@ -267,19 +265,20 @@ class Preprocessor:
         columns, rows = (math.floor(side / self.config.crop_pct + slack) for side in (self.width, self.height))
         return columns, rows
 
-    def _resized(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        return image.resize(size, RESAMPLES[self.config.resample])
+    def _alone(self, image: Image.Image, name: str) -> Placed:
+        return Placed(image, image.size, (0, 0), self.config.fill, name)
 
-    def _centred(self, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-        """`image` cut or padded to (width, height) around its centre."""
-        if image.size == size:
-            return image
-        left, top = (self._half(have, want) for have, want in zip(image.size, size, strict=True))
-        if left >= 0 and top >= 0:
-            return image.crop((left, top, left + size[0], top + size[1]))
-        canvas = Image.new("RGB", size, self.config.fill)
-        canvas.paste(image, (-left, -top))
-        return canvas
+    def _resized(self, placed: Placed, size: tuple[int, int]) -> Image.Image:
+        """The canvas resized to `size`, then cut or padded to the target around its centre."""
+        left, top = self._half(size[0], self.width), self._half(size[1], self.height)
+        shown = Window(max(left, 0), max(top, 0), min(left + self.width, size[0]), min(top + self.height, size[1]))
+        # Not by resize's `box`: which direction Pillow resizes first, and so how it rounds, depends on the sizes.
+        resized = resize_window(placed, size, shown, RESAMPLES[self.config.resample])
+        if resized.size == (self.width, self.height):
+            return resized
+        target = Image.new("RGB", (self.width, self.height), self.config.fill)
+        target.paste(resized, (max(-left, 0), max(-top, 0)))
+        return target
 
     def _half(self, have: int, want: int) -> int:
         """Where a side of `want` pixels begins on one of `have`: before it, if it is longer."""
@@ -299,14 +298,6 @@ class Preprocessor:
         from .processor_dict import from_dict
 
         return from_dict(data)
-
-
-def _check_canvas(name: str, size: tuple[int, int], canvas: tuple[int, int]) -> None:
-    if canvas[0] * canvas[1] > MAX_CANVAS:
-        raise ImageError(
-            f"{name} ({size[0]}x{size[1]}) is too long and narrow: preparing it takes {canvas[0]}x{canvas[1]} pixels, "
-            f"more than {MAX_CANVAS}; cut or shrink it first"
-        )
 
 
 def _brief(values: Sequence[float]) -> str:

@@ -23,6 +23,15 @@ PADS_FIRST = "LlavaImageProcessor"
 _KNOWN = (
     "do_convert_rgb", "do_pad", "do_resize", "do_center_crop", "do_rescale", "do_normalize",
 )  # fmt: skip
+_CHANGES_PIXELS = (
+    "background_color", "crop_pct", "default_to_square", "ensure_multiple_of", "fill_color", "interpolation",
+    "keep_aspect_ratio", "max_pixels", "min_pixels", "offset", "pad_size", "rescale_offset", "size_divisor",
+)  # fmt: skip
+"""Entries of other processors, or of other libraries, that a `CLIPImageProcessor` has not."""
+
+_COMPLETE = ("size", "resample", "image_mean", "image_std")
+"""Entries without which only a processor of CLIP or LLaVA is known to do what is assumed here."""
+
 _MODES: dict[str, ResizeMode] = {"pad": "pad", "crop": "shortest", "longest": "longest", "squash": "squash"}
 """LLaVA's words for `image_aspect_ratio`, and two more."""
 
@@ -137,9 +146,21 @@ def config_of_processor(
             raise ConfigError(f"{where}: {key} must be true or false; found {value!r}")
     if data.get("do_resize") is False:
         raise ConfigError(f"{where}: do_resize is false, and the encoder needs images of one size")
+    if "center_rounding" in data:  # as `to_dict` wrote it
+        try:
+            return from_dict(data).config
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+    for key in _CHANGES_PIXELS:
+        if data.get(key) not in (None, False):
+            raise ConfigError(f"{where}: {key} is not supported (found {str(data[key])[:80]!r})")
     kind = str(data.get("image_processor_type", data.get("feature_extractor_type", "")))
     if kind.startswith(PADS_FIRST) and isinstance(data.get("do_pad"), bool) and not settled:
         mode = "pad" if data["do_pad"] else "shortest"
+    if kind and not kind.startswith(("CLIP", PADS_FIRST)):
+        for key in _COMPLETE:
+            if data.get(key) is None or (key == "size" and not isinstance(data[key], Mapping)):
+                raise ConfigError(f"{where}: {kind} needs {key} in full; found {str(data.get(key))[:80]!r}")
     mean, std = _normalization(data, where)
     mode, crop_pct = _framing(data, where, mode)
     return checked(
@@ -149,7 +170,8 @@ def config_of_processor(
         crop_pct=crop_pct,
         mean=mean,
         std=std,
-        fill=fill_of(mean) if mode == "pad" else (0, 0, 0),
+        # As LLaVA does it: whether or not the processor normalizes, and in whatever range.
+        fill=fill_of(triple(data.get("image_mean", OPENAI_MEAN), where, "image_mean")) if mode == "pad" else (0, 0, 0),
     )
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError, first_line
 from ..hashing import file_sha256
@@ -41,6 +41,9 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path.absolute(), self.manifest)  # wherever the other process is
 
     @property
     def model_path(self) -> Path:

@@ -32,6 +32,7 @@ from ..encoder.checkpoint.load import tensors_sha256
 from ..encoder.checkpoint.projector import canonical_names
 from ..errors import ArtifactError, ConfigError, UnavailableError
 from .artifact import Artifact
+from .options import AUTO
 from .runtime.vision_tower import ArtifactTower, check_same_weights
 
 _LOG = logging.getLogger("fvexport")
@@ -76,7 +77,7 @@ class Patch:
 
 
 def patch(
-    model: Any, artifact: str | os.PathLike[str] | Artifact, *, backend: str = "onnxruntime-cpu",
+    model: Any, artifact: str | os.PathLike[str] | Artifact, *, backend: str = AUTO,
     threads: int | None = None, checkpoint: Checkpoint | str | None = None, force: bool = False,
 ) -> Patch:  # fmt: skip
     """Lets a loaded FastVLM encode images with an exported encoder.

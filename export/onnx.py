@@ -29,9 +29,11 @@ from .clock import Clock
 from .manifest import METADATA_KEY, Manifest
 from .options import ExportOptions
 from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
+from .placement import export_notices
 from .prepare import Prepared, prepare
 from .reuse import standing
 from .rules import check_quantized, check_rules
+from .saturation import count_saturating
 from .simplification import simplified, write_graph
 from .targets import get_target, why_absent
 from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
@@ -94,7 +96,8 @@ def export_onnx(
     Raises:
         FvexportError: one of its kinds, saying what to do; `out` is then as it was.
     """
-    options = options or ExportOptions()
+    asked = options or ExportOptions()
+    options = asked.resolved()
     calibration = calibration or CalibrationOptions()
     options.check(FastViTHDConfig() if variant is None else get_variant(variant))
     if out is not None and (force or not (Path(out) / MANIFEST_FILE).is_file()):
@@ -120,7 +123,7 @@ def export_onnx(
 
     with clock("prepare"):
         prepared = prepare(checkpoint, options, calibration, shown, progress)
-    notices = [*prepared.notices]
+    notices = [*export_notices(asked, options), *prepared.notices]
     if options.attention_plugin:
         notices.append(PLUGIN_NOTICE)
     model, graph = _graph(checkpoint, prepared, options, clock)
@@ -140,6 +143,8 @@ def export_onnx(
             )  # fmt: skip
             if manifest.quantization:
                 check_quantized(proto, manifest.quantization["quantized"])
+                if options.precision == "int8":
+                    manifest.quantization["saturation"] = count_saturating(onnx.load(str(folder / MODEL_FILE)))
         verdict = None
         if parity:
             with clock("parity"):

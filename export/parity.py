@@ -28,6 +28,8 @@ from ..progress import Progress, silent
 from .artifact import Artifact
 from .figures import Figures, compare, worst
 from .manifest import Manifest
+from .options import AUTO
+from .placement import choose_backend
 from .runtime.backends import ArtifactBackend, make_backend
 from .runtime.eager import EagerBackend
 from .runtime.encoder import preprocessor_of
@@ -134,7 +136,7 @@ class Verdict:
 
 def check_parity(
     artifact: str | os.PathLike[str] | Artifact, *, checkpoint: Checkpoint | str | None = None,
-    images: Images = None, backend: str = "onnxruntime-cpu", layers: bool = False,
+    images: Images = None, backend: str = AUTO, layers: bool = False,
     exported: FastViTHD | None = None, progress: Progress = silent,
 ) -> Verdict:  # fmt: skip
     """Compares an artifact with the eager model it was made from.
@@ -143,7 +145,7 @@ def check_parity(
         artifact: a folder, or an opened artifact.
         checkpoint: where the eager model comes from; by default the artifact's own source.
         images: files or a folder; by default two photographs from scikit-image.
-        backend: what runs the artifact.
+        backend: what runs the artifact; `auto` for the engine, GPU or runtime that it is for, if that runs here.
         layers: compare every block's output, and name the first that leaves its bound.
         exported: the module that was exported, where it is at hand: what PyTorch loses with the same quantization.
             Without it, a quantized artifact's own record of that counts.
@@ -158,6 +160,7 @@ def check_parity(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = source_checkpoint(artifact, checkpoint)
     named = photographs(images)
+    backend = choose_backend(artifact, backend, judging=True, taps=layers).name
     manifest = artifact.manifest
     precision = manifest.precision
     thresholds = THRESHOLDS[precision]

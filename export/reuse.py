@@ -59,6 +59,7 @@ def differs(
 
     Raises ConfigError, ImageError: for calibration data that cannot be read.
     """
+    options = options.resolved()
     made_from, info = manifest.checkpoint, checkpoint.info
     if made_from["sha256"] != info.sha256:
         return f"it was made from other weights, {made_from['source']}"
@@ -67,6 +68,9 @@ def differs(
     if manifest.preprocessor.config != info.preprocessing:
         return f"its images are prepared otherwise ({manifest.preprocessor.config.describe()})"
     stored = {name: manifest.options.get(name) for name in options.to_dict()}
+    if manifest.quantization is not None:  # earlier versions knew one range and one default target
+        stored["reduce_range"] = bool(stored["reduce_range"])
+        stored["target"] = stored["target"] or "tensorrt"
     stored["opset"] = manifest.opset
     wanted = options.to_dict() | {"opset": options.effective_opset}
     for name, value in wanted.items():

@@ -55,3 +55,15 @@ class PromptError(FvexportError, ValueError):
 
 class UnavailableError(FvexportError):
     """Something this machine lacks; the message names the command that installs it."""
+
+
+class FvexportWarning(UserWarning):
+    """Something a user should know about a result that is valid; the command line prints it as a notice."""
+
+
+class ImageWarning(FvexportWarning):
+    """An image that may not look as intended, or files that a search for images left out."""
+
+
+class PlacementWarning(FvexportWarning):
+    """An artifact is slow, or computed in a special way, on the backend and machine that run it."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ...encoder.checkpoint import Checkpoint, CheckpointInfo
 from ...errors import ArtifactError, ConfigError
 from ..artifact import Artifact
+from ..options import AUTO
 from .encoder import Encoder
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class ArtifactTower:
     """An artifact as a `VisionTower` (see `encoder.fastvlm.vision`).
 
-    >>> tower = ArtifactTower("fastvithd-1024", vlm.info, backend="onnxruntime-cpu")
+    >>> tower = ArtifactTower("fastvithd-1024", vlm.info)
     >>> answer = vlm.generate(["photo.jpg"], "What is this?", tower=tower)
 
     Args:
@@ -35,7 +36,7 @@ class ArtifactTower:
 
     def __init__(
         self, artifact: str | os.PathLike[str] | Artifact, info: CheckpointInfo | None, *,
-        backend: str = "onnxruntime-cpu", resolution: tuple[int, int] | None = None, threads: int | None = None,
+        backend: str = AUTO, resolution: tuple[int, int] | None = None, threads: int | None = None,
         checkpoint: Checkpoint | str | None = None, force: bool = False,
     ) -> None:  # fmt: skip
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
@@ -43,7 +44,7 @@ class ArtifactTower:
             check_same_weights(self.artifact, info.source, info.sha256, info.connector_sha256)
         self.encoder = Encoder(self.artifact, backend, resolution=resolution, threads=threads, checkpoint=checkpoint)
         options = self.artifact.manifest.options
-        self.name = backend
+        self.name = self.encoder.chosen.name
         self.projected = bool(options.get("projector"))
         own = self.encoder.preprocessor.height, self.encoder.preprocessor.width
         self.resolution: tuple[int, int] | None = None if options.get("dynamic_res") and resolution is None else own

@@ -131,13 +131,20 @@ def test_batches(photographs):
         preprocessor([])
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_strips_that_would_need_gigabytes_are_refused_first(tmp_path, mode):
-    path = tmp_path / "strip.png"
-    Image.new("L", (300_000, 1)).save(path)
-    with pytest.raises(ImageError, match=r"strip\.png \(300000x1\) is too long and narrow") as caught:
-        Preprocessor(1024, 1024, mode)(path)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(("mode", "shown"), [("pad", 0), ("longest", 1), ("shortest", 64), ("squash", 64)])
+def test_a_strip_whose_canvas_would_take_gigabytes(mode, shown):
+    pixels = Preprocessor(64, 64, PreprocessConfig(mode)).pixels(Image.new("L", (300_000, 1), 200))
+    assert (pixels == 200).all(axis=(0, 2)).sum() == shown  # padded, 64 / 300000 of a row rounds to no level
+
+
+@pytest.mark.parametrize("mode", ["pad", "shortest", "longest", "squash"])
+def test_memory_that_runs_out(monkeypatch, mode):
+    def full(*_arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("fvexport.encoder.preprocess.resize_window", full)
+    with pytest.raises(ImageError, match=r"not enough memory to prepare an image \(96x64\)"):
+        Preprocessor(64, 64, PreprocessConfig(mode)).pixels(noise(96, 64))
 
 
 def test_bad_targets():

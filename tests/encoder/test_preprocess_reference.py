@@ -6,6 +6,7 @@ The references are those libraries' own pixels: see `tests/data/preprocess/make_
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.forms import timm_to_apple
-from fvexport.encoder.checkpoint.preprocessing import read_preprocessing
+from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.preprocess import RELEASED, Preprocessor
+from fvexport.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[1] / "data" / "preprocess"
 CASES = json.loads((REFERENCE / "cases.json").read_text())["cases"]
@@ -72,7 +74,7 @@ flags = st.sampled_from([None, True])
 
 
 @st.composite
-def processors(draw: st.DrawFn) -> dict[str, Any]:
+def processors(draw: st.DrawFn, kind: str) -> dict[str, Any]:
     """What a preprocessor_config.json may say, at sizes of some 16 to 48 pixels; entries may be missing."""
     side = draw(st.integers(16, 40))
     crop = {"height": side, "width": side}
@@ -80,9 +82,11 @@ def processors(draw: st.DrawFn) -> dict[str, Any]:
     content: dict[str, Any] = {
         "crop_size": draw(st.sampled_from([crop, side])),
         "size": draw(st.sampled_from([{"shortest_edge": edge}, edge, {"height": edge, "width": edge}])),
+        "image_processor_type": kind + draw(st.sampled_from(["", "Fast"])),
     }
+    if kind == "LlavaImageProcessor":
+        content["do_pad"] = draw(st.booleans())
     optional = {
-        "image_processor_type": st.sampled_from(["CLIPImageProcessor", "CLIPImageProcessorFast"]),
         "do_center_crop": flags, "do_rescale": flags, "do_resize": flags, "do_convert_rgb": flags,
         "do_normalize": st.sampled_from([True, False]), "rescale_factor": st.sampled_from([1 / 255, 1 / 127.5]),
         "resample": st.integers(0, 5), "image_mean": triples, "image_std": triples,
@@ -93,12 +97,16 @@ def processors(draw: st.DrawFn) -> dict[str, Any]:
     return content
 
 
-@settings(max_examples=150, deadline=None)
-@given(processors(), st.integers(1, 90), st.integers(1, 90))
-def test_a_processor_file_as_transformers_reads_it(content, width, height):
+@pytest.mark.parametrize("kind", ["CLIPImageProcessor", "LlavaImageProcessor"])
+@settings(max_examples=100, deadline=None)
+@given(st.data(), st.integers(1, 90) | st.just(41), st.integers(1, 90) | st.integers(40, 42))
+def test_a_processor_file_as_transformers_reads_it(kind, data, width, height):
     clip = pytest.importorskip("transformers.models.clip.image_processing_pil_clip")
+    llava = pytest.importorskip("transformers.models.llava.image_processing_pil_llava")
     assume(max(width, height) < 30 * min(width, height))
-    theirs = clip.CLIPImageProcessorPil(**{key: value for key, value in content.items() if "type" not in key})
+    content = data.draw(processors(kind))
+    made = clip.CLIPImageProcessorPil if kind.startswith("CLIP") else llava.LlavaImageProcessorPil
+    theirs = made(**{key: value for key, value in content.items() if "type" not in key})
     rng = np.random.default_rng(width * 1009 + height)
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
     wanted = theirs(image, return_tensors="np")["pixel_values"]
@@ -107,12 +115,58 @@ def test_a_processor_file_as_transformers_reads_it(content, width, height):
     np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
+PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 64}, "resample": 3,
+    "crop_size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"crop_pct": 0.875, "image_processor_type": "ConvNextImageProcessor"}, "crop_pct"),
+        ({"interpolation": "bilinear"}, "interpolation"),
+        ({"rescale_offset": True}, "rescale_offset"),
+        ({"keep_aspect_ratio": True}, "keep_aspect_ratio"),
+        ({"pad_size": {"height": 96, "width": 96}, "do_pad": True}, "pad_size"),
+        ({"size": {"shortest_edge": 64, "longest_edge": 96}}, "size"),
+        ({"image_processor_type": "ViTImageProcessor", "size": 64}, "size"),
+        ({"image_processor_type": "SiglipImageProcessor", "image_mean": None}, "image_mean"),
+    ],
+)
+def test_what_another_processor_does_is_refused_by_name(changes, word):
+    """Other entries, and missing ones whose default another class has otherwise, would be followed wrongly."""
+    configs = {"preprocessor_config.json": PROCESSOR | changes}
+    with pytest.raises(ConfigError, match=rf"preprocessor_config\.json: .*\b{word}\b"):
+        read_preprocessing(configs, "llava", None)
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_a_manifests_entry_saved_beside_weights_is_read_back(form):
+    config = PUBLISHED[form]
+    content = Preprocessor(64, 64, config).to_dict()
+    for other in PUBLISHED:
+        assert read_preprocessing({"preprocessor_config.json": content}, other, None).config == config
+
+
+def test_the_towers_own_config_in_a_fast_vlm_is_not_followed():
+    """Transformers repeats timm's `pretrained_cfg` in `vision_config`; the model's processor is another."""
+    tower = next(case for case in CASES if case["form"] == "timm" and case["files"])["files"]["config.json"]
+    found = read_preprocessing(
+        {"config.json": {"model_type": "fast_vlm", "vision_config": tower}}, "transformers", None
+    )
+    assert (found.config, found.source) == (RELEASED, None)
+
+
 # --- features --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", LARGE, ids=name_of)
 def test_features_of_each_form_and_file(case, arrays, golden_dir, tmp_path, one_thread):
-    """The features depend on the picture far more than those of the other golden models."""
+    """With weights whose features depend on the picture far more than those of the other golden models.
+
+    Prints the distances: see them with `pytest -s`.
+    """
     weights = load_file(golden_dir / "timm_tiny" / "model.safetensors")
     save_file({NAMES[case["form"]](name): tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
     for file, content in case["files"].items():
@@ -125,10 +179,16 @@ def test_features_of_each_form_and_file(case, arrays, golden_dir, tmp_path, one_
         with torch.no_grad():
             return checkpoint.encoder(torch.from_numpy(pixel_values).float())
 
-    wanted = features(values_of(case, arrays))
-    ours = features(Preprocessor(*case["size"], checkpoint.info.preprocessing)(image))
-    assert (ours - wanted).norm() <= 1e-5 * wanted.norm()
-    # The test would fail if the files were not read.
-    assumed = features(Preprocessor(*case["size"], RELEASED)(image))
-    if checkpoint.info.preprocessing != RELEASED:
-        assert (assumed - wanted).norm() > 1e-2 * wanted.norm()
+    theirs, ours, released = (
+        values_of(case, arrays),
+        *(Preprocessor(*case["size"], config)(image) for config in (checkpoint.info.preprocessing, RELEASED)),
+    )
+    wanted = features(theirs)
+    distances = [float((features(values) - wanted).norm() / wanted.norm()) for values in (ours, released)]
+    sys.stdout.write(
+        f"\n{name_of(case)}: pixels {np.abs(ours - theirs).max():.1e}, features {distances[0]:.1e} "
+        f"(as the released FastVLM: {distances[1]:.1e})\n"
+    )
+    assert distances[0] <= 1e-5
+    # Without the files, the test would fail.
+    assert checkpoint.info.preprocessing == RELEASED or distances[1] > 1e-2

@@ -45,6 +45,7 @@ IMAGES = {
     "odd landscape": (35, 32),
     "odd portrait": (32, 39),
     "as large as the target": (32, 32),
+    "nearly square": (40, 39),  # resized into 32 x 32, it lacks a single row
     "tiny": (5, 3),
     "pixel": (1, 1),
     "strip": (200, 7),
@@ -184,7 +185,7 @@ def add_timm(cases: Cases) -> None:
         ({"crop_mode": "squash", "crop_pct": 1.0}, (32, 32), (*several, "strip")),
         ({"crop_mode": "squash", "crop_pct": 0.9, "interpolation": "bilinear"}, (31, 31), several),
         ({"crop_mode": "squash"}, (32, 48), ("landscape", "tiny")),
-        ({"crop_mode": "border", "crop_pct": 1.0}, (32, 32), (*several, "strip", "tiny")),
+        ({"crop_mode": "border", "crop_pct": 1.0}, (32, 32), (*several, "nearly square", "strip", "tiny")),
         ({"crop_mode": "border", "crop_pct": 0.9}, (32, 32), several),
         ({"crop_mode": "border", "crop_pct": 0.85, "mean": [0.5, 0.25, 0.75]}, (48, 32), several),
         ({"crop_pct": 0.95}, (32, 48), several),
@@ -208,7 +209,11 @@ def add_open_clip(cases: Cases) -> None:
         ({}, (33, 33), several),
         ({"mean": 0.5, "std": 0.25, "interpolation": "random", "resize_mode": None}, (32, 32), ("portrait",)),
         ({"resize_mode": "longest"}, (32, 32), (*several, "tiny")),
-        ({"resize_mode": "longest", "fill_color": 127, "interpolation": "bilinear"}, (32, 32), (*several, "strip")),
+        (
+            {"resize_mode": "longest", "fill_color": 127, "interpolation": "bilinear"},
+            (32, 32),
+            (*several, "nearly square", "strip"),
+        ),
         ({"resize_mode": "longest", "fill_color": 255}, (32, 48), several),
         ({"resize_mode": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}, (32, 32), several),
         ({"resize_mode": "squash", "interpolation": "bilinear"}, (48, 32), several),
@@ -229,7 +234,7 @@ def add_others(cases: Cases) -> None:
     for content in (processor(32), processor(32, **half), processor(32, **clip, size={"shortest_edge": 36})):
         for ratio in ("pad", "square"):
             configs = {"config.json": {"image_aspect_ratio": ratio}, "preprocessor_config.json": content}
-            for image in ("portrait", "landscape", "odd landscape"):
+            for image in ("portrait", "landscape", "odd landscape", "nearly square"):
                 cases.add("llava", configs, by_transformers(content, ratio == "pad"), image, (32, 32))
     for changes in ({"do_pad": True, **half}, {"do_pad": False, **clip}):
         content = processor(32, image_processor_type="LlavaImageProcessor", **changes)
@@ -237,7 +242,7 @@ def add_others(cases: Cases) -> None:
             {"preprocessor_config.json": content},
             {"processor_config.json": {"image_processor": content, "processor_class": "LlavaProcessor"}},
         ):
-            for image in ("portrait", "odd landscape"):
+            for image in ("portrait", "odd landscape", "nearly square"):
                 cases.add("transformers", configs, by_transformers(content, False), image, (32, 32))
 
 

@@ -1,9 +1,9 @@
-"""`fvexport.encoder.image`: whatever is handed over becomes a sound RGB image or one clear line."""
+"""`fvexport.encoder.image.load_image`: whatever is handed over becomes a sound RGB image or one clear line."""
 
 from __future__ import annotations
 
-import importlib.util
 import io
+import os
 import random
 import sys
 import warnings
@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, features
+from PIL.PngImagePlugin import PngImageFile
 
-from fvexport.encoder.image import PHOTOGRAPHS, find_images, load_image, sample_images
-from fvexport.errors import ImageError, UnavailableError
+from fvexport.encoder.image import load_image
+from fvexport.errors import ImageError
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing may reach the user's stderr
 
@@ -70,7 +71,7 @@ def test_result_is_independent_of_its_source(photo):
 
 def test_unknown_source():
     refused(3, "int", "path")
-    refused(None, "NoneType")
+    refused(None, "None", "path")
 
 
 def test_lazily_opened_image(saved, photo):
@@ -132,26 +133,6 @@ def test_16_bit_png(tmp_path):
     ramp = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     Image.fromarray(ramp).save(tmp_path / "depth.png")
     np.testing.assert_array_equal(levels(load_image(tmp_path / "depth.png"))[..., 1], np.rint(ramp / 257))
-
-
-@pytest.mark.parametrize(("values", "expected"), [([0, 7, 255], [0, 7, 255]), ([0, 257, 65535], [0, 1, 255])])
-def test_mode_i_is_judged_by_its_range(values, expected):
-    assert levels(load_image(Image.fromarray(np.array([values], np.int32))))[0, :, 2].tolist() == expected
-
-
-@pytest.mark.parametrize("values", [[0, 65536], [-1, 5]])
-def test_mode_i_out_of_range(values):
-    refused(Image.fromarray(np.array([values], np.int32)), "mode I", str(values[values[0] == 0]))
-
-
-@pytest.mark.parametrize(("values", "expected"), [([0, 0.5, 1], [0, 128, 255]), ([0, 1.4, 255], [0, 1, 255])])
-def test_mode_f_is_judged_by_its_range(values, expected):
-    assert levels(load_image(Image.fromarray(np.array([values], np.float32))))[0, :, 0].tolist() == expected
-
-
-@pytest.mark.parametrize("values", [[0, 256], [-0.1, 1], [np.nan, 1], [0, np.inf]])
-def test_mode_f_out_of_range(values):
-    refused(Image.fromarray(np.array([values], np.float32)), "mode F", "values")
 
 
 # Arrays
@@ -349,46 +330,51 @@ def test_image_without_pixels():
     refused(Image.new("RGB", (0, 4)), "no pixels", "0x4")
 
 
-# Finding
+# Failures that are not damage
 
 
-def test_find_images(photo, tmp_path):
-    for name in ("b.png", "a.JPG", "deep/c.webp", "deep/er/d.tiff"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    for name in ("notes.txt", "clip.mpg", "data.h5", "drawing.eps", ".hidden.png", ".cache/e.png", "folder.png/x.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    folder = [tmp_path / name for name in ("a.JPG", "b.png", "deep/c.webp", "deep/er/d.tiff")]
-    assert find_images([tmp_path]) == folder
-    assert find_images([tmp_path / "notes.txt", tmp_path / "deep", tmp_path / "b.png"]) == [
-        tmp_path / "notes.txt",
-        *folder[2:],
-        tmp_path / "b.png",
-    ]
-    assert find_images([str(tmp_path / "b.png")]) == [tmp_path / "b.png"]
-    assert find_images([]) == []
+def test_closed_images(saved):
+    image = Image.open(saved)
+    image.close()
+    refused(image, "closed before its pixels were read", "load()")
+    with saved.open("rb") as file:
+        image = Image.open(file)
+    refused(image, "closed before its pixels were read")
 
 
-def test_find_images_refuses(tmp_path):
-    with pytest.raises(ImageError, match=r"no image at .*gone\.png"):
-        find_images([tmp_path / "gone.png"])
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ImageError, match="no image in folder"):
-        find_images([tmp_path])
+@pytest.mark.parametrize("where", ["open", "load", "convert"])
+def test_memory_that_runs_out(saved, monkeypatch, where):
+    def full(*_arguments, **_options):
+        raise MemoryError
+
+    owner, name = {
+        "open": (Image, "open"),
+        "load": (PngImageFile, "load"),
+        "convert": (Image.Image, "convert"),
+    }[where]
+    monkeypatch.setattr(owner, name, full)
+    refused(saved, "not enough memory to read", str(saved))
 
 
-# Samples
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError("decoder jpeg9k not available"), ["Pillow", "lacks", "jpeg9k"]),
+        (NotImplementedError("DXT11"), ["lacks"]),
+        (OSError(5, "Input/output error"), ["cannot read", "Input/output"]),
+        (OSError("out of memory when reading image file"), ["not enough memory", "64x48"]),
+        (OSError("image file is truncated (3 bytes not processed)"), ["damaged or cut off", "truncated"]),
+    ],
+)
+def test_what_a_decoder_raises_is_told_apart(saved, monkeypatch, error, words):
+    def failing(_self):
+        raise error
+
+    monkeypatch.setattr(PngImageFile, "load", failing)
+    refused(saved, str(saved), *words)
 
 
-def test_sample_images(photographs):
-    assert {"astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field"} <= set(photographs)
-    assert set(photographs) <= {Path(name).stem for name in PHOTOGRAPHS}
-    for path in photographs.values():
-        assert min(load_image(path).size) >= 256
-
-
-def test_sample_images_without_scikit_image(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(UnavailableError, match="pip install scikit-image"):
-        sample_images()
+def test_pipes_and_devices_are_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    refused(tmp_path / "pipe.png", "no regular file")
+    refused("/dev/zero", "no regular file")

@@ -1,0 +1,82 @@
+"""Values of any width -> 8-bit levels.
+
+One rule for each type, so that no single pixel decides how all others are scaled:
+
+- uint8: as it is;
+- 16-bit integers, and PIL's mode `I`: x / 257, rounded;
+- floats, PIL's mode `F` among them: in [0, 1], times 255, rounded; up to `TOLERANCE` beyond is clipped.
+
+What does not fit its rule is refused. So are values that fit by accident: mode `I` where 16 bits would be nearly
+black, and mode `F` with only 0 and 1, because Pillow's own conversion to either mode gives levels from 0 to 255.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from ...errors import ImageError
+
+Levels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
+
+TOLERANCE = 0.005
+"""How far floats may be outside [0, 1]: what rounding and resizing leave, about one level."""
+
+DARK = 65536 // 8
+"""16-bit values that are all below this are probably of fewer bits: 12-bit data ends at 4095."""
+
+
+def from_array(array: np.ndarray[Any, Any], notices: list[str]) -> Image.Image:
+    """An array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) as an RGB image; adds to `notices`."""
+    name = f"the given array {array.dtype}{list(array.shape)}"
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{name} is no image: give (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), channels last")
+    if array.size == 0:
+        raise ImageError(f"{name} has no pixels")
+    if array.dtype.kind != "f" and (array.dtype.kind != "u" or array.dtype.itemsize > 2):
+        raise ImageError(f"{name} has an unknown range of values: give uint8, uint16, or floats in [0, 1]")
+    colours = array[:, :, :3] if array.ndim == 3 and array.shape[2] > 1 else array.reshape(array.shape[:2])
+    return Image.fromarray(np.ascontiguousarray(to_levels(colours, name, notices))).convert("RGB")
+
+
+def from_wide_mode(image: Image.Image, name: str, notices: list[str]) -> Image.Image:
+    """A PIL image of mode `I`, `F` or `I;16...` as mode `L`; adds to `notices`."""
+    values, name = np.asarray(image), f"{name} (mode {image.mode})"
+    high = values.max()
+    if image.mode == "I" and 0 < high < DARK and values.min() >= 0:
+        raise ImageError(
+            f"{name} has values up to {high}, which may be 8-bit levels or dark 16-bit values: "
+            'convert it to mode "L" or "I;16"'
+        )
+    if image.mode == "F" and high == 1 and not np.mod(values, 1).any() and values.min() >= 0:
+        raise ImageError(
+            f"{name} has the values 0 and 1 alone, which may be black and white or two of 255 levels: "
+            'convert it to mode "L"'
+        )
+    return Image.fromarray(to_levels(values, name, notices))
+
+
+def to_levels(values: np.ndarray[Any, Any], name: str, notices: list[str]) -> Levels:
+    """Values as 8-bit levels of the same shape, by the rules above; adds to `notices`."""
+    if values.dtype == np.uint8:
+        return values
+    low, high = values.min(), values.max()
+    if not (np.isfinite(low) and np.isfinite(high)):  # also where they are NaN
+        raise ImageError(f"{name} has values from {low:.9g} to {high:.9g}: they must be finite")
+    if values.dtype.kind == "f":
+        if low < -TOLERANCE or high > 1 + TOLERANCE:
+            raise ImageError(
+                f"{name} has values from {low:.9g} to {high:.9g}: scale floats to [0, 1], or convert levels to uint8 "
+                '(mode "L")'
+            )
+        return np.rint(values.astype(np.float32).clip(0, 1) * np.float32(255)).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise ImageError(f"{name} has values from {low} to {high}: scale them to 16 bits first")
+    if 0 < high < DARK:
+        notices.append(
+            f"{name} is nearly black: its highest value is {high} of 65535. If it has fewer than 16 bits "
+            f"({int(high).bit_length()} are used), scale it up first"
+        )
+    return (values // 257 + (values % 257 > 128)).astype(np.uint8)
