@@ -15,6 +15,8 @@ from ..errors import ConfigError
 
 QuantTarget = Literal["tensorrt", "onnxruntime-cpu", "openvino"]
 QUANT_TARGETS: tuple[QuantTarget, ...] = get_args(QuantTarget)
+CPU_TARGETS: tuple[QuantTarget, ...] = ("onnxruntime-cpu", "openvino")
+"""Targets that multiply uint8 by int8 on the CPU, where sums of two products saturate without VNNI."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,13 @@ class Policy:
         target: the runtime that the file is for.
         fmt: `int8`, or `fp8` (E4M3), which TensorRT alone takes.
         keep: layers that stay in float although the table quantizes them.
+        reduce_range: int8 weights from -64 to 64, with which no product of a CPU without VNNI saturates.
     """
 
     target: QuantTarget
     fmt: Literal["int8", "fp8"] = "int8"
     keep: frozenset[str] = frozenset()
+    reduce_range: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in QUANT_TARGETS:
@@ -117,6 +121,11 @@ class Policy:
             raise ConfigError(f"unknown quantization target {self.target!r}; {hint}")
         if self.fmt == "fp8" and self.target != "tensorrt":
             raise ConfigError(f"FP8 runs on TensorRT alone; found --target {self.target}: take --int8 for it")
+        if self.reduce_range and self.target not in CPU_TARGETS:
+            raise ConfigError(
+                f"--reduce-range is for INT8 on CPUs ({', '.join(CPU_TARGETS)}); found --target {self.target}, whose "
+                "products do not saturate: leave it out"
+            )
 
     @property
     def scheme(self) -> Scheme:

@@ -14,7 +14,7 @@ from .options import Method
 from .policy import Policy
 from .qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
 from .ranges import choose_range
-from .rounding import round_weight
+from .rounding import INT8_LIMIT, REDUCED_LIMIT, round_weight
 from .stats import Stats
 
 
@@ -28,8 +28,8 @@ def quantize(
 ) -> FastViTHD:
     """A copy of `model` in which every layer of the policy multiplies eight-bit numbers.
 
-    Weights: one scale per output channel, rounded by `rounding`. Activations: one scale per tensor, of `method` (FP8:
-    of the largest value).
+    Weights: one scale per output channel, rounded by `rounding`, from -127 to 127, or with the policy's `reduce_range`
+    from -64 to 64. Activations: one scale per tensor, of `method` (FP8: of the largest value).
 
     Args:
         model: the fused encoder, equalized or not; left alone.
@@ -60,7 +60,8 @@ def _quantized(name: str, layer: nn.Module, stats: Stats, policy: Policy, method
         raise ConfigError(f"the ranges have nothing on {name}; run `fvexport calibrate` again")
     dtype = FP8 if policy.fmt == "fp8" else torch.int8
     matrix = layer.weight.flatten(1)
-    rounded = round_weight(matrix, layer.bias, moments, dtype)
+    limit = REDUCED_LIMIT if policy.reduce_range else INT8_LIMIT
+    rounded = round_weight(matrix, layer.bias, moments, dtype, limit)
     entry = _quantizer(f"{name}:in", stats, policy, method)
     if isinstance(layer, nn.Linear):
         return QuantizedLinear(

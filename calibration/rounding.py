@@ -19,6 +19,9 @@ from .statistics import Moments
 DAMPING = 0.01
 """Added to the covariance's diagonal, as a share of its mean."""
 BLOCK = 128
+INT8_LIMIT = 127
+REDUCED_LIMIT = 64
+"""Two products of uint8 (255 at most) and weights up to 64 add up to 32640: no sum of a pair leaves 16 bits."""
 CLIPS = 21
 """Candidates for each row's largest weight, from all of it down to 60 %."""
 
@@ -42,20 +45,23 @@ class RoundedWeight:
         return self.values.float() * self.scale[:, None]
 
 
-def round_weight(weight: Tensor, bias: Tensor, moments: Moments, dtype: torch.dtype) -> RoundedWeight:
+def round_weight(
+    weight: Tensor, bias: Tensor, moments: Moments, dtype: torch.dtype, limit: int = INT8_LIMIT
+) -> RoundedWeight:
     """Rounds a product's weight (N, K) for inputs with the given moments.
 
     Args:
         weight: (N, K), float.
         bias: (N,).
         moments: of the K inputs.
-        dtype: torch.int8 (-127 to 127) or torch.float8_e4m3fn.
+        dtype: torch.int8 or torch.float8_e4m3fn.
+        limit: largest absolute value of an int8 weight; FP8 ignores it.
     """
     weight = weight.float()
     covariance = moments.covariance.to(weight.device)
-    scale = weight_scale(weight, covariance.diagonal(), dtype)
+    scale = weight_scale(weight, covariance.diagonal(), dtype, limit)
     wanted = weight / scale[:, None]
-    steps, nearest = _compensated(wanted, covariance, dtype), _nearest(wanted, dtype)
+    steps, nearest = _compensated(wanted, covariance, dtype, limit), _nearest(wanted, dtype, limit)
     # Errors that are paid into a column at its limit are lost; such a row may be better as it was.
     worse = _lost(steps - wanted, covariance) > _lost(nearest - wanted, covariance)
     steps = torch.where(worse[:, None], nearest, steps)
@@ -64,27 +70,27 @@ def round_weight(weight: Tensor, bias: Tensor, moments: Moments, dtype: torch.dt
     return RoundedWeight(steps.to(dtype), scale, corrected.to(bias.dtype))
 
 
-def weight_scale(weight: Tensor, importance: Tensor, dtype: torch.dtype) -> Tensor:
+def weight_scale(weight: Tensor, importance: Tensor, dtype: torch.dtype, limit: int = INT8_LIMIT) -> Tensor:
     """(N,) step of each row: the clip of least squared error, each column counting by `importance` (K,)."""
     peak = weight.abs().amax(1)
-    full = torch.where(peak > 0, peak / (FP8_MAX if dtype == FP8 else 127), 1.0).clamp_min(MIN_SCALE * 2**-8)
+    full = torch.where(peak > 0, peak / (FP8_MAX if dtype == FP8 else limit), 1.0).clamp_min(MIN_SCALE * 2**-8)
     if dtype == FP8:
         return full  # a float's largest values are its coarsest: clipping them gains nothing
     best, least = full.clone(), torch.full_like(full, torch.inf)
     for share in torch.linspace(1.0, 0.6, CLIPS).tolist():
         scale = (full * share)[:, None]
-        error = ((_nearest(weight / scale, dtype) * scale - weight) ** 2) @ importance.clamp_min(0)
+        error = ((_nearest(weight / scale, dtype, limit) * scale - weight) ** 2) @ importance.clamp_min(0)
         better = error < least
         least = torch.where(better, error, least)
         best = torch.where(better, scale[:, 0], best)
     return best
 
 
-def _nearest(steps: Tensor, dtype: torch.dtype) -> Tensor:
+def _nearest(steps: Tensor, dtype: torch.dtype, limit: int) -> Tensor:
     """The nearest representable values, as floats in units of a step."""
     if dtype == FP8:
         return steps.clamp(-FP8_MAX, FP8_MAX).to(FP8).float()
-    return steps.round().clamp_(-127, 127)
+    return steps.round().clamp_(-limit, limit)
 
 
 def _lost(change: Tensor, covariance: Tensor) -> Tensor:
@@ -92,13 +98,13 @@ def _lost(change: Tensor, covariance: Tensor) -> Tensor:
     return ((change @ covariance) * change).sum(1)
 
 
-def _compensated(steps: Tensor, covariance: Tensor, dtype: torch.dtype) -> Tensor:
+def _compensated(steps: Tensor, covariance: Tensor, dtype: torch.dtype, limit: int) -> Tensor:
     """Rounds columns in order of their variance; each one's error is spread over those that are still to come."""
     width = steps.shape[1]
     variance = covariance.diagonal()
     damping = DAMPING * float(variance.mean())
     if not damping > 0:  # constant inputs: the bias holds all there is
-        return _nearest(steps, dtype)
+        return _nearest(steps, dtype, limit)
     order = variance.argsort(descending=True)
     spread = _spread(covariance[order][:, order], damping)
     # Transposed, so that one input's weights lie together.
@@ -109,7 +115,7 @@ def _compensated(steps: Tensor, covariance: Tensor, dtype: torch.dtype) -> Tenso
         block, errors = work[start:stop], torch.empty_like(work[start:stop])
         for row in range(stop - start):
             at = start + row
-            rounded[at] = _nearest(block[row], dtype)
+            rounded[at] = _nearest(block[row], dtype, limit)
             torch.sub(block[row], rounded[at], out=errors[row]).div_(spread[at, at])
             block[row + 1 :].addr_(spread[at, at + 1 : stop], errors[row], alpha=-1)
         work[stop:].addmm_(spread[start:stop, stop:].T, errors, alpha=-1)

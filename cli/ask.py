@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import PromptError
-from ..export.targets import TARGETS
-from .options import Named, json_option, max_pixels_option, verbose_option
+from ..export.options import AUTO
+from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 @click.option("--artifact", type=click.Path(path_type=Path), metavar="DIR", help="What encodes.  [default: PyTorch]")
 @click.option(
     "--backend",
-    type=Named(target.name for target in TARGETS),
-    help=f"What runs the artifact.  [default: {TARGETS[0].name}]",
+    type=Named(BACKENDS),
+    help=f"What runs the artifact.  [default: {AUTO}]",
 )
 @click.option("--then", "then", metavar="QUESTION", multiple=True, help="Another turn; may be given several times.")
 @click.option("--chat", is_flag=True, help="Go on with questions from the terminal, one a line.")
@@ -72,7 +72,7 @@ def ask(
     from ..encoder.fastvlm import Sampling
 
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    runs_on = backend or TARGETS[0].name
+    runs_on = backend or AUTO
     if batch is not None and out is not None:
         _ask_batch(model, sampling, artifact, runs_on, batch, out, as_json)
         return

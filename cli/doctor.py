@@ -35,6 +35,8 @@ def doctor(as_json: bool) -> None:
         [
             ("CPU", f"{cpu['model'] or 'unknown'}, {cpu['usable']} of {cpu['cores']} cores"),
             ("its vectors", ", ".join(cpu["features"]) or "no AVX-512 or AMX seen"),
+            ("8-bit products", "saturate: no VNNI" if found.products_saturate else "exact"),
+            ("--int8 is for", found.int8_target),
             ("memory", size(found.memory_bytes, "available")),
             ("disk", size(found.disk_bytes, "free here")),
             ("GPU", ", ".join(found.gpus) or "none found"),

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..benchmarks.tasks.items import TASKS
-from ..export.targets import TARGETS
-from .options import Named, json_option, max_pixels_option, verbose_option
+from ..export.options import AUTO
+from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     help="Compared with PyTorch; may be given several times.",
 )  # fmt: skip
 @click.option(
-    "--backend", "backends", type=Named(target.name for target in TARGETS), multiple=True,
-    help=f"What runs the artifacts; may be given several times.  [default: {TARGETS[0].name}]",
+    "--backend", "backends", type=Named(BACKENDS), multiple=True,
+    help=f"What runs the artifacts; may be given several times.  [default: {AUTO}]",
 )  # fmt: skip
 @click.option("--prompt", metavar="TEXT", help="What is asked; {question} stands for the item's.  [default: LLaVA's]")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Of each answer.  [default: 32; 64 for captions]")
@@ -57,7 +57,7 @@ def evaluation(
     from .progress import progress_bar
 
     options = EvalOptions(
-        task, artifacts=artifacts, backends=backends or (TARGETS[0].name,), prompt=prompt,
+        task, artifacts=artifacts, backends=backends or (AUTO,), prompt=prompt,
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
     with progress_bar() as progress:

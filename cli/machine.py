@@ -15,7 +15,18 @@ from typing import Any
 from .. import __version__, hardware
 from ..errors import first_line
 from ..export.options import PRECISIONS
-from ..export.targets import ORT_PACKAGE, TARGETS, Target, import_openvino, why_absent
+from ..export.targets import (
+    BROKEN_ORT,
+    GPU_TARGETS,
+    ORT_PACKAGE,
+    REINSTALL_ORT,
+    TARGETS,
+    Target,
+    fastest_quant_target,
+    has_cuda_gpu,
+    import_openvino,
+    why_absent,
+)
 from ..export.tensorrt.api import load_api
 from ..export.tensorrt.binding import current_gpu
 from ..progress import Progress, silent
@@ -72,6 +83,8 @@ class Machine:
         cpu: model, cores, cores usable by this process, features worth knowing.
         memory_bytes, disk_bytes: available; free in the current folder. None where unknown.
         targets: where an artifact can run.
+        int8_target: what `--int8` is for here, and why.
+        products_saturate: whether 8-bit products are cut to 16 bits (no VNNI).
         commands: command -> what it can do here.
         hub_offline: whether HF_HUB_OFFLINE forbids downloads.
         problems: sentences on what is broken.
@@ -85,6 +98,8 @@ class Machine:
     memory_bytes: int | None
     disk_bytes: int | None
     targets: list[TargetState]
+    int8_target: str
+    products_saturate: bool
     commands: dict[str, str]
     hub_offline: bool
     problems: list[str]
@@ -114,7 +129,14 @@ def examine(progress: Progress = silent) -> Machine:
         disk = shutil.disk_usage(Path.cwd()).free
     missing = [p.name for p in packages if p.required and not p.usable]
     installs = [f"pip install {ORT_PACKAGE if name == 'onnxruntime' else name}" for name in missing]
-    installs += [t.install for t in targets if t.why_not and t.install not in installs]
+    gpu = has_cuda_gpu()
+    for row in targets:
+        lacks_gpu = row.name in GPU_TARGETS and not gpu  # no package brings one
+        if row.why_not and row.why_not != BROKEN_ORT and not lacks_gpu and row.install not in installs:
+            installs.append(row.install)
+    if any(t.why_not == BROKEN_ORT for t in targets):
+        problems.append(BROKEN_ORT)
+        installs.insert(0, REINSTALL_ORT)
     if not found["onnxsim"].usable:
         installs.append("pip install onnxsim")
     if not found["scikit-image"].usable:
@@ -129,6 +151,8 @@ def examine(progress: Progress = silent) -> Machine:
         memory_bytes=hardware.memory_available(),
         disk_bytes=disk,
         targets=targets,
+        int8_target=_int8_target(),
+        products_saturate=hardware.products_saturate(),
         commands=_commands(found, targets),
         hub_offline=os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
         problems=problems,
@@ -163,6 +187,14 @@ def _target(row: Target) -> TargetState:
     return TargetState(row.name, tuple(row.precisions), why_not, row.install, row.note)
 
 
+def _int8_target() -> str:
+    try:
+        found = fastest_quant_target()
+    except (Exception, SystemExit) as error:  # it imports runtimes
+        return f"unknown: {_reason(error)}"
+    return f"{found.target} ({found.why})"
+
+
 def _commands(found: dict[str, Package], targets: list[TargetState]) -> dict[str, str]:
     def without(*names: str) -> str | None:
         missing = [name for name in names if not found[name].usable]
@@ -193,7 +225,8 @@ def _builds() -> str:
             return f"not here: {why_not}; --dry-run writes the ONNX file"
         return f"builds engines with {api.title}" + (f", for other GPUs with --no-parity: {why_not}" if why_not else "")
     except (Exception, SystemExit) as error:  # it imports TensorRT
-        return f"not here: {first_line(error, 400)}; --dry-run writes the ONNX file"
+        reason = first_line(error, 400)
+        return f"not here: {reason}" + ("" if "--dry-run" in reason else "; --dry-run writes the ONNX file")
 
 
 def _providers() -> list[str]:

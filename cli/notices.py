@@ -46,4 +46,4 @@ def printed_warnings() -> Iterator[None]:
         finally:
             for count in counts.values():
                 if count > MOST:
-                    click.echo(f"note: {count - MOST} more images or folders like these", err=True)
+                    click.echo(f"note: {count - MOST} more notes like these", err=True)

@@ -20,7 +20,7 @@ from .options import (
     json_option,
     max_pixels_option,
     precision_options,
-    target_option,
+    target_options,
     triton_server_option,
     verbose_option,
 )
@@ -33,7 +33,7 @@ from .options import (
 )
 @click.option("--dynamic-res", is_flag=True, help="Any multiples of 64 at run time; --res is where it is checked.")
 @precision_options("fp32")
-@target_option
+@target_options
 @bound_options
 @export_options
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: by content]")
@@ -46,8 +46,8 @@ def onnx(
     res: tuple[int, int], batch: int | None, dynamic_res: bool, precision: Any, projector: bool, input_kind: Any,
     io: Any, opset: int | None, attention_plugin: bool, simplify: bool, checkpoint: str | None, revision: str | None,
     variant: str | None, seed: int | None, parity: bool, images: str | None, out: Path | None, force: bool,
-    as_json: bool, target: Any, calib: str | None, ranges: str | None, samples: int | None, method: Any,
-    min_sqnr: float | None, min_cosine: float | None, triton_server: Path | None,
+    as_json: bool, target: Any, reduce_range: bool | None, calib: str | None, ranges: str | None,
+    samples: int | None, method: Any, min_sqnr: float | None, min_cosine: float | None, triton_server: Path | None,
 ) -> None:  # fmt: skip
     """Export FastViTHD to ONNX, and prove that it is the same model.
 
@@ -63,6 +63,9 @@ def onnx(
     calibration = calibration_from(precision, given)
     if target is not None and precision not in QUANTIZED:
         raise click.UsageError(f"--target has no effect with --{precision}", context)
+    if reduce_range is not None and precision != "int8":
+        flag = "--reduce-range" if reduce_range else "--no-reduce-range"
+        raise click.UsageError(f"{flag} has no effect with --{precision}", context)
     check_images(images, parity, calibration)
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
@@ -71,7 +74,18 @@ def onnx(
     from .progress import progress_bar
 
     options = ExportOptions(
-        *res, batch, dynamic_res, precision, projector, input_kind, io, opset, simplify, target, attention_plugin
+        *res,
+        batch,
+        dynamic_res,
+        precision,
+        projector,
+        input_kind,
+        io,
+        opset,
+        simplify,
+        target,
+        attention_plugin,
+        reduce_range,
     )
     if triton_server is not None:
         check_repository(triton_server, out, precision=precision, force=force)
@@ -92,6 +106,7 @@ def onnx(
                 "verdict": report.verdict and report.verdict.to_dict(),
                 "seconds": report.seconds,
                 "notices": report.notices,
+                "reused": report.reused,
             }
         )
     else:

@@ -20,8 +20,8 @@ from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
 from ..encoder.config import VARIANTS
 from ..errors import ConfigError
-from ..export.options import DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
-from ..export.targets import TARGETS
+from ..export.options import AUTO, DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
+from ..export.targets import ALIASES, TARGETS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -162,13 +162,22 @@ def bound_options(command: F) -> F:
     return calibration_options(command)
 
 
-def target_option(command: F) -> F:
-    """`--target`, the runtime that a quantized file is for."""
-    return click.option(
-        "--target",
-        type=Named(QUANT_TARGETS),
-        help=f"Runtime that a quantized file is for.  [default: {QUANT_TARGETS[0]}]",
-    )(command)
+def target_options(command: F) -> F:
+    """`--target` and `--reduce-range`: the runtime that a quantized file is for, and the range of its weights."""
+    for option in (
+        click.option(
+            "--reduce-range/--no-reduce-range",
+            default=None,
+            help="INT8 weights from -64 to 64: exact on CPUs without VNNI, too.  [default: if this CPU has none]",
+        ),
+        click.option(
+            "--target",
+            type=Named((AUTO, *QUANT_TARGETS)),
+            help="Runtime that a quantized file is for.  [default: auto, the fastest of this machine]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def export_options(command: F) -> F:
@@ -268,14 +277,18 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
 
 
+BACKENDS = (AUTO, *(target.name for target in TARGETS), *ALIASES)
+"""What `--backend` takes."""
+
+
 def backend_option(command: F) -> F:
-    """`--backend`, a name from the table of targets."""
+    """`--backend`: `auto`, or a name or alias from the table of targets."""
     return click.option(
         "--backend",
-        type=Named(target.name for target in TARGETS),
-        default=TARGETS[0].name,
+        type=Named(BACKENDS),
+        default=AUTO,
         show_default=True,
-        help="What runs the artifact.",
+        help="What runs the artifact; auto takes its engine, the GPU, or what it was made for.",
     )(command)
 
 

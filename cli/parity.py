@@ -27,16 +27,23 @@ def parity(
     """
     from ..export.artifact import Artifact
     from ..export.parity import check_parity
+    from ..export.placement import choose_backend
     from ..export.targets import get_target
     from . import render, render_quantized
     from .progress import progress_bar
 
     with progress_bar() as progress:
         opened = Artifact.open(artifact)
-        quantized = opened.manifest.quantization is not None and get_target(backend).taps
+        chosen = choose_backend(opened, backend, judging=True, taps=layers)
+        quantized = opened.manifest.quantization is not None and get_target(chosen.name).taps
         verdict = check_parity(
-            opened, checkpoint=checkpoint, images=images, backend=backend, layers=layers or quantized, progress=progress
-        )
+            opened,
+            checkpoint=checkpoint,
+            images=images,
+            backend=chosen.name,
+            layers=layers or quantized,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         render.print_json({"artifact": str(artifact), "passed": verdict.passed} | verdict.to_dict())
     else:

@@ -13,6 +13,7 @@ from ..errors import one_line
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from ..export.artifact import Artifact
     from ..export.features import EncodeReport
     from ..export.inspect import Inspection
     from ..export.manifest import Manifest
@@ -62,10 +63,10 @@ def facts(rows: Iterable[tuple[str, object]], *, title: str = "") -> None:
     table(("", ""), rows, title=title, numbers_from=2)
 
 
-def notices(sentences: Iterable[str]) -> None:
-    """What a user should read, one line each, on stdout."""
+def notices(sentences: Iterable[str], *, err: bool = False) -> None:
+    """What a user should read, one line each, on stdout, or on stderr with `err`."""
     for sentence in sentences:
-        click.echo(f"note: {sentence}")
+        click.echo(f"note: {one_line(sentence) if err else sentence}", err=err)
 
 
 def error(message: str) -> None:
@@ -135,11 +136,21 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
         quantization(manifest.quantization, report.verdict)
     if report.verdict is not None:
         verdict(report.verdict, blocks=manifest.quantization is None)
-    else:
+    elif not report.reused:
         notices([f"parity was not checked; `fvexport parity {_quoted(report.artifact.path)}` does it"])
     notices(report.notices)
-    where = _quoted(report.artifact.path)
-    click.echo(f"next: fvexport encode photo.jpg --artifact {where} --out features.safetensors")
+    click.echo(f"next: {_next(report.artifact)}")
+
+
+def _next(artifact: Artifact) -> str:
+    """The command to type after an export, with the backend that a quantized file was made for."""
+    from ..export.placement import quant_target
+
+    where, target = _quoted(artifact.path), quant_target(artifact.manifest)
+    if target == "tensorrt":
+        return f"fvexport trt --artifact {where}"
+    backend = f" --backend {target}" if target else ""
+    return f"fvexport encode photo.jpg --artifact {where}{backend} --out features.safetensors"
 
 
 def verdict(found: Verdict, *, blocks: bool = True) -> None:
@@ -203,6 +214,7 @@ def inspection(found: Inspection) -> None:
             ("parameters", f"{found.parameters / 1e6:.2f} M"),
             ("nodes", f"{found.nodes}: " + ", ".join(f"{count} {op}" for op, count in found.ops.items())),
             ("files", ", ".join(f"{name} {size(count)}" for name, count in found.files.items())),
+            ("runs on", found.runs_on),
         ],
         title=found.artifact,
     )
@@ -231,6 +243,7 @@ def encode_report(report: EncodeReport) -> None:
             [
                 ("images", report.encoded),
                 ("features", f"float32 ({tokens}, {channels}) each, named after the image's path"),
+                ("backend", f"{report.backend} ({report.backend_why})" if report.backend_why else report.backend),
                 ("seconds", f"{report.seconds:.1f} ({report.encoded / max(report.seconds, 1e-9):.1f} images/s)"),
                 ("file", report.out),
             ]

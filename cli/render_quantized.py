@@ -83,6 +83,7 @@ def quantization(record: Mapping[str, Any], found: Verdict | None) -> None:
                        f"all else in {record['float_precision']}"),
             ("ranges", f"{record['method']} over {data['samples']} pictures of {data['source']}"),
             ("equalized", ", ".join(record["equalization"])),
+            *_range_rows(record),
             ("SQNR", "not measured" if predicted is None or found is None else
                      f"{found.figures.sqnr_db:.1f} dB, {predicted['sqnr_db']:.1f} dB predicted by PyTorch"),
             *_centred(found),
@@ -101,6 +102,18 @@ def _centred(found: Verdict | None) -> list[tuple[str, object]]:
         return []
     ours, own = found.figures.centred_sqnr_db, found.torch.centred_sqnr_db
     return [("centred SQNR", f"{ours:.1f} dB, {own:.1f} dB predicted by PyTorch")]
+
+
+def _range_rows(record: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """The weights' range, and the pairs of them whose products saturate on CPUs without VNNI."""
+    found = record.get("saturation")
+    if found is None:
+        return []
+    saturates = f"{found['affected']} of {found['pairs']} pairs of products, in {len(found['layers'])} layers"
+    return [
+        ("weights", "-64 to 64" if record.get("reduce_range") else "-127 to 127"),
+        ("saturates", f"{saturates}, on CPUs without VNNI" if found["affected"] else "nowhere"),
+    ]
 
 
 def sensitivity(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> None:

@@ -26,6 +26,8 @@ What lives here
     features        many images -> one safetensors file, in bounded memory
     drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower
     targets         the table of places where an artifact runs
+    placement       the backend that `auto` takes, and what is slow or inexact on this machine
+    saturation      weights whose 8-bit products saturate on CPUs without VNNI
     runtime/        one small class per place, behind `Encoder`
 
 May import `encoder`, `kernels` and `calibration`; may be imported by `benchmarks` and `cli`.

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError, first_line
 from ..hashing import file_sha256
@@ -41,6 +41,9 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path.absolute(), self.manifest)  # wherever the other process is
 
     @property
     def model_path(self) -> Path:
@@ -169,7 +172,7 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
         if not empty and not (out / MANIFEST_FILE).is_file():
             raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
         if not empty and not force:
-            raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
+            raise ArtifactError(f"{out} exists; replace it with --force (force=True) or choose another --out (out)")
     check_place(out, need_bytes)
 
 

@@ -29,9 +29,9 @@ from .artifact import (
 )
 from .clock import Clock
 from .onnx import export_onnx
-from .options import ExportOptions
+from .options import AUTO, ExportOptions
 from .parity import Images, Verdict, check_parity, photographs
-from .reuse import differs
+from .reuse import standing
 from .tensorrt.api import Api, load_api
 from .tensorrt.binding import Gpu, bound_to, check_gpu, current_gpu
 from .tensorrt.build import build_plan
@@ -112,6 +112,9 @@ def export_trt(
         return build.run(source, target, reused=True)
 
     options = options or ExportOptions(precision="fp16")
+    if options.quantized and options.target in (None, AUTO):
+        options = replace(options, target="tensorrt")
+    options = options.resolved()
     config = FastViTHDConfig() if variant is None else get_variant(variant)
     options.check(config)
     _prepare_plugin(api, options.attention_plugin)
@@ -125,10 +128,10 @@ def export_trt(
     build.checkpoint = checkpoint
     calibration = calibration or CalibrationOptions()
     target = Path(out) if out is not None else Path(options.default_name(checkpoint.info.variant))
-    standing = _standing(target, checkpoint, options, calibration, force)
-    if standing is not None:
+    existing = _standing(target, checkpoint, options, calibration, force)
+    if existing is not None:
         build.notices += checkpoint.info.notices
-        return build.run(standing, target, reused=True)
+        return build.run(existing, target, reused=True)
     with _onnx_first(target) as staged:
         report = export_onnx(
             checkpoint, staged, options=options, parity=parity, images=images, calibration=calibration,
@@ -304,29 +307,11 @@ def _check_engine(standing: Artifact, *, force: bool) -> None:
 def _standing(
     target: Path, checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions, force: bool
 ) -> Artifact | None:
-    """The artifact at `target`, where its ONNX file is what would be exported; None where nothing of use is there.
-
-    Raises ArtifactError where something else is there and `force` is off, or where it holds an engine already.
-    """
-    if not (target / MANIFEST_FILE).is_file():
-        check_writable(target, force=force)
-        return None
-    try:
-        found = Artifact.open(target)
-        reason = differs(found.manifest, checkpoint, options, calibration)
-    except ArtifactError as error:
-        if not force:
-            raise
-        reason = str(error)
-    if reason is None:
+    """`reuse.standing`; raises ArtifactError also if the artifact holds an engine already and `force` is off."""
+    found = standing(target, checkpoint, options, calibration, force=force)
+    if found is not None:
         _check_engine(found, force=force)
-        return found
-    if not force:
-        raise ArtifactError(
-            f"{target} holds another artifact ({reason}); replace it with --force or choose another --out"
-        )
-    check_writable(target, force=True)
-    return None
+    return found
 
 
 @contextmanager

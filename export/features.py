@@ -39,6 +39,8 @@ class EncodeReport:
         failed: (image, reason) of the others.
         seconds: for all of it.
         shape: (tokens, channels) of one image's features.
+        backend: what ran the artifact.
+        backend_why: why `auto` took it; empty if it was named.
     """
 
     out: Path
@@ -46,6 +48,8 @@ class EncodeReport:
     failed: list[tuple[str, str]]
     seconds: float
     shape: tuple[int, int]
+    backend: str
+    backend_why: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -109,7 +113,10 @@ def encode_images(
                         failed.append((name, f"{name} has infinite or undefined features: encode it with an fp32 file"))
                 waiting.clear()
         progress("encode", len(paths), len(paths))
-    return EncodeReport(out, len(file.names), failed, time.perf_counter() - start, encoder.shape)
+    chosen = encoder.chosen
+    return EncodeReport(
+        out, len(file.names), failed, time.perf_counter() - start, encoder.shape, chosen.name, chosen.why
+    )
 
 
 class _FeatureFile:
@@ -195,6 +202,7 @@ def _metadata(encoder: Encoder) -> dict[str, str]:
         "artifact_sha256": str(manifest.files[encoder.artifact.model_path.name].get("sha256", "")),
         "checkpoint_sha256": str(manifest.checkpoint.get("sha256", "")),
         "resolution": f"{frame.height}x{frame.width}",
+        "backend": encoder.chosen.name,
         "fvexport": __version__,
     }
 

@@ -16,6 +16,7 @@ from onnx import TensorProto
 from ..errors import ArtifactError
 from .artifact import AGAIN, Artifact
 from .attention_plugin import DOMAIN as PLUGIN_DOMAIN
+from .placement import runs_on
 
 INDEX_TYPES = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
 """Types of shapes, axes and the like; initializers of any other type are weights."""
@@ -48,6 +49,7 @@ class Inspection:
     Attributes:
         artifact: its folder.
         variant, checkpoint, precision, opset: as in the manifest.
+        runs_on: where the file runs, in words.
         inputs, outputs: name, dtype and shape of each; a dynamic size stands as its name.
         resolution: (height, width) that tokens and costs stand for: the artifact's own, or where sizes are dynamic
             the one it was traced at.
@@ -64,6 +66,7 @@ class Inspection:
     checkpoint: str
     precision: str
     opset: int
+    runs_on: str
     inputs: list[dict[str, Any]]
     outputs: list[dict[str, Any]]
     resolution: tuple[int, int]
@@ -106,6 +109,7 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
         checkpoint=str(manifest.checkpoint.get("source")),
         precision=manifest.precision,
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
+        runs_on=runs_on(manifest),
         inputs=inputs,
         outputs=outputs,
         resolution=resolution,

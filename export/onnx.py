@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+import torch
 from safetensors.torch import save
 
 from .. import __version__
 from ..calibration.options import CalibrationOptions
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
+from ..encoder.checkpoint.load import rounded_sha256
 from ..encoder.config import FastViTHDConfig, get_variant
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.preprocess import Preprocessor
@@ -28,8 +30,11 @@ from .clock import Clock
 from .manifest import METADATA_KEY, Manifest
 from .options import ExportOptions
 from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
+from .placement import export_notices
 from .prepare import Prepared, prepare
+from .reuse import standing
 from .rules import check_quantized, check_rules
+from .saturation import count_saturating
 from .simplification import simplified, write_graph
 from .targets import get_target, why_absent
 from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
@@ -55,17 +60,19 @@ class ExportReport:
 
     Attributes:
         artifact: the artifact, where it now lies.
-        verdict: of parity, or None where it was skipped.
+        verdict: of parity, or None if it was skipped, or if an existing artifact was taken: its manifest has it then.
         seconds: per phase, in order.
         notices: sentences that a user should read.
-        module: the encoder that was traced: what PyTorch loses with the same quantization is measured on it.
+        reused: whether an existing artifact was taken as it is.
+        module: the encoder that was traced, on which PyTorch's own loss can be measured; None if `reused`.
     """
 
     artifact: Artifact
     verdict: Verdict | None
     seconds: dict[str, float]
     notices: list[str]
-    module: FastViTHD
+    reused: bool = False
+    module: FastViTHD | None = None
 
 
 def export_onnx(
@@ -76,12 +83,14 @@ def export_onnx(
 ) -> ExportReport:  # fmt: skip
     """Exports FastViTHD to an ONNX artifact and checks it.
 
+    An artifact at `out` that was made from the same weights with the same options is returned as it is.
+
     Args:
         checkpoint: a file, folder or Hugging Face id; None for seeded weights, which mean nothing.
         out: the folder to write; None for one in the current folder, named after its content.
         options: what to export; 1024 x 1024, batch 1, float32 by default.
         variant, revision, seed: see `load_checkpoint`.
-        force: replace an artifact that stands at `out`.
+        force: replace an artifact that exists at `out`, even one that is the same.
         parity: compare with the eager model; a file that fails is not written.
         images: photographs to compare on, and to measure a bound on.
         calibration: pictures, method and bound of a quantized file; also what FP16's largest values are looked for on.
@@ -90,10 +99,11 @@ def export_onnx(
     Raises:
         FvexportError: one of its kinds, saying what to do; `out` is then as it was.
     """
-    options = options or ExportOptions()
+    asked = options or ExportOptions()
+    options = asked.resolved()
     calibration = calibration or CalibrationOptions()
     options.check(FastViTHDConfig() if variant is None else get_variant(variant))
-    if out is not None:
+    if out is not None and (force or not (Path(out) / MANIFEST_FILE).is_file()):
         check_writable(Path(out), force=force)
     bound = options.quantized and calibration.bound is not None
     shown = photographs(images) if parity or bound else {}
@@ -108,12 +118,15 @@ def export_onnx(
     if options.projector and checkpoint.connector is None:
         raise CheckpointError(f"{info.source}: has no connector; leave out --projector, or give a FastVLM checkpoint")
     target = Path(out) if out is not None else Path(options.default_name(info.variant))
+    if not force and (found := standing(target, checkpoint, options, calibration, parity=parity)) is not None:
+        told = f"{target} was made before from the same weights with the same options, and is used as it is."
+        return ExportReport(found, None, clock.seconds, [*info.notices, told], reused=True)
     weights = sum(p.numel() for p in checkpoint.encoder.parameters()) * BYTES[options.precision]
     check_writable(target, force=force, need_bytes=int(1.1 * weights))
 
     with clock("prepare"):
         prepared = prepare(checkpoint, options, calibration, shown, progress)
-    notices = [*prepared.notices]
+    notices = [*export_notices(asked, options), *prepared.notices]
     if options.attention_plugin:
         notices.append(PLUGIN_NOTICE)
     model, graph = _graph(checkpoint, prepared, options, clock)
@@ -133,6 +146,8 @@ def export_onnx(
             )  # fmt: skip
             if manifest.quantization:
                 check_quantized(proto, manifest.quantization["quantized"])
+                if options.precision == "int8":
+                    manifest.quantization["saturation"] = count_saturating(onnx.load(str(folder / MODEL_FILE)))
         verdict = None
         if parity:
             with clock("parity"):
@@ -142,7 +157,7 @@ def export_onnx(
             manifest.files = describe_files(folder)
             (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
     notices = [text for text in (*info.notices, graph["kept_unsimplified"], *notices) if text]
-    return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices, prepared.encoder)
+    return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices, module=prepared.encoder)
 
 
 def _judged(
@@ -209,7 +224,7 @@ def _manifest(
     return Manifest(
         variant=info.variant,
         config=config.to_dict(),
-        checkpoint=info.to_dict(),
+        checkpoint=info.to_dict() | {"rounded": _rounded(checkpoint)},
         precision=options.precision,
         input=border(model.graph.inputs[0], INPUT_NAME),
         output=border(model.graph.outputs[0], OUTPUT_NAME),
@@ -224,6 +239,17 @@ def _manifest(
         quantization=prepared.quantization,
         fp16=prepared.fp16,
     )
+
+
+def _rounded(checkpoint: Checkpoint) -> dict[str, dict[str, str | None]]:
+    """The hashes that the same weights have once they were rounded to a half type, by its name."""
+    modules = {"sha256": checkpoint.encoder, "connector_sha256": checkpoint.connector}
+    return {
+        str(dtype).removeprefix("torch."): {
+            name: None if module is None else rounded_sha256(module, dtype) for name, module in modules.items()
+        }
+        for dtype in (torch.bfloat16, torch.float16)
+    }
 
 
 def _versions() -> dict[str, str]:

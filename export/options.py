@@ -5,12 +5,13 @@ Imports nothing heavy: the command line reads its choices from here.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast, get_args
 
-from ..calibration.policy import SCHEMES, Policy, QuantTarget
+from ..calibration.policy import CPU_TARGETS, SCHEMES, Policy, QuantTarget
 from ..encoder.config import FastViTHDConfig
 from ..errors import ConfigError
+from ..hardware import products_saturate
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 InputKind = Literal["float", "uint8"]
@@ -18,7 +19,7 @@ IoKind = Literal["fp32", "model"]
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
-DEFAULT_TARGET: QuantTarget = "tensorrt"
+AUTO = "auto"
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 """The first opset with Gelu as one operator; runtimes from 2024 on read it."""
@@ -42,7 +43,10 @@ class ExportOptions:
         io: dtype of inputs and outputs, `fp32` or that of the model.
         opset: ONNX operator set; None for 20, or 22 with bf16.
         simplify: run onnxsim.
-        target: the runtime that a quantized file is for; None for tensorrt, and without meaning otherwise.
+        target: the runtime that a quantized file is for. None and `auto` take the fastest of this machine for INT8, and
+            TensorRT for FP8; `resolved` says which. Only for quantized files.
+        reduce_range: INT8 weights from -64 to 64, with which 8-bit products do not saturate on CPUs without VNNI. None
+            does so where the target is a CPU's and this CPU saturates. Only for INT8 on CPUs.
         attention_plugin: attention as one node that TensorRT gives to this project's kernel (experimental).
     """
 
@@ -56,8 +60,9 @@ class ExportOptions:
     io: IoKind = "fp32"
     opset: int | None = None
     simplify: bool = True
-    target: QuantTarget | None = None
+    target: QuantTarget | Literal["auto"] | None = None
     attention_plugin: bool = False
+    reduce_range: bool | None = None
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -76,12 +81,17 @@ class ExportOptions:
                 raise ConfigError(f"bfloat16 convolutions need opset {BF16_OPSET} or later; found --opset {self.opset}")
             if self.quantized and self.opset < QDQ_OPSET:
                 raise ConfigError(f"Q/DQ needs opset {QDQ_OPSET} or later; found --opset {self.opset}")
-        if self.quantized:
+        if not self.quantized:
+            if self.target is not None:
+                raise ConfigError(f"--target is for --int8 and --fp8; leave it out with --{self.precision}")
+            if self.reduce_range is not None:
+                raise ConfigError(f"--reduce-range is for --int8; leave it out with --{self.precision}")
+        elif not self._chooses:
             _ = self.policy
-            if self.attention_plugin and self.policy.target != "tensorrt":
-                raise ConfigError(f"--attention-plugin is for TensorRT; found --target {self.policy.target}")
-        elif self.target is not None:
-            raise ConfigError(f"--target is for --int8 and --fp8; leave it out with --{self.precision}")
+            if self.attention_plugin and self.target != "tensorrt":
+                raise ConfigError(f"--attention-plugin is for TensorRT; found --target {self.target}")
+        elif self.reduce_range and (self.precision == "fp8" or self.attention_plugin):
+            _ = replace(self, target="tensorrt")  # refuses it
 
     def check(self, config: FastViTHDConfig) -> None:
         """Raises ConfigError where the architecture has no such resolution."""
@@ -93,10 +103,32 @@ class ExportOptions:
         return self.precision in QUANTIZED
 
     @property
+    def _chooses(self) -> bool:
+        """Whether the quantization target is left to the machine."""
+        return self.target in (None, AUTO)
+
+    def resolved(self) -> ExportOptions:
+        """The same options, with a target and a weight range chosen for this machine if none were given."""
+        if not self.quantized or (not self._chooses and self.reduce_range is not None):
+            return self
+        target, reduced = self.target, self.reduce_range
+        if self._chooses:
+            target = "tensorrt"  # the only one that takes FP8 and the plugin
+            if self.precision == "int8" and not self.attention_plugin:
+                from .targets import fastest_quant_target
+
+                target = fastest_quant_target(cpu_only=bool(reduced)).target
+        if reduced is None:
+            reduced = target in CPU_TARGETS and products_saturate()
+        return replace(self, target=target, reduce_range=reduced)
+
+    @property
     def policy(self) -> Policy:
-        """Which layers a quantized file quantizes."""
+        """Which layers a quantized file quantizes, and how."""
         assert self.quantized
-        return Policy(self.target or DEFAULT_TARGET, "fp8" if self.precision == "fp8" else "int8")
+        options = self.resolved()
+        target = cast("QuantTarget", options.target)
+        return Policy(target, "fp8" if self.precision == "fp8" else "int8", reduce_range=bool(options.reduce_range))
 
     @property
     def float_precision(self) -> Precision:
@@ -118,6 +150,8 @@ class ExportOptions:
         parts = [variant, "dynamic" if self.dynamic_res else self.resolution, self.precision]
         if self.quantized:
             parts.append(self.policy.target)
+            if self.policy.reduce_range:
+                parts.append("reduced")
         if self.batch != 1:
             parts.append(f"b{self.batch}" if self.batch else "batch")
         if self.projector:

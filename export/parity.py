@@ -26,7 +26,9 @@ from .artifact import Artifact
 from .figures import Comparison, Figures
 from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from .manifest import Manifest
+from .options import AUTO
 from .parity_runs import Run, runs_of
+from .placement import choose_backend
 from .runtime.backends import ArtifactBackend, make_backend
 from .runtime.eager import EagerBackend
 from .source import exported_module, source_checkpoint
@@ -99,7 +101,7 @@ class Verdict:
 
 def check_parity(
     artifact: str | os.PathLike[str] | Artifact, *, checkpoint: Checkpoint | str | None = None,
-    images: Images = None, backend: str = "onnxruntime-cpu", layers: bool = False,
+    images: Images = None, backend: str = AUTO, layers: bool = False,
     exported: FastViTHD | None = None, progress: Progress = silent,
 ) -> Verdict:  # fmt: skip
     """Compares an artifact with the eager model it was made from.
@@ -108,7 +110,7 @@ def check_parity(
         artifact: a folder, or an opened artifact.
         checkpoint: where the eager model comes from; by default the artifact's own source.
         images: files or a folder; by default two photographs from scikit-image.
-        backend: what runs the artifact.
+        backend: what runs the artifact; `auto` for the engine, GPU or runtime that it is for, if that runs here.
         layers: compare every block's output, and name the first that leaves its bound.
         exported: the module that was exported, where it is at hand: what PyTorch loses with the same quantization.
             Without it, a quantized artifact's own record of that counts.
@@ -123,6 +125,7 @@ def check_parity(
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = source_checkpoint(artifact, checkpoint)
     named = photographs(images)
+    backend = choose_backend(artifact, backend, judging=True, taps=layers).name
     manifest = artifact.manifest
     precision = manifest.precision
     thresholds = THRESHOLDS[precision]

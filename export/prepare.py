@@ -175,6 +175,7 @@ def _quantized(
         "target": policy.target,
         "format": policy.fmt,
         "float_precision": options.float_precision,
+        "reduce_range": policy.reduce_range,
         "method": "minmax" if policy.fmt == "fp8" else calibration.method,
         "data": {"source": stats.source, "fingerprint": stats.key.data, "samples": stats.key.samples},
         "equalization": [kind for kind in KINDS if kind != "stream" or equalized.block_scales],

@@ -9,8 +9,47 @@ from ..calibration.calibrate import load_ranges
 from ..calibration.data import calibration_data
 from ..calibration.options import DEFAULT_SAMPLES, CalibrationOptions
 from ..encoder.checkpoint import Checkpoint
+from ..errors import ArtifactError
+from .artifact import MANIFEST_FILE, Artifact, check_writable
 from .manifest import Manifest
 from .options import ExportOptions
+
+
+def standing(
+    target: Path, checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions, *,
+    force: bool = False, parity: bool = False,
+) -> Artifact | None:  # fmt: skip
+    """The artifact at `target`, if its ONNX file is what would be exported; None if nothing of use is there.
+
+    Args:
+        target, checkpoint, options, calibration: as `export_onnx` has them.
+        force: what is there may be replaced.
+        parity: the artifact must have passed its comparison with PyTorch.
+
+    Raises:
+        ArtifactError: something else is there, and `force` is off.
+    """
+    if not (target / MANIFEST_FILE).is_file():
+        check_writable(target, force=force)
+        return None
+    try:
+        found = Artifact.open(target)
+        reason = differs(found.manifest, checkpoint, options, calibration)
+        if reason is None and parity and found.manifest.parity is None:
+            reason = "its parity was not checked"
+    except ArtifactError as error:
+        if not force:
+            raise
+        reason = str(error)
+    if reason is None:
+        return found
+    if not force:
+        raise ArtifactError(
+            f"{target} exists and holds another artifact ({reason}); replace it with --force (force=True) or choose "
+            "another --out (out)"
+        )
+    check_writable(target, force=True)
+    return None
 
 
 def differs(
@@ -20,13 +59,21 @@ def differs(
 
     Raises ConfigError, ImageError: for calibration data that cannot be read.
     """
+    options = options.resolved()
     made_from, info = manifest.checkpoint, checkpoint.info
     if made_from["sha256"] != info.sha256:
         return f"it was made from other weights, {made_from['source']}"
     if options.projector and made_from.get("connector_sha256") != info.connector_sha256:
         return "it ends with another connector"
+    if manifest.preprocessor.config != info.preprocessing:
+        return f"its images are prepared otherwise ({manifest.preprocessor.config.describe()})"
     stored = {name: manifest.options.get(name) for name in options.to_dict()}
-    for name, value in options.to_dict().items():
+    if manifest.quantization is not None:  # earlier versions knew one range and one default target
+        stored["reduce_range"] = bool(stored["reduce_range"])
+        stored["target"] = stored["target"] or "tensorrt"
+    stored["opset"] = manifest.opset
+    wanted = options.to_dict() | {"opset": options.effective_opset}
+    for name, value in wanted.items():
         if stored[name] != value:
             return f"its {name} is {stored[name]}, not {value}"
     if manifest.versions.get("fvexport") != __version__:
@@ -48,6 +95,6 @@ def _quantized_otherwise(manifest: Manifest, options: ExportOptions, calibration
     if calibration.ranges is not None:
         fingerprint = load_ranges(Path(calibration.ranges)).key.data
     else:
-        wanted = calibration.samples or DEFAULT_SAMPLES
-        fingerprint = calibration_data(calibration.calib, wanted, seed=calibration.seed).fingerprint
+        samples = calibration.samples or DEFAULT_SAMPLES
+        fingerprint = calibration_data(calibration.calib, samples, seed=calibration.seed).fingerprint
     return None if record["data"]["fingerprint"] == fingerprint else "it was calibrated on other pictures"

@@ -10,8 +10,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from ..calibration.policy import QuantTarget
 from ..errors import UnavailableError
-from ..hardware import cuda_driver
+from ..hardware import cuda_driver, is_x86, products_saturate
 from .options import Precision
 
 ORT_PACKAGE = (
@@ -107,7 +108,7 @@ TARGETS: tuple[Target, ...] = (
         "tensorrt-rtx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "tensorrt_rtx",
-        "pip install tensorrt-rtx",
+        "pip install tensorrt-rtx-cu13",
         note="the engine that `fvexport trt` built anywhere, on a GPU that TensorRT-RTX lists",
         taps=False,
     ),
@@ -129,10 +130,18 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
+GPU_TARGETS = tuple(
+    row.name for row in TARGETS if row.name not in ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
+)
+"""Names of the rows that need an NVIDIA GPU."""
+ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "gpu": "onnxruntime-cuda", "trt": "tensorrt"}
+"""Short names that `--backend` takes too."""
+
+
 def get_target(name: str) -> Target:
-    """The row of that name; raises UnavailableError with the nearest name otherwise."""
+    """The row of that name or alias; raises UnavailableError with the nearest name otherwise."""
     for target in TARGETS:
-        if target.name == name:
+        if target.name == ALIASES.get(name, name):
             return target
     names = [t.name for t in TARGETS]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
@@ -162,13 +171,53 @@ def why_absent(target: Target) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class QuantChoice:
+    """The quantization target that is fastest on a machine, and why: a clause for a sentence."""
+
+    target: QuantTarget
+    why: str
+
+
+def fastest_quant_target(*, cpu_only: bool = False) -> QuantChoice:
+    """The target whose INT8 files run fastest on this machine.
+
+    TensorRT if it supports this machine's GPU, whether it is installed yet or not. Else OpenVINO if it is installed, on
+    x86 with VNNI: the same encoder is about a third faster there than on onnxruntime. Without VNNI onnxruntime is the
+    faster one (docs/quantization.md).
+    """
+    reason = "TensorRT takes no reduced range" if cpu_only else why_no_tensorrt_gpu()
+    if reason is None:
+        return QuantChoice("tensorrt", "TensorRT supports this machine's GPU")
+    if not is_x86():
+        return QuantChoice("onnxruntime-cpu", f"{reason}, and OpenVINO's integers are measured on x86 alone")
+    if products_saturate():
+        return QuantChoice("onnxruntime-cpu", f"{reason}, and without VNNI onnxruntime is faster than OpenVINO")
+    absent = why_absent(get_target("openvino"))
+    if absent is None:
+        return QuantChoice("openvino", f"{reason}, and OpenVINO is faster than onnxruntime on this CPU")
+    return QuantChoice("onnxruntime-cpu", f"{reason}, and {absent}")
+
+
+def why_no_tensorrt_gpu() -> str | None:
+    """None if there is a GPU that TensorRT or TensorRT-RTX supports, else the reason in a few words."""
+    if not has_cuda_gpu():
+        return NO_GPU
+    reasons = [_why_not_this_gpu(module) for module in ("tensorrt", "tensorrt_rtx")]
+    return None if None in reasons else reasons[0]
+
+
 NO_GPU = "no NVIDIA GPU found"
+BROKEN_ORT = "onnxruntime is damaged: uninstalling onnxruntime or onnxruntime-gpu removes the other's files too"
+REINSTALL_ORT = f"pip install --force-reinstall {ORT_PACKAGE}"
 _NO_RTX = "onnxruntime is too old for it (1.24 is the first), or finds no RTX GPU"
 
 
 def _why_no_provider(provider: str | None) -> str | None:
     import onnxruntime
 
+    if not hasattr(onnxruntime, "get_available_providers"):
+        return BROKEN_ORT
     if provider not in onnxruntime.get_available_providers():
         return f"this onnxruntime has no {provider}"
     if provider != "CPUExecutionProvider" and not has_cuda_gpu():
@@ -222,11 +271,12 @@ def require(target: Target) -> None:
     """Raises UnavailableError with the reason and the command that mends it."""
     reason = why_absent(target)
     if reason is not None:
-        # No package brings a GPU.
-        mended = (
-            "take another --backend" if reason == NO_GPU or "compute capability" in reason else f"`{target.install}`"
-        )
-        raise UnavailableError(f"backend {target.name} cannot run here: {reason}; {mended}")
+        fix = f"`{target.install}`"
+        if reason == NO_GPU or "compute capability" in reason:  # no package brings a GPU
+            fix = "take another --backend"
+        elif reason == BROKEN_ORT:
+            fix = f"`{REINSTALL_ORT}`"
+        raise UnavailableError(f"backend {target.name} cannot run here: {reason}; {fix}")
 
 
 def import_openvino() -> Any:

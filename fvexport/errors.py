@@ -63,3 +63,7 @@ class FvexportWarning(UserWarning):
 
 class ImageWarning(FvexportWarning):
     """An image that may not look as intended, or files that a search for images left out."""
+
+
+class PlacementWarning(FvexportWarning):
+    """An artifact is slow, or computed in a special way, on the backend and machine that run it."""

@@ -11,7 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
+CPU_FEATURES = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16",
+)  # fmt: skip
+X86 = ("x86_64", "amd64", "i386", "i686")
 
 
 def cpu() -> dict[str, Any]:
@@ -26,6 +29,20 @@ def cpu() -> dict[str, Any]:
                 flags.update(value.split())
     features = [f for f in CPU_FEATURES if f in flags]
     return {"model": model, "cores": os.cpu_count() or 1, "usable": len(usable_cpus()), "features": features}
+
+
+def is_x86() -> bool:
+    """Whether the processor is Intel's or AMD's."""
+    return platform.machine().lower() in X86
+
+
+def products_saturate() -> bool:
+    """Whether 8-bit products saturate here: on x86 without VNNI, a sum of two uint8 x int8 products is cut to 16 bits.
+
+    ARM's instructions and VNNI's add up in 32 bits. False on systems that do not list the processor's features.
+    Source: VPMADDUBSW in Intel's "Software Developer's Manual", volume 2.
+    """
+    return sys.platform == "linux" and is_x86() and not any("vnni" in feature for feature in cpu()["features"])
 
 
 def usable_cpus() -> list[int]:

@@ -67,16 +67,14 @@ def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=place, env=settings, capture_output=True, text=True, check=False)
 
 
-def test_readme_commands_run_in_order(place: Path, saturates: bool) -> None:
+def test_readme_commands_run_in_order(place: Path) -> None:
     lines = commands("fvexport")
     assert [shlex.split(line)[1] for line in lines] == ["onnx", "encode", "onnx", "trt", "sweep", "ask", "eval"]
     for line in lines:
         name = shlex.split(line)[1]
         if name in ("trt", "sweep"):
             continue  # below
-        # Where 8-bit products saturate the file of that command fails its verdict, as docs/quantization.md says.
-        more = ["--no-parity"] if saturates and "--int8" in line else []
-        done = run([*shlex.split(line), *more], place)
+        done = run(shlex.split(line), place)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
         assert {"ask": "TTFT", "eval": "same answer"}.get(name, "") in done.stdout
     assert (place / "features.safetensors").is_file()
@@ -138,7 +136,8 @@ inputs = {
 def test_readme_drop_in_runs(place: Path) -> None:
     (_, source) = blocks("python")
     check = "assert tokens.shape[1] == 259 + 3 and type(model.model.vision_tower) is Tower"
-    done = run([sys.executable, "-c", f"{TIMM_STANDS_IN}\n{source}\n{check}"], place)
+    twice = f"{source}\n{source}"  # a script that is started again finds its artifact
+    done = run([sys.executable, "-c", f"{TIMM_STANDS_IN}\n{twice}\n{check}"], place)
     assert done.returncode == 0, done.stderr
     lines = [line for line in source.splitlines() if line]
     assert len(lines) == 5

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...export.artifact import Artifact
-from ...export.targets import TARGETS, get_target, require
+from ...export.options import AUTO
+from ...export.placement import choose_backend
+from ...export.targets import get_target, require
 
 if TYPE_CHECKING:
     from ...encoder.checkpoint import CheckpointInfo
     from ...encoder.fastvlm import VisionTower
 
 EAGER = "eager"
-DEFAULT_BACKEND = TARGETS[0].name
+DEFAULT_BACKEND = AUTO
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Entered:
-    """Artifacts and backends that were opened and can run here."""
+    """Artifacts that were opened, and for each the backends that it runs on here."""
 
     artifacts: tuple[Artifact, ...]
-    backends: tuple[str, ...]
+    backends: tuple[tuple[str, ...], ...]
 
     def contenders(self, wanted: tuple[int, int] | None, own: tuple[int, int]) -> list[Contender]:
         """The eager model, then every artifact on every backend.
@@ -82,14 +84,20 @@ class Entered:
             names = [str(artifact.path) for artifact in self.artifacts]
         return [Contender(EAGER, shared)] + [
             Contender(f"{name} {backend}", size, artifact.manifest.precision, artifact, backend)
-            for name, size, artifact in zip(names, sizes, self.artifacts, strict=True)
-            for backend in self.backends
+            for name, size, artifact, backends in zip(names, sizes, self.artifacts, self.backends, strict=True)
+            for backend in backends
         ]
 
 
 def enter(artifacts: Sequence[Path], backends: Sequence[str]) -> Entered:
-    """Opens artifacts and looks for backends; raises ArtifactError and UnavailableError before anything is loaded."""
+    """Opens artifacts and looks for backends; raises ArtifactError and UnavailableError before anything is loaded.
+
+    `auto` becomes the backend that it means for each artifact.
+    """
     opened = tuple(Artifact.open(path) for path in dict.fromkeys(artifacts))
-    for backend in backends:
-        require(get_target(backend))
-    return Entered(opened, tuple(dict.fromkeys(backends)))
+    chosen = tuple(
+        tuple(dict.fromkeys(choose_backend(artifact, backend).name for backend in backends)) for artifact in opened
+    )
+    for name in dict.fromkeys(name for names in chosen for name in names):
+        require(get_target(name))
+    return Entered(opened, chosen)

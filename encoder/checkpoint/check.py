@@ -9,14 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from .converted import ORIGINAL
 from .tensors import FLOATS, TensorInfo
 from .wording import some, unfit
 
 
 @dataclass
 class Findings:
-    """What is wrong with a set of tensors, by the file's names."""
+    """What is wrong with a set of tensors.
 
+    Attributes:
+        original: a tensor's name -> the file's own, for messages.
+        hint: what else to check than the weights, such as an entry of config.json.
+    """
+
+    original: Callable[[str], str] = str
+    hint: str | None = None
     missing: list[str] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
@@ -41,18 +49,18 @@ class Findings:
         for canonical, shape in expected.items():
             name = file_names.get(canonical)
             if name is None or name not in found:
-                self.missing.append(name or name_of(canonical))
+                self.missing.append(self.original(name or name_of(canonical)))
             elif found[name].dtype not in FLOATS:
-                self.dtypes.append(f"{name} ({found[name].dtype})")
+                self.dtypes.append(f"{self.original(name)} ({found[name].dtype})")
             elif found[name].shape != tuple(shape):
-                self.shapes.append(f"{name} is {found[name].shape}, not {tuple(shape)}")
-        self.surplus += [name for canonical, name in file_names.items() if canonical not in expected]
+                self.shapes.append(f"{self.original(name)} is {found[name].shape}, not {tuple(shape)}")
+        self.surplus += [self.original(name) for canonical, name in file_names.items() if canonical not in expected]
 
     def examine(self, name: str, tensor: Tensor) -> None:
         """Adds a tensor that was read, if NaN or infinity stands in it."""
         low, high = torch.aminmax(tensor)  # both become NaN where one stands; and no mask is made
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            self.values.append(name)
+            self.values.append(self.original(name))
 
     def error(self, source: str, seems: str) -> CheckpointError | None:
         """The one error that says it all, or None where nothing is wrong."""
@@ -67,7 +75,13 @@ class Findings:
         if not told:
             return None
         what = f"has unfit tensors: {', '.join(told)}; it seems to be {seems}"
-        return unfit(source, what, "download it again, or give another checkpoint")
+        if self.values:
+            mend = "download it again; if they are in the original too, give another checkpoint"
+        elif self.dtypes:
+            mend = f"{ORIGINAL}, in float32, float16 or bfloat16"
+        else:
+            mend = "give another checkpoint, or all of this one"
+        return unfit(source, what, f"{self.hint}, or {mend}" if self.hint else mend)
 
 
 def shapes_of(module: nn.Module) -> dict[str, Sequence[int]]:

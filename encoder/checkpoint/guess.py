@@ -7,12 +7,11 @@ from collections.abc import Collection
 
 # The first rule whose every pattern is found in some name speaks.
 _RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("a LoRA adapter; merge it into its model first", (r"\.lora_[AB]\.",)),
     ("a LLaVA whose vision tower is a CLIP ViT", (r"vision_tower\.vision_tower\.vision_model\.",)),
     ("a CLIP or SigLIP as transformers saves it", (r"(^|\.)text_model\.", r"(^|\.)vision_model\.")),
     ("a CLIP whose image tower is a ViT", (r"(^|\.)visual\.(transformer\.resblocks|trunk\.blocks)\.",)),
     ("a CLIP whose image tower is a ViT", (r"(^|\.)image_encoder\..*(attn\.qkv|transformer)",)),
-    ("one whose shapes are all damaged", (r"(^|\.)(network\.10\.\d+|stages\.4\.blocks\.\d+)\.token_mixer\.",)),
+    ("a FastViTHD whose shapes are all damaged", (r"(^|\.)(network\.10\.\d+|stages\.4\.blocks\.\d+)\.token_mixer\.",)),
     (
         "a four-stage FastViT (MobileCLIP S0 to S2, FastViT T8 to MA36); FastViTHD has five stages",
         (r"(network\.\d+\.\d+|stages\.\d+\.blocks\.\d+)\.token_mixer\.",),

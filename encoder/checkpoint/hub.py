@@ -16,7 +16,7 @@ from huggingface_hub import errors
 from ...errors import CheckpointError
 from ...progress import Progress, silent
 from .settings import CONFIG_FILES
-from .source import PREFERRED, Located, choose_weights, parse_json
+from .source import PREFERRED, Located, beside, choose_weights, parse_json
 from .wording import shown, unfit
 
 
@@ -31,13 +31,15 @@ def locate_on_hub(repo: str, *, revision: str | None = None, progress: Progress 
     remote = _Remote(repo, revision, progress)
     configs = {name: parse_json(repo, path) for name in CONFIG_FILES if (path := remote.optional(name))}
     if remote.names is not None:
-        weights = remote.fetch(choose_weights(repo, remote.names))
+        names = remote.names
+        chosen = choose_weights(repo, names, lambda name: parse_json(repo, remote.fetch(name)))
+        weights, notices = remote.fetch(chosen), beside(names, chosen)
     else:
         cached = (path for name in PREFERRED if (path := remote.optional(name)))
         if (found := next(cached, None)) is None:
             raise remote.absent("its weights are not in the local cache")
-        weights = found
-    return Located(repo, weights, remote.fetch, remote.optional, configs, remote.commit)
+        weights, notices = found, ()
+    return Located(repo, weights, remote.fetch, remote.optional, configs, remote.commit, notices)
 
 
 def locate_files(repo: str, names: Iterable[str]) -> list[Path]:
@@ -74,6 +76,8 @@ class _Remote:
             return self._download(name)
         except errors.EntryNotFoundError:
             return None
+        except OSError as error:
+            raise self._explained(error) from None
 
     def fetch(self, name: str) -> Path:
         """A file's local path; raises CheckpointError where it cannot be had."""
@@ -123,6 +127,9 @@ class _Remote:
             return unfit(repo, "no such folder, and no such model on the hub", mend)
         if isinstance(error, errors.HFValidationError):
             return unfit(repo, "no such folder, and not a hub id", "check the path")
+        if isinstance(error, PermissionError):
+            mend = "set HF_HOME to a folder of your own, or give a folder with the files"
+            return unfit(repo, f"the cache of the hub may not be used ({shown(error)})", mend)
         return unfit(repo, f"the download failed ({shown(error)})", "check connection and disk space, then try again")
 
 

@@ -161,7 +161,7 @@ def load_located(
         resolution=settings.resolution,
         trained=True,
         connector_sha256=weights_sha256(connector) if connector is not None else None,
-        notice=None,
+        notice=" ".join([*located.notices, *store.notices]) or None,
     )
     return Checkpoint(encoder, connector, info)
 
@@ -183,6 +183,11 @@ def tensors_sha256(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = No
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def rounded_sha256(module: nn.Module, dtype: torch.dtype) -> str:
+    """`weights_sha256` of a module whose tensors were rounded to `dtype` and are float32 again."""
+    return tensors_sha256({name: tensor.to(dtype) for name, tensor in module.state_dict().items()}, torch.float32)
 
 
 def _filled(module: M, tensors: Mapping[str, Tensor]) -> M:

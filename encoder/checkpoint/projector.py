@@ -20,12 +20,16 @@ MAX_LAYERS = 16
 
 @dataclass
 class ConnectorPlan:
-    """A connector on the meta device, the file's names by canonical ones, and what the file holds."""
+    """A connector on the meta device, the file's names by canonical ones, and what the file holds.
+
+    `kind` is what the tensors' names speak for, whatever config.json says.
+    """
 
     module: Connector
     names: dict[str, str]
     found: dict[str, TensorInfo]
     name_of: Callable[[str], str]
+    kind: str
 
 
 def plan_connector(
@@ -52,9 +56,10 @@ def plan_connector(
         if kind != "identity" or not form.connector:
             return None
         identity = Connector(ConnectorConfig("identity", in_channels, in_channels))
-        return ConnectorPlan(identity, {}, {}, lambda canonical: canonical)
+        return ConnectorPlan(identity, {}, {}, lambda canonical: canonical, "identity")
     parts = [name[len(prefix) :] for name in own]
-    kind = kind or _kind(parts)
+    by_names = _kind(parts)
+    kind = kind or by_names
     found = describe(own)
     widths = Counter(found[n].shape[0] for n in own if n in found and found[n].shape and found[n].shape[0] > 0)
     # Every layer puts out the LLM's width; the first layer's input alone has another.
@@ -67,6 +72,7 @@ def plan_connector(
         {to_canonical(part): prefix + part for part in parts},
         found,
         lambda canonical: prefix + to_own(canonical),
+        by_names,
     )
 
 

@@ -26,19 +26,24 @@ class Settings:
     resolution: native input side in pixels, None where no file says so.
     depths: blocks of each stage, None where no file says so.
     connector: LLaVA's `mm_projector_type`, None where no file says so.
+    activation: of transformers' connector, `projector_hidden_act`; None where no file says so.
     """
 
     pads: bool | None = None
     resolution: int | None = None
     depths: tuple[int, ...] | None = None
     connector: str | None = None
+    activation: str | None = None
 
 
 def read_settings(configs: Configs) -> Settings:
     """Gathers the settings from parsed files (file name -> content)."""
     main = configs.get("config.json", {})
-    kind = main.get("mm_projector_type")
-    return Settings(_pads(main), _resolution(configs), _depths(main), kind if isinstance(kind, str) else None)
+    kind, activation = main.get("mm_projector_type"), main.get("projector_hidden_act")
+    return Settings(
+        _pads(main), _resolution(configs), _depths(main), kind if isinstance(kind, str) else None,
+        activation if isinstance(activation, str) else None,
+    )  # fmt: skip
 
 
 def _dig(data: Any, *path: str) -> Any:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ...progress import Progress, silent
+from .converted import ADAPTER_FILES, refuse_adapter
+from .prefixes import is_ema
 from .settings import CONFIG_FILES
 from .wording import shown, some, unfit
 
@@ -40,6 +42,7 @@ class Located:
         optional: the same for a file that need not be there: None where it is not.
         configs: the JSON files beside the weights, parsed.
         revision: the hub's commit, None for a local path.
+        notices: what a person has to know of other files that were there.
     """
 
     source: str
@@ -48,6 +51,7 @@ class Located:
     optional: Callable[[str], Path | None]
     configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     revision: str | None = None
+    notices: tuple[str, ...] = ()
 
 
 def locate(source: str | Path, *, revision: str | None = None, progress: Progress = silent) -> Located:
@@ -83,11 +87,15 @@ def locate(source: str | Path, *, revision: str | None = None, progress: Progres
     )
 
 
-def choose_weights(source: str, names: Collection[str]) -> str:
-    """The file to read among a folder's file names; raises CheckpointError where none or several fit."""
+def choose_weights(source: str, names: Collection[str], read: Callable[[str], Mapping[str, Any]] | None = None) -> str:
+    """The file to read among a folder's file names; raises CheckpointError where none or several fit.
+
+    `read` opens a JSON file of the folder, to name an adapter's base model.
+    """
     for name in PREFERRED:
         if name in names:
             return name
+    refuse_adapter(source, names, read)
     candidates = sorted(n for n in names if "/" not in n and n.endswith(SUFFIXES) and not _NOT_WEIGHTS.fullmatch(n))
     tensors_only = [n for n in candidates if n.endswith(".safetensors")]
     for group in (tensors_only, candidates):
@@ -103,11 +111,26 @@ def choose_weights(source: str, names: Collection[str]) -> str:
     )
 
 
+def beside(names: Iterable[str], weights: str) -> tuple[str, ...]:
+    """What a person has to know of other weights in the folder: adapters and averaged (EMA) ones are not read."""
+    others = [name for name in sorted(names) if "/" not in name and name != weights and not is_ema(weights)]
+    adapters = [name for name in others if ADAPTER_FILES.fullmatch(name) and not name.endswith(".json")]
+    averaged = [name for name in others if name.endswith(SUFFIXES) and is_ema(name)]
+    found = []
+    if adapters:
+        found.append(f"The adapter beside {weights} ({some(adapters)}) was not applied.")
+    if averaged:
+        found.append(f"Averaged (EMA) weights beside {weights} ({some(averaged)}) were not read.")
+    return tuple(found)
+
+
 def check_shard_name(source: str, index: str, name: object) -> str:
     """A shard's file name as an index gives it; raises CheckpointError unless it stays in the folder."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
     if not parts or "\\" in str(name) or ":" in str(name) or parts[0] == "/" or ".." in parts:
-        raise unfit(source, f"{index} names the shard {shown(name)!r}, which is not in its folder", "download it again")
+        raise unfit(
+            source, f"{index} names the shard {shown(name)!r}, which is not in its folder", "put the shards beside it"
+        )
     return str(name)
 
 
@@ -120,7 +143,7 @@ def parse_json(source: str, path: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
-        raise unfit(source, f"{path.name} is not a JSON object", "download it again")
+        raise unfit(source, f"{path.name} is not a JSON object", "replace it by the original")
     return content
 
 
@@ -129,22 +152,27 @@ def _from_folder(source: str, folder: Path) -> Located:
         names = {entry.name for entry in folder.iterdir()}
     except OSError as error:
         raise unfit(source, f"cannot be listed ({shown(error.strerror)})", "check its permissions") from None
-    weights = choose_weights(source, names)
-    return _located(source, folder / weights, folder)
+    weights = choose_weights(source, names, lambda name: parse_json(source, folder / name))
+    return _located(source, folder / weights, folder, beside(names, weights))
 
 
-def _located(source: str, weights: Path, folder: Path) -> Located:
+def _located(source: str, weights: Path, folder: Path, notices: tuple[str, ...] = ()) -> Located:
+    if ADAPTER_FILES.fullmatch(weights.name):
+        beside_it = [name for name in ("adapter_config.json",) if (folder / name).is_file()]
+        refuse_adapter(source, [weights.name, *beside_it], lambda name: parse_json(source, folder / name))
+
     def optional(name: str) -> Path | None:
         return path if (path := folder / name).is_file() else None
 
-    return Located(source, weights, _fetch_from(source, folder), optional, _read_configs(source, folder))
+    configs = _read_configs(source, folder)
+    return Located(source, weights, _fetch_from(source, folder), optional, configs, notices=notices)
 
 
 def _fetch_from(source: str, folder: Path) -> Callable[[str], Path]:
     def fetch(name: str) -> Path:
         path = folder / name
         if not path.is_file():
-            raise unfit(source, f"the shard {shown(name)} is missing", "download it again")
+            raise unfit(source, f"the shard {shown(name)} is missing", "download that file too")
         return path
 
     return fetch

@@ -21,14 +21,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .containers import Contents, contents
+from .converted import ORIGINAL
+from .prefixes import Unwrapped, unwrap
 from .source import INDEX, Located, check_shard_name, parse_json
 from .wording import shown, unfit
 
 CHUNK = 8 << 20
 """Bytes read through one opening of a file, or a sixteenth of what is wanted where that is more."""
-
-WRAPPERS = ("state_dict", "model")
-"""Keys under which trainers keep the named tensors of a .pt file."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that weights are saved in; narrower ones come with scales, which no form has."""
@@ -49,7 +49,9 @@ class TensorInfo:
 
 
 class TensorStore:
-    """The tensors of a checkpoint by their file names, over one file or several shards.
+    """The tensors of a checkpoint by their names, over one file or several shards.
+
+    Names are the file's without the prefixes that trainers add (see `prefixes`); `original` gives the file's.
 
     Raises:
         CheckpointError: unreadable, damaged, or not a weights file; see `kind_of`.
@@ -59,50 +61,97 @@ class TensorStore:
         self._source = located.source
         self._fetch = located.fetch
         self._infos: dict[Path, dict[str, TensorInfo]] = {}
+        self._notices: list[str] = []
+        self._unwrapped: Unwrapped | None = None
         self._whole: Path | None = None
         self._shards: dict[str, str] = {}
         if located.weights.name.endswith(INDEX):
             index = located.weights.name
             weight_map = parse_json(self._source, located.weights).get("weight_map")
             if not isinstance(weight_map, Mapping):
-                raise unfit(self._source, f"{index} has no weight_map", "download it again")
+                raise unfit(self._source, f"{index} has no weight_map", "give the weights file itself")
             self._shards = {name: check_shard_name(self._source, index, file) for name, file in weight_map.items()}
         else:
             self._whole = located.weights
 
     @property
+    def unwrapped(self) -> Unwrapped:
+        """The names, and what was removed from them; no shard is opened."""
+        if self._unwrapped is None:
+            self._unwrapped = unwrap(self._open(self._whole) if self._whole else self._shards)
+        return self._unwrapped
+
+    @property
     def names(self) -> Collection[str]:
         """Every tensor's name, without opening a shard."""
-        return self._open(self._whole) if self._whole else self._shards
+        return self.unwrapped.names
+
+    @property
+    def notices(self) -> list[str]:
+        """What a person has to know of the files that were opened."""
+        averaged = self.unwrapped.averaged
+        flat = [f"Averaged (EMA) weights under {shown(averaged[0])!r} were not read."] if averaged else []
+        return [*dict.fromkeys(self._notices), *flat]
+
+    def original(self, name: str) -> str:
+        """The file's name for a tensor, or the one that it would have there."""
+        found = self.unwrapped
+        return found.names.get(name) or (name if found.unknown else found.prefix + name)
 
     def describe(self, names: Iterable[str]) -> dict[str, TensorInfo]:
         """Shapes and dtypes; a name that its shard lacks is left out."""
         found: dict[str, TensorInfo] = {}
         for file, group in self._by_file(names):
             infos = self._open(file)
-            found |= {name: infos[name] for name in group if name in infos}
+            found |= {name: infos[own] for name in group if (own := self.original(name)) in infos}
         return found
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two tensors have the same shape and values; both are read a few megabytes at a time."""
+        shapes = [info.shape for info in self.describe([one, other]).values()]
+        if len(shapes) != 2 or shapes[0] != shapes[1]:
+            return False
+        pieces = (self._pieces(name, shapes[0]) for name in (one, other))
+        return all(torch.equal(*_alike(a, b)) for a, b in zip(*pieces, strict=True))
+
+    def _pieces(self, name: str, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """A tensor as copies of some of its rows at a time."""
+        file, _ = next(self._by_file([name]))
+        kind, own = kind_of(self._source, file), self.original(name)
+        count = math.ceil(4 * math.prod(shape) / CHUNK)
+        rows = math.ceil(shape[0] / min(count, 64)) if shape and count else 1
+        starts = range(0, shape[0], rows) if shape else ()
+        if kind == "safetensors":
+            for start in starts:
+                with _opened(self._source, file, kind) as get:
+                    yield get(own, slice(start, start + rows)).clone()
+        else:
+            with _opened(self._source, file, kind) as get:
+                for start in starts:
+                    yield get(own, slice(start, start + rows)).clone()
 
     def read(self, names: Iterable[str], dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
         """The tensors as contiguous copies in `dtype`, one at a time."""
         for file, group in self._by_file(names):
             kind, infos = kind_of(self._source, file), self._open(file)
-            for chunk in _chunks(group, infos) if kind != "pickle" else [group]:
+            by_name = {name: infos[self.original(name)] for name in group}
+            for chunk in _chunks(group, by_name) if kind != "pickle" else [group]:
                 with _opened(self._source, file, kind) as get:
                     for name in chunk:
                         # Straight from the map into memory of its own.
-                        yield name, get(name).detach().to(dtype, copy=True).contiguous()
+                        yield name, get(self.original(name), None).detach().to(dtype, copy=True).contiguous()
 
     def _by_file(self, names: Iterable[str]) -> Iterator[tuple[Path, list[str]]]:
         groups: dict[str, list[str]] = {}
         for name in names:
-            groups.setdefault(self._shards.get(name, ""), []).append(name)
+            groups.setdefault(self._shards.get(self.original(name), ""), []).append(name)
         for shard, group in groups.items():
             yield self._whole or self._fetch(shard), group
 
     def _open(self, file: Path) -> dict[str, TensorInfo]:
         if file not in self._infos:
-            self._infos[file] = _infos(self._source, file, kind_of(self._source, file))
+            self._infos[file], notice = _infos(self._source, file, kind_of(self._source, file))
+            self._notices += [notice] if notice else []
         return self._infos[file]
 
 
@@ -125,6 +174,8 @@ def kind_of(source: str, file: Path) -> str:
         return "zip"
     if head[:1] == b"\x80":
         return "pickle"
+    if head.startswith(b"GGUF"):
+        raise unfit(source, f"{file.name} is a GGUF file of llama.cpp, not PyTorch's weights", ORIGINAL)
     if head.startswith(b"version https://git-lfs"):
         raise unfit(source, f"{file.name} is a git-lfs pointer, not the weights", "run `git lfs pull` there")
     if head.lstrip()[:1] == b"<":
@@ -135,15 +186,17 @@ def kind_of(source: str, file: Path) -> str:
     raise unfit(source, f"{file.name} is {what}, not weights", "give a .safetensors, .pt, .pth or .bin file")
 
 
-def _infos(source: str, file: Path, kind: str) -> dict[str, TensorInfo]:
+def _infos(source: str, file: Path, kind: str) -> tuple[dict[str, TensorInfo], str | None]:
+    """What the file holds, and what a person has to know of it."""
     if kind == "safetensors":
         with _safetensors(source, file) as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
             return {
                 name: TensorInfo(tuple(s.get_shape()), _DTYPES.get(s.get_dtype(), s.get_dtype()))
                 for name, s in slices.items()
-            }
-    return {name: _info(value) for name, value in _pickled(source, file, kind).items()}
+            }, None
+    found = _pickled(source, file, kind)
+    return {name: _info(value) for name, value in found.tensors.items()}, found.notice
 
 
 def _info(value: object) -> TensorInfo:
@@ -168,13 +221,20 @@ def _chunks(names: list[str], infos: Mapping[str, TensorInfo]) -> Iterator[list[
         yield chunk
 
 
+def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype that holds their values exactly."""
+    return (one, other) if one.dtype == other.dtype else (one.double(), other.double())
+
+
 @contextmanager
-def _opened(source: str, file: Path, kind: str) -> Iterator[Callable[[str], Tensor]]:
+def _opened(source: str, file: Path, kind: str) -> Iterator[Callable[[str, slice | None], Tensor]]:
+    """Gives a function: the file's name of a tensor, and some of its rows or None for all -> those values."""
     if kind == "safetensors":
         with _safetensors(source, file) as handle:
-            yield handle.get_tensor
+            yield lambda name, rows: handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
     else:
-        yield _pickled(source, file, kind).__getitem__
+        tensors = _pickled(source, file, kind).tensors
+        yield lambda name, rows: tensors[name] if rows is None else tensors[name][rows]
 
 
 @contextmanager
@@ -182,12 +242,21 @@ def _safetensors(source: str, file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, framework="pt") as handle:
             yield handle
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise unfit(
+            source, f"{file.name} cannot be read ({shown(error)})", "check the path, its permissions and free memory"
+        ) from None
+    except SafetensorError as error:
+        if unknown := re.search(r"unknown variant `(\w+)`", str(error)):
+            problem = f"{file.name} holds tensors of dtype {unknown[1]}, which this safetensors cannot read"
+            raise unfit(source, problem, f"{ORIGINAL}, in float32, float16 or bfloat16") from None
         raise unfit(source, f"{file.name} is cut off or damaged ({shown(error)})", "download it again") from None
 
 
-def _pickled(source: str, file: Path, kind: str) -> dict[str, Any]:
+def _pickled(source: str, file: Path, kind: str) -> Contents:
     """The named values of a PyTorch file, read by its restricted unpickler: no code of the file runs."""
+    if kind == "zip" and (foreign := _foreign_archive(file)):
+        raise unfit(source, f"{file.name} is {foreign}, not PyTorch's", "give a .safetensors, .pt, .pth or .bin file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice on torch.load, which the errors below give in our words
@@ -200,19 +269,28 @@ def _pickled(source: str, file: Path, kind: str) -> dict[str, Any]:
             f"{file.name} was refused and nothing in it was run: its pickle {asks}",
             "where you trust it, save its state dict alone with safetensors or torch.save",
         ) from None
+    except (OSError, MemoryError) as error:
+        mend = "check the path, its permissions and free memory"
+        raise unfit(source, f"{file.name} cannot be read ({shown(error) or 'out of memory'})", mend) from None
     except Exception as error:
         if "TorchScript" in str(error):
             what, mend = "is a TorchScript program, which is not run", "save its state dict with safetensors"
         else:
             what, mend = f"is cut off or damaged ({shown(error)})", "download it again"
         raise unfit(source, f"{file.name} {what}", mend) from None
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
-        found = "no named tensors" if isinstance(content, Mapping) else f"a {type(content).__name__}"
-        raise unfit(source, f"{file.name} holds {found}", "give a file with a state dict")
-    return dict(content)
+    return contents(source, file.name, content)
+
+
+def _foreign_archive(file: Path) -> str | None:
+    """What a zip file is that `torch.save` did not write; None for one of PyTorch's, or one that is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return None
+    if any(name.endswith(("data.pkl", "constants.pkl")) for name in names):
+        return None
+    return "a NumPy archive" if any(name.endswith(".npy") for name in names) else "a zip archive of other files"
 
 
 def _can_map(file: Path, kind: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 
 from ...progress import Progress
 from ..checkpoint.check import Findings
-from ..checkpoint.tensors import TensorStore
+from ..checkpoint.converted import check_names
+from ..checkpoint.tensors import FLOATS, TensorInfo, TensorStore
 from ..checkpoint.wording import shown, unfit
 from ..qwen2 import DTYPES, hollow_qwen2, import_qwen2
 
@@ -24,36 +26,44 @@ _FIELDS = (
 )  # fmt: skip
 """Qwen2's own entries of config.json, beside which LLaVA puts its."""
 
+OWN_CONFIG = "use the config.json that belongs to these weights"
+
 _NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
-# The file's prefix -> transformers' for a Qwen2 alone; the first that fits counts.
-_PREFIXES = (
-    ("model.language_model.", "model."),
-    ("language_model.model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
-    ("model.embed_tokens.", "model.embed_tokens."),
-    ("model.layers.", "model.layers."),
-    ("model.norm.", "model.norm."),
-    ("lm_head.", "lm_head."),
+# Ways of naming a Qwen2 within a FastVLM: the file's prefix -> `Qwen2ForCausalLM`'s.
+_NAMINGS = (
+    {"model.language_model.": "model.", "lm_head.": "lm_head."},  # transformers' fast_vlm
+    {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},  # the same before transformers 4.52
+    {
+        part: part for part in ("model.embed_tokens.", "model.layers.", "model.norm.", "model.rotary_emb.", "lm_head.")
+    },  # LLaVA
 )
-_HEAD = "lm_head.weight"
+_HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+_FREQUENCIES = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def own_name(name: str) -> str | None:
     """A file's tensor name -> `Qwen2ForCausalLM`'s; None for what is not the language model's."""
-    for prefix, own in _PREFIXES:
-        if name.startswith(prefix):
-            return own + name[len(prefix) :]
+    for naming in _NAMINGS:
+        for prefix, own in naming.items():
+            if name.startswith(prefix):
+                return own + name[len(prefix) :]
     return None
 
 
-def read_config(source: str, main: Mapping[str, Any], names: Collection[str]) -> Any:
+def _file_name(own: str, names: Collection[str]) -> str:
+    """The name that a tensor of `Qwen2ForCausalLM` has in a file of these names, as most of them are named."""
+    naming = max(_NAMINGS, key=lambda naming: sum(name.startswith(tuple(naming)) for name in names))
+    return next(prefix + own[len(start) :] for prefix, start in naming.items() if own.startswith(start))
+
+
+def read_config(source: str, main: Mapping[str, Any], *, has_head: bool) -> Any:
     """The `Qwen2Config` that config.json speaks of.
 
     Args:
         source: for messages.
         main: config.json.
-        names: `Qwen2ForCausalLM`'s names of the tensors that the file holds.
+        has_head: whether the file holds `lm_head.weight`; without a word in config.json, that decides about tying.
 
     Raises:
         CheckpointError: no config.json, another language model, or values that Qwen2 cannot have.
@@ -65,16 +75,16 @@ def read_config(source: str, main: Mapping[str, Any], names: Collection[str]) ->
     if kind not in MODEL_TYPES:
         raise unfit(source, f"its language model is {shown(kind)!r}", "give a FastVLM checkpoint, which has Qwen2's")
     if missing := [name for name in _NEEDED if name not in text]:
-        raise unfit(source, f"config.json lacks {', '.join(missing)}", "download it again")
+        raise unfit(source, f"config.json lacks {', '.join(missing)}", OWN_CONFIG)
     values = {name: text[name] for name in _FIELDS if name in text}
     tied = [holder["tie_word_embeddings"] for holder in (main, text) if "tie_word_embeddings" in holder]
     # transformers' form says it at the top, in the text's own part, or in both; a file without a head says it too.
-    values["tie_word_embeddings"] = any(tied) if tied else _HEAD not in names
+    values["tie_word_embeddings"] = any(tied) if tied else not has_head
     qwen2 = import_qwen2()
     try:
         return qwen2.Config.from_dict(values)
     except Exception as error:  # a validator's own kinds, which differ between releases
-        raise unfit(source, f"config.json describes no Qwen2 ({shown(error)})", "download it again") from None
+        raise unfit(source, f"config.json describes no Qwen2 ({shown(error)})", OWN_CONFIG) from None
 
 
 def stored_dtype(main: Mapping[str, Any]) -> torch.dtype:
@@ -90,23 +100,37 @@ def stored_dtype(main: Mapping[str, Any]) -> torch.dtype:
 def load_language_model(
     source: str, store: TensorStore, main: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device,
     progress: Progress,
-) -> Any:  # fmt: skip
+) -> tuple[Any, str | None]:  # fmt: skip
     """The checkpoint's `Qwen2ForCausalLM`; every tensor goes from the file to its place, and one is held beside it.
 
+    Returns it and what a person has to know of it, if anything.
+
     Raises:
-        CheckpointError: see `read_config`; missing, surplus or unfit tensors, all in one error.
+        CheckpointError: see `read_config`; adapter layers, quantized weights; a config.json that contradicts the
+            tensors; missing, surplus or unfit tensors, all in one error.
     """
     names = {own: name for name in store.names if (own := own_name(name)) is not None}
-    config = read_config(source, main, names)
+    check_names(source, [store.original(name) for name in names.values()], "its language model")
+    config = read_config(source, main, has_head=_HEAD in names)
+    described = store.describe(names.values())
+    notice = None
+    if config.tie_word_embeddings and _HEAD in names:
+        if _same(store, described, names.get(_EMBEDDINGS), names[_HEAD]):
+            del names[_HEAD]
+        else:
+            config.tie_word_embeddings = False
+            notice = (
+                f"config.json says tie_word_embeddings, but {store.original(names[_HEAD])} differs from the "
+                "embeddings: the stored head is used, as transformers does."
+            )
     model = hollow_qwen2(config)
-    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}  # tied ones once
-    if _HEAD not in expected:
-        names.pop(_HEAD, None)  # kept beside embeddings that it is tied to, as some files have it
-    findings = Findings()
-    prefix = next((name[: len(name) - len(own)] for own, name in names.items() if name.endswith(own)), "")
-    findings.compare(expected, store.describe(names.values()), names, lambda own: prefix + own)
+    frequencies = [name for name in names if _FREQUENCIES.fullmatch(name)]
+    _check_frequencies(source, store, model, [names.pop(name) for name in frequencies])
+    findings = Findings(store.original)
+    findings.compare(_expected(model), described, names, lambda own: _file_name(own, store.names))
     seems = f"a Qwen2 of {config.num_hidden_layers} layers, {config.hidden_size} wide, by its config.json"
     if error := findings.error(source, seems):
+        _check_config(source, config, {own: described[n].shape for own, n in names.items() if n in described})
         raise error
     files = {name: own for own, name in names.items()}
     weights = {}
@@ -118,4 +142,54 @@ def load_language_model(
         raise error
     model.load_state_dict(weights, strict=False, assign=True)  # not strict: a tied head has no weights of its own
     model.tie_weights()
-    return model.to(device).requires_grad_(False)
+    return model.to(device).requires_grad_(False), notice
+
+
+def _expected(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}  # tied ones once
+
+
+def _same(store: TensorStore, described: Mapping[str, TensorInfo], embeddings: str | None, head: str) -> bool:
+    """Whether a stored head is the embeddings; False for what is not both there and of floating point."""
+    infos = [described.get(name) for name in (embeddings, head) if name is not None]
+    sound = len(infos) == 2 and all(info is not None and info.dtype in FLOATS for info in infos)
+    return sound and embeddings is not None and store.equal(embeddings, head)
+
+
+def _check_frequencies(source: str, store: TensorStore, model: Any, names: Collection[str]) -> None:
+    """Raises CheckpointError for stored rotary frequencies (transformers before 4.32) that config.json contradicts."""
+    own = model.model.rotary_emb.inv_freq
+    for name, tensor in store.read(names):
+        # As accurate as the dtype that they were saved in.
+        if tensor.shape != own.shape or not torch.allclose(tensor, own, rtol=1e-2, atol=0):
+            problem = f"config.json has other rotary frequencies (rope_theta) than {shown(store.original(name))}"
+            raise unfit(source, problem, OWN_CONFIG)
+
+
+def _check_config(source: str, config: Any, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError naming what config.json says otherwise, if the tensors are all of one other Qwen2."""
+    layers = {int(match[1]) for name in shapes if (match := re.match(r"model\.layers\.(\d{1,4})\.", name))}
+    rows, width = _two(shapes.get(_EMBEDDINGS))
+    own = {
+        "vocab_size": rows,
+        "hidden_size": width,
+        "intermediate_size": _two(shapes.get("model.layers.0.mlp.gate_proj.weight"))[0],
+        "num_hidden_layers": max(layers) + 1 if layers else 0,
+    }
+    wrong = {name: value for name, value in own.items() if value and value != getattr(config, name)}
+    if not wrong:
+        return
+    changed = {**config.to_dict(), **wrong}
+    if "num_hidden_layers" in wrong:
+        changed.pop("layer_types", None)  # one for each layer
+    try:
+        fits = _expected(hollow_qwen2(import_qwen2().Config.from_dict(changed))) == dict(shapes)
+    except Exception:  # sizes that no Qwen2 can have: the tensors are told as they are
+        return
+    if fits:
+        told = ", ".join(f"{name} {getattr(config, name)} ({value} in the tensors)" for name, value in wrong.items())
+        raise unfit(source, f"config.json contradicts the tensors: {told}", OWN_CONFIG)
+
+
+def _two(shape: tuple[int, ...] | None) -> tuple[int, int]:
+    return (shape[0], shape[1]) if shape is not None and len(shape) == 2 else (0, 0)

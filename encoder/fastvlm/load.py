@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,8 @@ def load_fastvlm(
             token ids then.
         progress: told of downloads in bytes and of reading in tensors.
 
+    What a person has to know of the weights is in the result's `info.notice`, and logged as a warning.
+
     Raises:
         UnavailableError: transformers is not installed.
         CheckpointError: not a FastVLM, without connector, without tokenizer, or with unfit tensors.
@@ -69,16 +73,21 @@ def load_fastvlm(
     assert checkpoint.connector is not None  # it was required
     side = checkpoint.info.resolution or RESOLUTION
     tiling = Tiling.from_config(main, (side, side))
-    language_model = load_language_model(
+    language_model, notice = load_language_model(
         located.source, store, main, dtype=kept, device=place, progress=progress
-    )  # fmt: skip
+    )
+    info = checkpoint.info
+    if notice is not None:
+        info = replace(info, notice=f"{info.notice} {notice}" if info.notice else notice)
+    if info.notice is not None:
+        logging.getLogger("fvexport").warning("%s: %s", located.source, info.notice)
     config = language_model.config
     _check_width(located, checkpoint.connector.config.out_channels, config.hidden_size)
     if words is not None:
         check_fits(located.source, words, config.vocab_size)
     vision = torch.bfloat16 if kept == torch.bfloat16 else torch.float32
     return FastVLM(
-        info=checkpoint.info,
+        info=info,
         architecture=checkpoint.encoder.config,
         tower=EagerTower(checkpoint.encoder, device=place, dtype=vision, preprocessing=checkpoint.info.preprocessing),
         connector=checkpoint.connector.to(place, vision),
@@ -105,7 +114,7 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device, main: Mapping[
 def _check_width(located: Located, connector: int, language_model: int) -> None:
     if connector != language_model:
         what = f"its connector ends with {connector} channels and its language model is {language_model} wide"
-        raise unfit(located.source, what, "download it again")
+        raise unfit(located.source, what, "give a checkpoint whose parts belong together")
 
 
 def _newline(store: TensorStore) -> Tensor | None:

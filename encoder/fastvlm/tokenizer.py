@@ -59,7 +59,7 @@ def _opened(source: str, files: Iterable[Path]) -> Any:
     try:
         tokenizer = _read(transformers, names)
     except Exception as error:  # each release of transformers and tokenizers has its own kinds
-        raise unfit(source, f"its tokenizer cannot be read ({shown(error)})", "download it again") from None
+        raise unfit(source, f"its tokenizer cannot be read ({shown(error)})", MEND) from None
     known = tokenizer.get_vocab()
     if lacking := [token for token in (START, END) if token not in known]:
         raise unfit(source, f"its tokenizer has no {' and no '.join(lacking)}, so it is not ChatML's", MEND)

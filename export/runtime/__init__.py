@@ -8,6 +8,8 @@
     rounding        half precision on hardware that has none, value by value
     eager           the PyTorch model itself, as the reference of every comparison
     pytorch         the model of an artifact's checkpoint: eager, torch.compile, and our own kernels
+    pixels          which pixels an artifact takes, whatever the backend
+    process         sessions between processes: pickled by path, refused after a fork
     upload          pixels from the host to a GPU, as the bytes they are
     encoder         `Encoder`: images in, features out, whatever runs underneath
     vision_tower    an artifact in the place of FastVLM's vision tower

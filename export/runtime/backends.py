@@ -56,7 +56,7 @@ def make_backend(
         "tensorrt": TensorRTBackend,
         "tensorrt_rtx": TensorRTBackend,
     }
-    module = get_target(target).module
+    target, module = get_target(target).name, get_target(target).module
     if module in ("torch", "triton"):
         return PyTorchBackend(
             artifact, target, threads=threads, stored_half=stored_half, taps=taps, checkpoint=checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from ...encoder.connector import Connector
 from ...encoder.exact import exact_float32
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.float32 import in_float32_now
+from .pixels import as_tensor
 
 
 class EagerBackend:
@@ -48,7 +50,7 @@ class EagerBackend:
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """`pixel_values` (B, 3, H, W), float32 normalized, or uint8 for a uint8 model -> (B, N, C) float32."""
         with self.mode():
-            return self.forward(self.pixels(torch.from_numpy(pixel_values))).float().cpu().numpy()
+            return self.forward(self.pixels(as_tensor(pixel_values))).float().cpu().numpy()
 
     def pixels(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` as the model takes them: on its device, and where they are floating in its dtype."""
@@ -94,10 +96,13 @@ class _Stored(TorchFunctionMode):
 
 @contextmanager
 def _hooks(blocks: Iterator[tuple[str, nn.Module]], see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    handles = [
-        block.register_forward_hook(lambda _module, _inputs, output, name=name: see(name, output))
-        for name, block in blocks
-    ]
+    """Calls `see(name, output)` for each block that this thread runs; others may run the same modules meanwhile."""
+    thread = threading.get_ident()
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _module, _inputs, output: see(name, output) if threading.get_ident() == thread else None
+
+    handles = [block.register_forward_hook(hook(name)) for name, block in blocks]
     try:
         yield
     finally:

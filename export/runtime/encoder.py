@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
 from ...encoder.checkpoint import Checkpoint
-from ...encoder.image import ImageLike
+from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
-from ...errors import ConfigError
+from ...errors import ConfigError, PlacementWarning
 from ..artifact import Artifact
+from ..options import AUTO
+from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
 from .base import Backend, TensorBackend
+from .pixels import PixelRules
+from .process import Opened
 from .upload import Upload
 
 if TYPE_CHECKING:
@@ -23,15 +27,19 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Encoder:
+class Encoder(Opened):
     """An artifact, ready to encode images.
 
     >>> encoder = fvexport.Encoder("fastvithd-1024-fp32")
     >>> features = encoder("photo.jpg")  # (1, 256, 3072) float32
 
+    Threads can share one: calls run beside or after each other, as the backend can. A pickle, a deep copy and a spawned
+    worker open the artifact again, in the folder where it was; a process that was forked off refuses to go on with its
+    parent's.
+
     Args:
         artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
-        backend: a name from the table of targets.
+        backend: a name from the table of targets, or `auto` for the fastest that can run it here (`choose_backend`).
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
         threads: for one operator; None leaves it to the runtime.
         checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.
@@ -40,10 +48,13 @@ class Encoder:
         ArtifactError: not a usable artifact.
         ConfigError: a resolution that the artifact cannot take.
         UnavailableError: the backend cannot run here.
+
+    Warns:
+        PlacementWarning: the artifact is slow on this backend, or its 8-bit products saturate on this CPU.
     """
 
     def __init__(
-        self, artifact: str | os.PathLike[str] | Artifact, backend: str = "onnxruntime-cpu", *,
+        self, artifact: str | os.PathLike[str] | Artifact, backend: str = AUTO, *,
         resolution: tuple[int, int] | None = None, threads: int | None = None,
         checkpoint: Checkpoint | str | None = None,
     ) -> None:  # fmt: skip
@@ -51,10 +62,17 @@ class Encoder:
         manifest = self.artifact.manifest
         self.preprocessor = preprocessor_of(self.artifact, resolution)
         self.uint8 = manifest.input["dtype"] == "uint8"
-        self.backend = make_backend(self.artifact, backend, threads=threads, checkpoint=checkpoint)
+        self.chosen = choose_backend(self.artifact, backend)
+        self.backend = make_backend(self.artifact, self.chosen.name, threads=threads, checkpoint=checkpoint)
+        for notice in runtime_notices(self.artifact, self.chosen.name):
+            warnings.warn(notice, PlacementWarning, stacklevel=2)
         self.batch = _batch_limits(self.artifact, self.backend)
         gpu = _gpu_of(self.backend)
         self._upload = None if gpu is None else Upload(gpu)
+        self._rules = PixelRules.of(self.artifact, self.preprocessor.config)
+        self._opened(
+            self.artifact, backend=self.backend.name, resolution=resolution, threads=threads, checkpoint=checkpoint
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -62,59 +80,79 @@ class Encoder:
         height, width = self.preprocessor.height, self.preprocessor.width
         return self.artifact.manifest.architecture.tokens(height, width), self.artifact.manifest.output["shape"][-1]
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> np.ndarray:
-        """Files, Pillow images or (H, W, 3) arrays -> features (B, N, C) float32.
+    def __call__(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
+        """One image or several, of any kind that `ImageLike` lists -> features (B, N, C) float32.
 
-        Raises ImageError for anything that is not a usable image.
+        Raises ImageError for anything that is not a usable image, or a sequence of such (see `as_images`).
         """
-        several = [images] if isinstance(images, (str, os.PathLike, Image.Image, np.ndarray)) else images
+        self.check_process()
+        several = as_images(images)
         if not several:
             return np.zeros((0, *self.shape), np.float32)
-        return self.run(np.stack([self.preprocessor.pixels(image) for image in several]))
+        return self._run(np.stack([self.preprocessor.pixels(image) for image in several]))
 
     def run(self, pixels: np.ndarray) -> np.ndarray:
         """Preprocessed pixels (B, 3, H, W), uint8 levels or normalized floats -> features (B, N, C) float32.
 
-        Any B: a file with a fixed batch size runs as often as it takes, its last call filled up.
+        Floats are of 16 to 64 bits, `(levels / 255 - mean) / std` as the artifact's preprocessing says. Any B: a file
+        with a fixed batch size runs as often as it takes, its last call filled up.
+
+        Raises:
+            ImageError: another dtype, number of axes or channels, or values out of range; the same on every backend.
+            ConfigError: a size that the artifact cannot take.
+            UnavailableError: in a process that was forked off after the encoder was made.
         """
+        self.check_process()
+        return self._run(self._rules.array(pixels))
+
+    def run_tensor(self, pixels: Tensor) -> Tensor:
+        """Preprocessed pixels (B, 3, H, W) as `run` takes them, on any device -> features (B, N, C) on the backend's.
+
+        Backends that compute with torch tensors copy nothing through the host; the others go through NumPy. Any B, as
+        in `run`. Floats that are on a GPU are checked there, for which the call waits; levels need no check. The result
+        has no gradient. Raises as `run` does.
+        """
+        self.check_process()
+        values = self._rules.tensor(pixels)
+        if isinstance(self.backend, TensorBackend):
+            return self._run_tensor(values)
+        import torch
+
+        return torch.from_numpy(self._run(values.cpu().numpy()))
+
+    def _run(self, pixels: np.ndarray) -> np.ndarray:
+        """`run` of checked pixels, uint8 or float32."""
         if not len(pixels):
-            return np.zeros((0, *self.shape), np.float32)
+            return np.zeros((0, self._rules.tokens(pixels), self.shape[1]), np.float32)
         config = self.preprocessor.config
         if pixels.dtype == np.uint8:
             # Levels are uploaded to a GPU as they are, a quarter of the bytes, and normalized there.
             values = pixels if self.uint8 or self._upload is not None else config.normalize(pixels)
-        elif self.uint8:
-            values = config.denormalize(pixels)
         else:
-            values = pixels.astype(np.float32, copy=False)
+            values = config.denormalize(pixels) if self.uint8 else pixels
         low, high = self.batch
         results = []
         for start in range(0, len(values), high or len(values)):
             part = values[start : start + (high or len(values))]
             if self._upload is not None:
-                results.append(self.run_tensor(self._upload(part)).float().cpu().numpy())
+                results.append(self._run_tensor(self._upload(part)).float().cpu().numpy())
                 continue
             missing = max(0, low - len(part))
             filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
             results.append(self.backend.run(filled)[: len(part)])
         return results[0] if len(results) == 1 else np.concatenate(results)
 
-    def run_tensor(self, pixels: Tensor) -> Tensor:
-        """Preprocessed pixels (B, 3, H, W) as `run` takes them, on any device -> features (B, N, C) on the backend's.
-
-        Backends that compute with torch tensors copy nothing through the host; the others go through NumPy. Any B, as
-        in `run`.
-        """
+    def _run_tensor(self, pixels: Tensor) -> Tensor:
+        """`run_tensor` of checked pixels, uint8 or float32, by a backend that takes tensors."""
         import torch
 
-        if not isinstance(self.backend, TensorBackend):
-            host = pixels.float() if pixels.is_floating_point() else pixels  # NumPy has no bfloat16
-            return torch.from_numpy(self.run(host.cpu().numpy()))
+        assert isinstance(self.backend, TensorBackend)
         if not len(pixels):
-            return torch.zeros((0, *self.shape))
+            device = pixels.device if self._upload is None else self._upload.device
+            return torch.zeros((0, self._rules.tokens(pixels), self.shape[1]), device=device)
         config = self.preprocessor.config
         if pixels.is_floating_point():
-            values = config.denormalize_tensor(pixels) if self.uint8 else pixels.float()
+            values = config.denormalize_tensor(pixels) if self.uint8 else pixels
         else:
             levels = pixels if self._upload is None else pixels.to(self._upload.device)
             values = levels if self.uint8 else config.normalize_tensor(levels)

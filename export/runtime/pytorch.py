@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
 import numpy as np
@@ -26,9 +27,11 @@ from ..source import exported_module, source_checkpoint
 from ..targets import get_target, require
 from ..trace import DTYPES
 from .eager import EagerBackend
+from .pixels import as_tensor
+from .process import Opened, check_torch_forked, torch_computed
 
 
-class PyTorchBackend:
+class PyTorchBackend(Opened):
     """Runs the fused module of an artifact's checkpoint, channels-last, on the GPU where there is one.
 
     Args:
@@ -50,6 +53,11 @@ class PyTorchBackend:
         self, artifact: Artifact, target: str = "eager", *, threads: int | None = None, stored_half: bool = False,
         taps: Sequence[str] = (), checkpoint: Checkpoint | str | None = None,
     ) -> None:  # fmt: skip
+        self._opened(
+            artifact, target=target, threads=threads, stored_half=stored_half, taps=taps, checkpoint=checkpoint
+        )
+        check_torch_forked(torch.get_num_threads())
+        torch_computed()
         row = get_target(target)
         require(row)
         manifest = artifact.manifest
@@ -98,7 +106,10 @@ class PyTorchBackend:
             modules = [m for m in (self._model.encoder, self._model.connector) if m is not None]
             self._forward = CudaGraphs(torch.nn.Sequential(*modules), dtype=self._model.dtype)
             self._prepare = _as_it_is
+        self._turn: AbstractContextManager[object] = nullcontext()
         if compiles:
+            if self.device.type == "cuda":
+                self._turn = _Turn(self.device)
             # With CUDA graphs where there is a GPU; on a CPU the modes are alike.
             self._forward = torch.compile(
                 self._model.forward, dynamic=False, mode="max-autotune" if self.device.type == "cuda" else None
@@ -106,20 +117,21 @@ class PyTorchBackend:
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
-        features = self.run_tensor(torch.from_numpy(pixel_values))
+        features = self.run_tensor(as_tensor(pixel_values))
         return features.float().cpu().numpy()
 
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
-        with _threads(self.threads), self._mode():
+        self.check_process()
+        with _threads(self.threads), self._mode(), self._turn:
             try:
                 y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 raise UnavailableError(
                     f"torch.compile fails here: {first_line(error)}; take --backend eager, or install a C++ compiler"
                 ) from error
-        # A CUDA graph writes its next result to the same place.
-        return y.clone() if self.name == "torch-compile" and self.device.type == "cuda" else y
+            # The graphs of torch.compile write their next result to the same place.
+            return y if isinstance(self._turn, nullcontext) else y.clone()
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
@@ -138,11 +150,13 @@ class PyTorchBackend:
 
     def launch(self, pixel_values: Tensor) -> Tensor:
         """As `run_tensor`, each kernel launched from Python: what a CUDA graph of the caller's can record."""
+        self.check_process()
         with _threads(self.threads), self._model.mode(), cudnn_trials(self.device):
             return self._model.forward(self._channels_last(pixel_values))
 
     def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The features, and the outputs of the blocks asked for, all in float32."""
+        self.check_process()
         inner: dict[str, np.ndarray] = {}
 
         def see(name: str, y: np.ndarray) -> None:
@@ -192,12 +206,47 @@ def _as_it_is(pixel_values: Tensor) -> Tensor:
     return pixel_values
 
 
+class _Turn:
+    """One call at a time, each after the one before on the GPU too, whatever thread and stream either is on."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._lock = threading.Lock()
+        self._ended = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        torch.cuda.current_stream(self._device).wait_event(self._ended)
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.record(torch.cuda.current_stream(self._device))
+        self._lock.release()
+
+
+_threads_lock = threading.Lock()
+_threads_depth = 0
+_threads_before = 0
+
+
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count:
+    """PyTorch computes with `count` threads, where it is given.
+
+    The setting belongs to the process as much as to the thread: all of concurrent uses restore what was set before
+    the first.
+    """
+    global _threads_before, _threads_depth  # noqa: PLW0603  # as PyTorch's setting is
+    if not count:
+        yield
+        return
+    with _threads_lock:
+        if _threads_depth == 0:
+            _threads_before = torch.get_num_threads()
+        _threads_depth += 1
         torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _threads_lock:
+            _threads_depth -= 1
+            torch.set_num_threads(_threads_before)

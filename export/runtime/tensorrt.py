@@ -6,6 +6,7 @@ alike: shapes, then addresses, then `execute_async_v3` on a stream of our own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,17 +22,20 @@ from ..tensorrt.api import load_api
 from ..tensorrt.binding import REBUILD, check_binding, current_gpu
 from ..tensorrt.options import Profile
 from ..trace import INPUT_NAME, OUTPUT_NAME
+from .pixels import as_tensor
+from .process import Opened
 
 MAX_SHAPES = 4
 """Input shapes that are kept ready; each holds the engine's activations once."""
 
 
-class TensorRTBackend:
+class TensorRTBackend(Opened):
     """Runs `encoder.plan` of an artifact.
 
     Each input shape has an execution context and buffers of its own and, from its second run on, a CUDA graph: the
     engine's kernels start with one call. (A graph holds what its context had when it was made, so none serves two
-    shapes.) Tensors that lie on the GPU are not copied through the host.
+    shapes.) Tensors that lie on the GPU are not copied through the host. Calls may come from any thread and stream;
+    each has the buffers to itself until its result is copied.
 
     Args:
         artifact: an opened artifact with an engine.
@@ -49,6 +53,9 @@ class TensorRTBackend:
         self, artifact: Artifact, target: str = "tensorrt", *, threads: int | None = None, stored_half: bool = False,
         taps: Sequence[str] = (), cuda_graph: bool = True,
     ) -> None:  # fmt: skip
+        self._opened(
+            artifact, target=target, threads=threads, stored_half=stored_half, taps=taps, cuda_graph=cuda_graph
+        )
         row = get_target(target)
         manifest = artifact.manifest
         if manifest.engine is None:
@@ -74,10 +81,11 @@ class TensorRTBackend:
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._dtypes = {name: _torch_dtype(self._engine.get_tensor_dtype(name)) for name in (INPUT_NAME, OUTPUT_NAME)}
         self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self._lock = threading.Lock()
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
-        features: np.ndarray = self.run_tensor(torch.from_numpy(pixel_values)).float().cpu().numpy()
+        features: np.ndarray = self.run_tensor(as_tensor(pixel_values)).float().cpu().numpy()
         return features
 
     def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -89,18 +97,21 @@ class TensorRTBackend:
 
         Raises ConfigError for a shape outside the engine's profile.
         """
+        self.check_process()
         batch, _, height, width = pixel_values.shape
         self.profile.check(batch, height, width)
-        shape = self._shapes.get(tuple(pixel_values.shape)) or self._prepare(tuple(pixel_values.shape))
-        caller = torch.cuda.current_stream(self.device)
-        self._stream.wait_stream(caller)
-        with torch.cuda.stream(self._stream):
-            # Not `non_blocking`: from pinned memory that returns before the host's tensor was read.
-            shape.pixels.copy_(pixel_values.to(self.device))
-            self._execute(shape)
-            features = shape.features.clone()
-        caller.wait_stream(self._stream)
-        features.record_stream(caller)
+        # One stream runs all calls in the order of their launches: the lock keeps a call's launches together.
+        with self._lock:
+            shape = self._shapes.get(tuple(pixel_values.shape)) or self._prepare(tuple(pixel_values.shape))
+            caller = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(caller)
+            with torch.cuda.stream(self._stream):
+                # Not `non_blocking`: from pinned memory that returns before the host's tensor was read.
+                shape.pixels.copy_(pixel_values.to(self.device))
+                self._execute(shape)
+                features = shape.features.clone()
+            caller.wait_stream(self._stream)
+            features.record_stream(caller)
         return features
 
     def _prepare(self, size: tuple[int, ...]) -> _Shape:
@@ -132,7 +143,8 @@ class TensorRTBackend:
         if self._cuda_graph and shape.runs:
             self._stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self._stream):
+            # Other threads may use the GPU meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._enqueue(shape)
             shape.graph = graph
         shape.runs += 1

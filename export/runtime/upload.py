@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .pixels import as_tensor
+
 
 class Upload:
     """Copies NumPy arrays to a device through one buffer of pinned memory.
@@ -27,7 +29,7 @@ class Upload:
 
     def __call__(self, array: np.ndarray) -> Tensor:
         """An array of any shape and dtype that torch has -> the same on the device, the caller's to keep."""
-        source = torch.from_numpy(np.ascontiguousarray(array))
+        source = as_tensor(np.ascontiguousarray(array))
         result = torch.empty_like(source, device=self.device)
         with self._lock:
             if self._read is not None:

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 from ...encoder.checkpoint import Checkpoint, CheckpointInfo
 from ...errors import ArtifactError, ConfigError
 from ..artifact import Artifact
+from ..options import AUTO
 from .encoder import Encoder
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
 class ArtifactTower:
     """An artifact as a `VisionTower` (see `encoder.fastvlm.vision`).
 
-    >>> tower = ArtifactTower("fastvithd-1024", vlm.info, backend="onnxruntime-cpu")
+    >>> tower = ArtifactTower("fastvithd-1024", vlm.info)
     >>> answer = vlm.generate(["photo.jpg"], "What is this?", tower=tower)
 
     Args:
@@ -34,7 +36,7 @@ class ArtifactTower:
 
     def __init__(
         self, artifact: str | os.PathLike[str] | Artifact, info: CheckpointInfo | None, *,
-        backend: str = "onnxruntime-cpu", resolution: tuple[int, int] | None = None, threads: int | None = None,
+        backend: str = AUTO, resolution: tuple[int, int] | None = None, threads: int | None = None,
         checkpoint: Checkpoint | str | None = None, force: bool = False,
     ) -> None:  # fmt: skip
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
@@ -42,7 +44,7 @@ class ArtifactTower:
             check_same_weights(self.artifact, info.source, info.sha256, info.connector_sha256)
         self.encoder = Encoder(self.artifact, backend, resolution=resolution, threads=threads, checkpoint=checkpoint)
         options = self.artifact.manifest.options
-        self.name = backend
+        self.name = self.encoder.chosen.name
         self.projected = bool(options.get("projector"))
         own = self.encoder.preprocessor.height, self.encoder.preprocessor.width
         self.resolution: tuple[int, int] | None = None if options.get("dynamic_res") and resolution is None else own
@@ -60,20 +62,43 @@ class ArtifactTower:
         return self.encoder.run_tensor(pixels)
 
 
-def check_same_weights(artifact: Artifact, source: str, sha256: str, connector_sha256: str | None) -> None:
-    """Raises ArtifactError where an artifact was made from other weights than those of `source`.
+def check_same_weights(
+    artifact: Artifact, source: str, sha256: str, connector_sha256: str | None, *, dtype: torch.dtype | None = None
+) -> str | None:
+    """Compares the weights that an artifact was made from with those of `source`.
 
     Args:
-        artifact: an opened artifact; its connector counts where it ends with one.
+        artifact: an opened artifact; its connector counts if it ends with one.
         source: whose weights the hashes are of, for the message.
-        sha256, connector_sha256: as `CheckpointInfo` has them.
+        sha256, connector_sha256: as `CheckpointInfo` has them, of tensors in float32.
+        dtype: what `source` holds its tensors in, for the message; None for float32.
+
+    Returns:
+        A notice, if the weights are the same but for a rounding to bfloat16 or float16; else None.
+
+    Raises:
+        ArtifactError: the weights differ.
     """
     made_from = artifact.manifest.checkpoint
-    mend = "export this checkpoint, or take it as it is with --force (force=True)"
-    if made_from["sha256"] != sha256:
+    ends = bool(artifact.manifest.options.get("projector"))
+    own = made_from["sha256"], made_from.get("connector_sha256") if ends else None
+    theirs = sha256, connector_sha256 if ends else None
+    if own == theirs:
+        return None
+    fix = "export this checkpoint, or take the artifact as it is with --force (force=True)"
+    rounded: dict[str, dict[str, str | None]] = made_from.get("rounded") or {}
+    for kind, hashes in rounded.items():
+        if (hashes["sha256"], hashes["connector_sha256"] if ends else None) == theirs:
+            return (
+                f"{source} holds its weights rounded to {kind}; {artifact.path} was made from the same weights before "
+                "that rounding."
+            )
+    kind = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if kind != "float32" and kind not in rounded:  # of an earlier version
+        fix = f"load the model in float32 if only the rounding to {kind} differs, or {fix}"
+    if own[0] != theirs[0]:
         raise ArtifactError(
             f"{artifact.path} was made from other weights ({made_from['source']}, sha256 {made_from['sha256'][:12]}…) "
-            f"than those of {source} ({sha256[:12]}…); {mend}"
+            f"than those of {source} ({sha256[:12]}…); {fix}"
         )
-    if artifact.manifest.options.get("projector") and made_from.get("connector_sha256") != connector_sha256:
-        raise ArtifactError(f"{artifact.path} ends with another connector than that of {source}; {mend}")
+    raise ArtifactError(f"{artifact.path} ends with another connector than that of {source}; {fix}")

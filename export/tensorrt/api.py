@@ -145,7 +145,8 @@ def load_api(flavour: Flavour | None = None, *, to_build: bool = True) -> Api:
     order: tuple[Flavour, ...] = (flavour,) if flavour else FLAVOURS if gpu or not to_build else ("tensorrt-rtx",)
     found = next((name for name in order if is_installed(name)), None)
     if found is None:
-        raise UnavailableError(f"{_wanted(flavour)} is not installed: `{install_command(flavour)}`")
+        meanwhile = "; --dry-run writes the ONNX file and prints the trtexec line without it" if to_build else ""
+        raise UnavailableError(f"{_wanted(flavour)} is not installed: `{install_command(flavour)}`{meanwhile}")
     try:
         trt = importlib.import_module(MODULES[found])
         version = str(trt.__version__)

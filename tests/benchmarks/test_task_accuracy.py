@@ -8,7 +8,7 @@ IMAGES = 2000
 """Paired with the FP32 answers, 1 % of them turned would be a standard error of 0.22 points."""
 
 
-def test_quantization_costs_no_answers(exact_int8: None) -> None:
+def test_quantization_costs_no_answers() -> None:
     rows = {row["name"]: row for row in measure(IMAGES, samples=64)}
     assert set(rows) == set(CANDIDATES)
     fp32, *others = rows.values()

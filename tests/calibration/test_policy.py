@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 from torch import nn
 
@@ -91,3 +93,10 @@ def test_fp8_is_for_tensorrt() -> None:
     for target in ("onnxruntime-cpu", "openvino"):
         with pytest.raises(ConfigError, match=f"FP8 runs on TensorRT alone.*{target}.*--int8"):
             Policy(target, "fp8")
+
+
+@pytest.mark.parametrize("fmt", ["int8", "fp8"])
+def test_a_reduced_range_is_for_cpus(fmt: Literal["int8", "fp8"]) -> None:
+    with pytest.raises(ConfigError, match=r"--reduce-range is for INT8 on CPUs.*found --target tensorrt"):
+        Policy("tensorrt", fmt, reduce_range=True)
+    assert Policy("openvino", reduce_range=True).reduce_range

@@ -196,3 +196,19 @@ def test_fp8_reaches_its_end() -> None:
     weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(7))
     scale = weight_scale(weight, torch.ones(40), FP8)
     torch.testing.assert_close(scale * FP8_MAX, weight.abs().amax(1))
+
+
+def test_a_reduced_range_is_kept_and_paid_for() -> None:
+    """Half the levels: no value beyond them, and noise of about twice the amplitude in the products."""
+    generator = torch.Generator().manual_seed(8)
+    rows = correlated(generator, 400, 48, 6, 0.1)
+    moments = moments_of(rows)
+    weight = torch.randn(24, 48, generator=generator)
+
+    def noise(limit: int) -> float:
+        found = round_weight(weight, torch.zeros(24), moments, torch.int8, limit)
+        assert found.values.abs().max() <= limit and (found.values.abs().amax(1) >= 0.78 * limit).all()
+        change = found.dequantized().double() - weight.double()
+        return float((change @ moments.covariance.double() * change).sum().sqrt())
+
+    assert 1.6 < noise(64) / noise(127) < 2.6

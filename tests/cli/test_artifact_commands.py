@@ -111,13 +111,15 @@ def test_encode_table_and_json(fvexport, artifact: Path, photo: Path, tmp_path: 
         Image.open(photo).save(tmp_path / "more" / name)
     outcome = fvexport("encode", photo.name, "more", "--artifact", artifact, "--out", "f.safetensors")
     assert outcome.code == 0 and outcome.err == "" and "f.safetensors" in outcome.out
+    assert "backend   onnxruntime-cpu (" in outcome.out
     with safe_open(tmp_path / "f.safetensors", "np") as file:
         assert set(file.keys()) == {"photo.png", "more/a.png", "more/b.jpg"}
         assert np.array_equal(file.get_tensor("photo.png"), file.get_tensor("more/a.png"))
     fvexport("encode", photo.name, "--artifact", artifact, "--out", "f.safetensors").one_line_error("--force")
     args = ("--artifact", artifact, "--out", "f.safetensors", "--force", "--batch-size", 2, "--json")
     answer = fvexport("encode", photo.name, *args).json
-    assert answer.keys() == {"out", "encoded", "failed", "seconds", "shape"}
+    assert answer.keys() == {"out", "encoded", "failed", "seconds", "shape", "backend", "backend_why"}
+    assert answer["backend"] == "onnxruntime-cpu" and answer["backend_why"]
     assert answer["encoded"] == 1 and answer["failed"] == [] and answer["shape"] == [4, 256]
 
 

@@ -67,7 +67,7 @@ def test_images_that_are_nearly_black_are_told(fvexport, artifact: Path, tmp_pat
     lines = [line for line in ran.err.splitlines() if line.startswith("note: ")]
     assert len(lines) == 4
     assert "0.png (mode I;16) is nearly black: its highest value is 4095 of 65535" in lines[0]
-    assert lines[3] == "note: 2 more images or folders like these"
+    assert lines[3] == "note: 2 more notes like these"
 
 
 def test_max_pixels(fvexport, artifact: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,8 +37,8 @@ def test_json_alone_on_stdout(fvexport, tmp_path: Path) -> None:
     outcome = fvexport("onnx", "--variant", "tiny", "--res", "128x64", "--seed", 3, "--out", "new/a", *flags, "--json")
     assert outcome.code == 0 and outcome.err == ""
     answer = outcome.json
-    assert answer.keys() == {"artifact", "manifest", "verdict", "seconds", "notices"}
-    assert answer["artifact"] == "new/a" and answer["verdict"] is None
+    assert answer.keys() == {"artifact", "manifest", "verdict", "seconds", "notices", "reused"}
+    assert answer["artifact"] == "new/a" and answer["verdict"] is None and not answer["reused"]
     assert answer["manifest"] == json.loads((tmp_path / "new/a/manifest.json").read_text())
     assert answer["manifest"]["input"]["shape"] == [2, 3, 128, 64]
     assert answer["manifest"]["checkpoint"]["source"] == "seeded:3"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import io
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +22,9 @@ from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.forms import timm_to_apple
 from fvexport.encoder.config import VARIANTS
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.errors import ArtifactError, ConfigError, UnavailableError
+from fvexport.errors import ArtifactError, ConfigError, FvexportError, UnavailableError
 from fvexport.export.artifact import Artifact
+from fvexport.export.options import ExportOptions
 
 modeling_outputs = pytest.importorskip("transformers.modeling_outputs")
 modeling_fast_vlm = pytest.importorskip("transformers.models.fast_vlm.modeling_fast_vlm")
@@ -178,11 +184,25 @@ def test_llava(golden_dir: Path, load_golden: Golden, exported: Export, in_list:
 
 def test_a_model_in_half_precision(transformers_model: Any, inputs: dict[str, Tensor], exported: Export) -> None:
     model = transformers_model.to(torch.bfloat16)
-    with pytest.raises(ArtifactError, match="other weights"):  # rounded weights are others
-        fvexport.patch(model, at_256(exported))
-    with fvexport.patch(model, at_256(exported), force=True), torch.inference_mode():
+    with fvexport.patch(model, at_256(exported)) as patched, torch.inference_mode():
         logits = model(**{**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}).logits
     assert logits.dtype == torch.bfloat16 and bool(torch.isfinite(logits).all())
+    assert "holds its weights rounded to bfloat16" in str(patched.notice)
+    with torch.no_grad():
+        next(model.model.vision_tower.parameters()).view(-1)[0] += 1
+    with pytest.raises(ArtifactError, match="other weights"):
+        fvexport.patch(model, at_256(exported))
+
+
+def test_half_precision_and_an_artifact_of_an_earlier_version(
+    transformers_model: Any, exported: Export, tmp_path: Path
+) -> None:
+    """Its manifest has no hashes of rounded weights: the line says that rounding may be all that differs."""
+    older = Artifact.open(at_256(exported).path)
+    del older.manifest.checkpoint["rounded"]
+    model = transformers_model.half()
+    with pytest.raises(ArtifactError, match="load the model in float32 if only the rounding to float16 differs"):
+        fvexport.patch(model, older)
 
 
 def test_other_weights_are_refused(transformers_model: Any, inputs: dict[str, Tensor], exported: Export) -> None:
@@ -233,3 +253,198 @@ def test_it_comes_off_after_an_error(llava: Llava, exported: Export) -> None:
     with pytest.raises(RuntimeError, match="mine"), fvexport.patch(llava, at_256(exported, "llava_tiny")):
         raise RuntimeError("mine")
     assert llava.get_vision_tower() is own
+
+
+# --- the contract of a module ------------------------------------------------------------------
+
+
+def test_a_patched_model_is_saved_whole(
+    transformers_model: Any, inputs: dict[str, Tensor], exported: Export, tmp_path: Path
+) -> None:
+    model = transformers_model
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = [name for name, _ in model.named_modules()]
+    parameters = dict(model.named_parameters())
+    with fvexport.patch(model, at_256(exported, projector=True)):
+        assert model.state_dict().keys() == state.keys()
+        assert [name for name, _ in model.named_modules()] == names
+        assert dict(model.named_parameters()) == parameters
+        model.save_pretrained(tmp_path / "saved")
+        report = model.load_state_dict({name: tensor * 2 for name, tensor in state.items()})
+        assert not report.missing_keys and not report.unexpected_keys
+        assert torch.equal(model.model.vision_tower.state_dict()[TOWER], 2 * state[f"model.vision_tower.{TOWER}"])
+        model.load_state_dict(state)
+    saved = load_checkpoint(tmp_path / "saved").info
+    own = load_checkpoint(at_256(exported).manifest.checkpoint["source"]).info
+    assert (saved.sha256, saved.connector_sha256) == (own.sha256, own.connector_sha256)
+    again = modeling_fast_vlm.FastVlmForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
+    with torch.inference_mode():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+
+
+TOWER = "timm_model.stem.0.reparam_conv.weight"
+
+
+@pytest.mark.parametrize("kind", ["transformers", "llava"])
+def test_moving_while_patched(
+    transformers_model: Any, llava: Llava, inputs: dict[str, Tensor], exported: Export, kind: str
+) -> None:
+    model = transformers_model if kind == "transformers" else llava
+    pixels = inputs["pixel_values"].bfloat16()
+    form = "transformers_tiny" if kind == "transformers" else "llava_tiny"
+    with fvexport.patch(model, at_256(exported, form)), torch.inference_mode():
+        model.to(torch.bfloat16)
+        patched = features(model, pixels)
+        assert patched.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    with torch.inference_mode():
+        own = features(model, pixels)
+    assert own.dtype == torch.bfloat16
+    assert float((patched - own).float().norm() / own.float().norm()) < 0.05
+
+
+def features(model: Any, pixels: Tensor) -> Tensor:
+    if isinstance(model, Llava):
+        found: Tensor = model.encode_images(pixels)
+        return found
+    return model.get_image_features(pixels).pooler_output
+
+
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
+@pytest.mark.parametrize("kind", ["transformers", "llava"])
+def test_copies_are_not_patched(
+    transformers_model: Any, llava: Llava, inputs: dict[str, Tensor], exported: Export, kind: str, how: str
+) -> None:
+    model = transformers_model if kind == "transformers" else llava
+    form = "transformers_tiny" if kind == "transformers" else "llava_tiny"
+    pixels = inputs["pixel_values"]
+    with torch.no_grad(), fvexport.patch(model, at_256(exported, form)):
+        calls = tower_of(model).calls
+        copied = copy_of(model, how)
+        tower_of(copied).calls = 0
+        own, artifact = features(copied, pixels), features(model, pixels)
+        assert (tower_of(copied).calls, tower_of(model).calls) == (1, calls)
+    assert torch.allclose(own, artifact, atol=1e-4)
+    assert tower_of(copied) is not tower_of(model)
+    assert copied.state_dict().keys() == model.state_dict().keys()
+
+
+def tower_of(model: Any) -> Any:
+    return model.get_vision_tower() if isinstance(model, Llava) else model.model.vision_tower
+
+
+def copy_of(model: Any, how: str) -> Any:
+    if how == "deepcopy":
+        return copy.deepcopy(model)
+    if how == "pickle":
+        return pickle.loads(pickle.dumps(model))
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    return torch.load(io.BytesIO(stream.getvalue()), weights_only=False)
+
+
+def test_gradients_and_training_are_the_towers_own(
+    transformers_model: Any, inputs: dict[str, Tensor], exported: Export, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = transformers_model
+    pixels = inputs["pixel_values"].clone().requires_grad_()
+    wanted = torch.autograd.grad(features(model, pixels).sum(), pixels)[0]
+    calls = tower_of(model).calls
+    with fvexport.patch(model, at_256(exported)):
+        got = torch.autograd.grad(features(model, pixels).sum(), pixels)[0]
+        assert torch.equal(got, wanted)
+        assert tower_of(model).calls == calls + 1
+        assert "the model's own vision tower runs for pixels that require a gradient" in caplog.text
+        with torch.no_grad():
+            features(model, pixels)  # no gradient is asked for
+        assert tower_of(model).calls == calls + 1
+        model.train()
+        assert features(model, inputs["pixel_values"]).requires_grad
+        assert tower_of(model).calls == calls + 2
+        model.eval()
+        features(model, inputs["pixel_values"])
+        assert tower_of(model).calls == calls + 2
+
+
+def test_weights_that_change_while_patched(
+    transformers_model: Any, inputs: dict[str, Tensor], exported: Export
+) -> None:
+    """The artifact keeps the weights that it was made from: it must not answer for others."""
+    model, pixels = transformers_model, inputs["pixel_values"]
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad(), fvexport.patch(model, at_256(exported)):
+        before = features(model, pixels)
+        model.load_state_dict({name: 2 * tensor for name, tensor in state.items()})
+        with pytest.raises(ArtifactError, match="was made from other weights"):
+            features(model, pixels)
+        model.load_state_dict(state)
+        assert torch.equal(features(model, pixels), before)
+        model.to(torch.bfloat16).float()  # rounded now, whatever their type
+        assert torch.allclose(features(model, pixels), before, atol=0.05)
+
+
+def test_hidden_states_are_the_towers_own(transformers_model: Any, inputs: dict[str, Tensor], exported: Export) -> None:
+    model, pixels = transformers_model, inputs["pixel_values"]
+    calls = tower_of(model).calls
+    with torch.no_grad(), fvexport.patch(model, at_256(exported)):
+        model.get_image_features(pixels, output_hidden_states=True)
+        assert tower_of(model).calls == calls + 1
+        kinds = [type(tower_of(model)(pixels, return_dict=flag)) for flag in (True, False)]
+        assert tower_of(model).calls == calls + 1
+        assert issubclass(kinds[0], modeling_outputs.ModelOutput) and kinds[1] is tuple
+
+
+def test_an_artifact_with_its_projector_refuses_what_the_tower_has_to_do(
+    transformers_model: Any, inputs: dict[str, Tensor], exported: Export
+) -> None:
+    model, pixels = transformers_model, inputs["pixel_values"]
+    with fvexport.patch(model, at_256(exported, projector=True)):
+        with pytest.raises(ConfigError, match="cannot serve hidden states"):
+            model.get_image_features(pixels, output_hidden_states=True)
+        with pytest.raises(ConfigError, match="cannot serve pixels that require a gradient"):
+            features(model, pixels.clone().requires_grad_())
+        model.train()
+        with pytest.raises(ConfigError, match=r"training mode \(call model.eval\(\)\)"):
+            features(model, pixels)
+
+
+def test_a_forward_of_its_own_comes_back(llava: Llava, exported: Export) -> None:
+    """accelerate puts one into the instance too."""
+    own = llava.get_vision_tower()
+    wrapped = own.forward = functools.partial(type(own).forward, own)
+    fvexport.patch(llava, at_256(exported, "llava_tiny")).restore()
+    assert own.forward is wrapped
+
+
+def test_pixels_for_a_uint8_artifact(transformers_model: Any, exported: Export) -> None:
+    """Normalized floats become the nearest levels; what no image has is refused, not clipped."""
+    artifact = exported("transformers_tiny", height=128, width=128, input="uint8")
+    levels = np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128), np.uint8)
+    pixels = torch.from_numpy(artifact.manifest.preprocessor.config.normalize(levels))
+    with torch.no_grad():
+        own = features(transformers_model, pixels)
+        with fvexport.patch(transformers_model, artifact):
+            assert torch.allclose(features(transformers_model, pixels), own, atol=1e-4)
+            for wrong in (2 * pixels - 1, 255 * pixels):
+                with pytest.raises(FvexportError, match="normalize"):
+                    features(transformers_model, wrong)
+
+
+def test_the_documented_snippet_runs_twice(
+    transformers_model: Any, golden_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ExportOptions(height=128, width=128)
+    reports = []
+    for _ in range(2):
+        reports.append(fvexport.export_onnx(golden_dir / "transformers_tiny", options=options))
+        with fvexport.patch(transformers_model, reports[-1].artifact):
+            pass
+    first, second = reports
+    assert not first.reused and second.reused
+    assert second.artifact.path == first.artifact.path
+    assert second.artifact.manifest.created == first.artifact.manifest.created
+    assert any("used as it is" in notice for notice in second.notices)
+    other = replace(options, opset=18)
+    with pytest.raises(ArtifactError, match=r"holds another artifact \(its opset is 20, not 18\).*force=True"):
+        fvexport.export_onnx(golden_dir / "transformers_tiny", second.artifact.path, options=other)

@@ -33,7 +33,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder(artifact: Path):
     from fvexport.export.runtime import Encoder
 
-    return Encoder(artifact)
+    return Encoder(artifact, "onnxruntime-cpu")
 
 
 def make_image(path: Path, seed: int = 0) -> Path:
@@ -61,6 +61,7 @@ def test_features_and_metadata(tmp_path: Path, artifact: Path, encoder, monkeypa
         [*images, images[0]], encoder, Path("new/f.safetensors"), progress=lambda *state: told.append(state)
     )
     assert (report.encoded, report.failed, report.shape) == (5, [], (2, 256))
+    assert report.backend == "onnxruntime-cpu"
     assert told[0] == ("encode", 0, 5) and told[-1] == ("encode", 5, 5)
     with safe_open("new/f.safetensors", "np") as file:
         assert sorted(file.keys()) == [f"{i}.png" for i in range(5)]
@@ -74,6 +75,7 @@ def test_features_and_metadata(tmp_path: Path, artifact: Path, encoder, monkeypa
         "artifact_sha256": manifest.files["encoder.onnx"]["sha256"],
         "checkpoint_sha256": manifest.checkpoint["sha256"],
         "resolution": "128x64",
+        "backend": "onnxruntime-cpu",
         "fvexport": __version__,
     }
     assert header_is_sound(Path("new/f.safetensors"))

@@ -122,6 +122,18 @@ def test_attention_is_fused_but_where_openvino_is_wrong(exported: Export, heads:
     assert not any(wrong(*size) for size in ((1024, 1024), (512, 512), (384, 384), (256, 256), ("height", "width")))
 
 
+@pytest.mark.parametrize("io", ["fp32", "model"])
+def test_only_other_outputs_are_converted(exported: Export, io: str) -> None:
+    """A conversion from float32 to float32 would cost time."""
+    from fvexport.export.runtime.openvino import _float32_outputs
+
+    read = openvino.Core().read_model(str(exported(precision="fp16", io=io).model_path))
+    before = read.output(0).element_type
+    made = _float32_outputs(read, openvino)
+    assert (made is read) == (before == openvino.Type.f32) == (io == "fp32")
+    assert made.output(0).element_type == openvino.Type.f32
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_it_computes_as_it_says(exported: Export, precision: str) -> None:
     backend = OpenVinoBackend(exported(precision=precision))

@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from fvexport.encoder.config import FastViTHDConfig
 from fvexport.errors import ConfigError
+from fvexport.export import options as export_options
+from fvexport.export import targets
 from fvexport.export.options import ExportOptions, parse_batch, parse_resolution
+from fvexport.export.targets import QuantChoice
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,9 @@ from fvexport.export.options import ExportOptions, parse_batch, parse_resolution
         ({"opset": 21, "precision": "bf16"}, "need opset 22 or later; found --opset 21"),
         ({"opset": 18, "precision": "int8"}, "Q/DQ needs opset 19 or later; found --opset 18"),
         ({"opset": 18, "precision": "fp8"}, "Q/DQ needs opset 19 or later; found --opset 18"),
+        ({"reduce_range": False}, "--reduce-range is for --int8; leave it out with --fp32"),
+        ({"reduce_range": True, "precision": "fp8"}, "--reduce-range is for INT8 on CPUs"),
+        ({"reduce_range": True, "precision": "int8", "target": "tensorrt"}, "found --target tensorrt"),
         ({"target": "tensorrt"}, "--target is for --int8 and --fp8; leave it out with --fp32"),
         ({"target": "openvino", "precision": "fp16"}, "leave it out with --fp16"),
         ({"target": "tensort", "precision": "int8"}, "did you mean 'tensorrt'?"),
@@ -65,8 +71,17 @@ def test_effective_opset(options: dict[str, Any], opset: int) -> None:
         ({"batch": 4}, "tiny-1024-fp32-b4"),
         ({"batch": None, "dynamic_res": True}, "tiny-dynamic-fp32-batch"),
         ({"projector": True, "input": "uint8"}, "tiny-1024-fp32-projector-uint8"),
-        ({"precision": "int8"}, "tiny-1024-int8-tensorrt"),
-        ({"precision": "int8", "target": "openvino", "batch": 2}, "tiny-1024-int8-openvino-b2"),
+        ({"precision": "int8", "target": "tensorrt"}, "tiny-1024-int8-tensorrt"),
+        ({"precision": "fp8"}, "tiny-1024-fp8-tensorrt"),
+        ({"precision": "int8", "attention_plugin": True}, "tiny-1024-int8-tensorrt-plugin"),
+        (
+            {"precision": "int8", "target": "openvino", "batch": 2, "reduce_range": False},
+            "tiny-1024-int8-openvino-b2",
+        ),
+        (
+            {"precision": "int8", "target": "onnxruntime-cpu", "reduce_range": True},
+            "tiny-1024-int8-onnxruntime-cpu-reduced",
+        ),
     ],
 )
 def test_default_name(options: dict[str, Any], name: str) -> None:
@@ -76,7 +91,7 @@ def test_default_name(options: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "around"),
     [
-        ({"precision": "int8"}, "fp16"),
+        ({"precision": "int8", "target": "tensorrt"}, "fp16"),
         ({"precision": "fp8"}, "fp16"),
         ({"precision": "int8", "target": "onnxruntime-cpu"}, "fp32"),
         ({"precision": "int8", "target": "openvino"}, "fp32"),
@@ -119,5 +134,35 @@ def test_batch(text: str, batch: int | None) -> None:
 
 
 def test_to_dict_holds_every_option() -> None:
-    options = ExportOptions(batch=None, opset=21, io="model", precision="int8", target="openvino")
+    options = ExportOptions(batch=None, opset=21, io="model", precision="int8", target="openvino", reduce_range=True)
     assert ExportOptions(**json.loads(json.dumps(options.to_dict()))) == options
+
+
+@pytest.mark.parametrize(
+    ("fastest", "saturates", "asked", "target", "reduced"),
+    [
+        ("openvino", True, {}, "openvino", True),
+        ("openvino", True, {"target": "auto"}, "openvino", True),
+        ("onnxruntime-cpu", False, {}, "onnxruntime-cpu", False),
+        ("tensorrt", True, {}, "tensorrt", False),
+        ("tensorrt", True, {"target": "openvino"}, "openvino", True),
+        ("tensorrt", True, {"target": "openvino", "reduce_range": False}, "openvino", False),
+        ("openvino", False, {"target": "onnxruntime-cpu", "reduce_range": True}, "onnxruntime-cpu", True),
+        ("openvino", True, {"precision": "fp8"}, "tensorrt", False),
+        ("openvino", True, {"attention_plugin": True}, "tensorrt", False),
+    ],
+)
+def test_what_is_left_open_is_chosen_for_the_machine(
+    monkeypatch: pytest.MonkeyPatch, fastest: Any, saturates: bool, asked: dict[str, Any], target: str, reduced: bool
+) -> None:
+    monkeypatch.setattr(targets, "fastest_quant_target", lambda **_: QuantChoice(fastest, "it is fast"))
+    monkeypatch.setattr(export_options, "products_saturate", lambda: saturates)
+    options = ExportOptions(**{"precision": "int8", **asked}).resolved()
+    assert (options.target, options.reduce_range) == (target, reduced)
+    assert (options.policy.target, options.policy.reduce_range) == (target, reduced)
+    assert options.resolved() is options
+
+
+def test_nothing_is_chosen_for_other_precisions() -> None:
+    options = ExportOptions(precision="fp16")
+    assert options.resolved() is options and options.target is options.reduce_range is None

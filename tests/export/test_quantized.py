@@ -74,11 +74,16 @@ def as_written(model: onnx.ModelProto, feed: np.ndarray) -> np.ndarray:
 def test_the_file_is_the_eager_model(
     made: Made, tiny: Checkpoint, photographs: dict[str, Path], distance: Any, case: str
 ) -> None:
-    levels = Preprocessor(128, 128).pixels(photographs["coffee"])[None]
-    feed = levels if "uint8" in case else levels.astype(np.float32) / 255
-    with torch.inference_mode():
-        wanted = eager(case, made(case), tiny)(torch.from_numpy(feed))
-    assert distance(as_written(load(made(case).artifact), feed), wanted) < 2e-4  # 1e-6, but for a rare tie
+    model, distances = eager(case, made(case), tiny), []
+    for name in ("astronaut", "camera", "coffee", "rocket", "brick"):
+        levels = Preprocessor(128, 128).pixels(photographs[name])[None]
+        feed = levels if "uint8" in case else levels.astype(np.float32) / 255
+        with torch.inference_mode():
+            wanted = model(torch.from_numpy(feed))
+        distances.append(distance(as_written(load(made(case).artifact), feed), wanted))
+    # A value within float32's noise of a tie is rounded either way, and then changes what follows it. A picture without
+    # such a value shows that nothing else differs.
+    assert sorted(distances)[1] < 1e-5 and max(distances) < 5e-2, distances
 
 
 @pytest.mark.parametrize("case", ["tensorrt", "fp8, projector"])
@@ -94,8 +99,8 @@ def test_the_file_holds_the_eager_models_weights(made: Made, tiny: Checkpoint, c
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_verdict(judged: Made, case: str) -> None:
-    report = judged(case)
+def test_verdict(made: Made, case: str) -> None:
+    report = made(case)
     verdict, manifest = report.verdict, report.artifact.manifest
     assert verdict.status == "pass"
     assert verdict.figures.sqnr_db > (18 if case.startswith("fp8") else 25)
@@ -110,9 +115,9 @@ def test_verdict(judged: Made, case: str) -> None:
     assert any("scikit-image ships" in notice for notice in report.notices)
 
 
-def test_other_sizes_and_batches(judged: Made, tiny: Checkpoint, distance: Any) -> None:
+def test_other_sizes_and_batches(made: Made, tiny: Checkpoint, distance: Any) -> None:
     """Calibrated and traced at 128 x 128, run at others, several at once, as uint8."""
-    backend = OnnxRuntimeBackend(judged("any size, uint8").artifact)
+    backend = OnnxRuntimeBackend(made("any size, uint8").artifact)
     photo = np.random.default_rng(0).integers(0, 256, (3, 4, 6)).astype(np.uint8)
     for batch, height, width in ((1, 64, 64), (3, 192, 128), (2, 64, 256)):
         smooth = np.kron(photo, np.ones((1, height // 4, width // 6 + 1), np.uint8))[:, :, :width]
@@ -123,7 +128,7 @@ def test_other_sizes_and_batches(judged: Made, tiny: Checkpoint, distance: Any) 
             wanted = tiny.encoder(torch.from_numpy(levels).float() / 255)
         assert distance(found, wanted) < 0.25
         assert distance(found[-1:], backend.run(levels[-1:])) < 0.05
-    assert judged("any size, uint8").verdict.resolutions == ["128x128", "64x64"]
+    assert made("any size, uint8").verdict.resolutions == ["128x128", "64x64"]
 
 
 def test_projector(made: Made, photographs: dict[str, Path]) -> None:
@@ -197,7 +202,7 @@ def test_a_quantized_file_that_fails_is_not_written(
         return model
 
     monkeypatch.setattr(onnx_export, "trace", wrong)
-    options = ExportOptions(height=64, width=64, precision="int8")
+    options = ExportOptions(height=64, width=64, precision="int8", target="tensorrt")
     with pytest.raises(ExportError, match="parity failed, nothing written"):
         export_onnx(tiny, tmp_path / "out", options=options, calibration=FEW)
     assert not list(tmp_path.iterdir())

@@ -81,9 +81,9 @@ def test_manifest_round_trip(made: Made, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["tensorrt", "any size, uint8", "fp8, projector", "openvino, as traced"])
-def test_parity_later(judged: Made, case: str) -> None:
+def test_parity_later(made: Made, case: str) -> None:
     """Without the module that was exported, against the manifest's record of what PyTorch lost."""
-    report = judged(case)
+    report = made(case)
     backend = "openvino" if case.startswith("openvino") else "onnxruntime-cpu"
     verdict = check_parity(report.artifact.path, backend=backend, layers=True)
     assert verdict.passed and verdict.first_bad_layer is None
@@ -117,9 +117,9 @@ def rescaled(folder: Path, name: str, factor: float) -> None:
     ],
 )
 def test_a_damaged_scale_is_found(
-    again: Callable[[str], Path], judged: Made, tiny: Checkpoint, case: str, name: str, factor: float
+    again: Callable[[str], Path], made: Made, tiny: Checkpoint, case: str, name: str, factor: float
 ) -> None:
-    judged(case)
+    made(case)
     folder = again(case)
     rescaled(folder, name, factor)
     block = next(block for block in BLOCKS if name.startswith(block))
@@ -141,9 +141,9 @@ def test_unmeasured_files_have_the_widest_bound(tmp_path: Path, tiny: Checkpoint
     assert check_parity(folder, checkpoint=tiny).status == "fail"
 
 
-def test_blocks_at_another_scale(judged: Made, tiny: Checkpoint, photographs: dict[str, Path], distance: Any) -> None:
+def test_blocks_at_another_scale(made: Made, tiny: Checkpoint, photographs: dict[str, Path], distance: Any) -> None:
     """Streams that were equalized: their factors stand in a file, and take each block back to the checkpoint's."""
-    report = judged("onnxruntime-cpu")
+    report = made("onnxruntime-cpu")
     artifact = report.artifact
     scales = load_file(artifact.path / BLOCK_SCALES_FILE)
     convolutional = [b for b in BLOCKS if b < "stages.3"]

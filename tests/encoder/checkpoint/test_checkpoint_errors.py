@@ -243,7 +243,20 @@ def test_pickle_without_names(tmp_path: Path, content: object, what: str) -> Non
 
 def test_numpy_archive(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", a=np.ones(2))
-    refusal(tmp_path / "a.npz", "a.npz: is cut off or damaged")
+    message = refusal(tmp_path / "a.npz", "a.npz: is a NumPy archive, not PyTorch's")
+    assert "download it again" not in message
+
+
+def test_gguf(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"GGUF\x03\0\0\0" + bytes(64))
+    refusal(tmp_path, "model.bin is a GGUF file of llama.cpp", "give the checkpoint that it was converted from")
+
+
+def test_dtype_that_safetensors_does_not_know(tmp_path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F2_E1", "shape": [4], "data_offsets": [0, 1]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0")
+    message = refusal(tmp_path, "holds tensors of dtype F2_E1, which this safetensors cannot read")
+    assert "download it again" not in message
 
 
 # --- other models ------------------------------------------------------------------------------
@@ -266,7 +279,6 @@ def test_numpy_archive(tmp_path: Path) -> None:
             ["model.layers.0.self_attn.q_proj.weight", "visual.patch_embed.proj.weight"],
             "a vision-language model with another image encoder",
         ),
-        (["base_model.model.layers.0.self_attn.q_proj.lora_A.weight"], "a LoRA adapter"),
         (["stem.0.weight", "stages.0.blocks.0.conv_dw.weight", "stages.0.blocks.0.mlp.fc1.weight"], "a ConvNeXt"),
         (["conv1.weight", "layer1.0.conv1.weight"], "a ResNet"),
         (["model.mm_projector.0.weight", "model.mm_projector.2.weight"], "the connector of a FastVLM or LLaVA alone"),
@@ -312,8 +324,9 @@ def test_one_error_tells_everything(llava: Tensors, write: Write) -> None:
         f"1 not floating point ({PROJ} (int32))",
         "it seems to be a FastViTHD in LLaVA form",
         "dims (8, 16, 32, 64, 128)",
-        "download it again",
+        "give the checkpoint that it was converted from",
     )
+    assert "download it again" not in message  # nothing in it speaks for damage
     assert "stages." not in message  # the file's names, not ours
 
 
@@ -321,7 +334,7 @@ def test_one_error_tells_everything(llava: Tensors, write: Write) -> None:
 def test_values_that_are_not_finite(llava: Tensors, write: Write, value: float) -> None:
     for name in (FC1, "model.mm_projector.0.bias"):
         llava[name].view(-1)[-1] = value
-    refusal(write(llava), f"2 with NaN or infinity ({FC1}, model.mm_projector.0.bias)")
+    refusal(write(llava), f"2 with NaN or infinity ({FC1}, model.mm_projector.0.bias)", "download it again")
 
 
 def test_infinity_out_of_float64(llava: Tensors, write: Write) -> None:
@@ -340,7 +353,8 @@ def test_damaged_shapes(llava: Tensors, write: Write, name: str, shape: tuple[in
 
 
 def test_all_shapes_damaged(llava: Tensors, write: Write) -> None:
-    refusal(write({name: torch.zeros(()) for name in llava}), "is no FastViTHD", "one whose shapes are all damaged")
+    scalars = {name: torch.zeros(()) for name in llava}
+    refusal(write(scalars), "is no FastViTHD", "a FastViTHD whose shapes are all damaged")
 
 
 @pytest.mark.parametrize("stage", ["0", "2", "10"])
@@ -381,7 +395,17 @@ def test_lost_block_that_the_config_knows_of(llava: Tensors, write: Write) -> No
     kept = {name: tensor for name, tensor in llava.items() if name not in lost}
     config = {"vision_layers": [1, 1, 2, 1, 1]}
     refusal(
-        write(kept, config=config), f"{len(lost) - 1} missing ({LLAVA}network.4.1.token_mixer.reparam_conv.weight, "
+        write(kept, config=config),
+        f"{len(lost) - 1} missing ({LLAVA}network.4.1.token_mixer.reparam_conv.weight, ",
+        "check the depths in config.json (1, 1, 2, 1, 1) against the tensors' (1, 1, 1, 1, 1)",
+    )
+
+
+def test_config_with_fewer_blocks_than_the_tensors(llava: Tensors, write: Write) -> None:
+    refusal(
+        write(llava, config={"vision_layers": [1, 1, 1, 1, 1]}),
+        f"surplus ({LLAVA}network.4.1.",
+        "check the depths in config.json (1, 1, 1, 1, 1) against the tensors' (1, 1, 2, 1, 1)",
     )
 
 
@@ -403,7 +427,14 @@ def test_connector_required_but_absent(golden_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [
-        ("linear", ["2 missing (model.mm_projector.weight, model.mm_projector.bias)", "4 surplus"]),
+        (
+            "linear",
+            [
+                "2 missing (model.mm_projector.weight, model.mm_projector.bias)",
+                "4 surplus",
+                "check mm_projector_type in config.json 'linear' against the tensors' mlp2x_gelu",
+            ],
+        ),
         ("mlp3x_gelu", ["2 missing (model.mm_projector.4.weight, model.mm_projector.4.bias)"]),
         ("resampler", ["has no usable connector", "unknown connector 'resampler'", "mm_projector_type"]),
         ("identity", ["4 surplus (model.mm_projector.0.bias"]),
@@ -411,6 +442,12 @@ def test_connector_required_but_absent(golden_dir: Path) -> None:
 )
 def test_connector_other_than_the_config_says(llava: Tensors, write: Write, kind: str, parts: list[str]) -> None:
     refusal(write(llava, config={"mm_projector_type": kind}), *parts)
+
+
+def test_activation_of_the_connector(golden: Callable[[str], Tensors], write: Write) -> None:
+    tensors = golden("transformers_tiny")
+    refusal(write(tensors, config={"projector_hidden_act": "relu"}), "config.json says projector_hidden_act 'relu'")
+    assert load_checkpoint(write(tensors, config={"projector_hidden_act": "gelu"})).connector is not None
 
 
 def test_connector_of_another_encoder(golden: Callable[[str], Tensors], write: Write) -> None:

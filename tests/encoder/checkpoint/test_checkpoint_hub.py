@@ -20,6 +20,7 @@ import pytest
 from torch import Tensor
 
 from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.errors import CheckpointError
 
 Tensors = dict[str, Tensor]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -218,3 +219,15 @@ def test_partly_cached(tmp_path: Path, hub: Hub, load: Callable[..., list[dict[s
     )
     (result,) = load(("org/sharded", {}), HF_HUB_OFFLINE="1")
     assert (result["form"], result["revision"]) == ("llava", COMMIT)
+
+
+def test_cache_that_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HF_HOME of another user: its token and its files are closed to this one."""
+
+    def closed(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "/home/other/hf/token")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", closed)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", closed)
+    with pytest.raises(CheckpointError, match=r"the cache of the hub may not be used.*set HF_HOME to a folder"):
+        load_checkpoint("apple/FastVLM-0.5B")

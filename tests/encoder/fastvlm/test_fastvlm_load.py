@@ -98,25 +98,133 @@ def test_rope_of_older_configs(golden_dir: Path, changed: Callable[..., Path]) -
 
 
 @pytest.mark.parametrize("form", ["llava_tiny", "transformers_tiny"])
-@pytest.mark.parametrize("config_says", [True, None])
-def test_a_tied_head(changed: Callable[..., Path], form: str, config_says: bool | None) -> None:
-    """Tied, as FastVLM-0.5B and -1.5B are: without a head, or with one that nobody reads."""
+@pytest.mark.parametrize(("config_says", "stored"), [(True, False), (None, False), (True, True)])
+def test_a_tied_head(changed: Callable[..., Path], form: str, config_says: bool | None, stored: bool) -> None:
+    """Tied, as FastVLM-0.5B and -1.5B are: without a head, or with one that is the embeddings."""
+    name = EMBEDDINGS if form == "llava_tiny" else "model.language_model.embed_tokens.weight"
 
     def tie(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         tensors.pop(HEAD)
-        for holder in (config, config.get("text_config", {})):
-            holder.pop("tie_word_embeddings", None)
-            if config_says is not None:
-                holder["tie_word_embeddings"] = config_says
-        if config_says:
-            tensors[HEAD] = torch.full((320, 64), 9.0)
+        say_tied(config, config_says)
+        if stored:
+            tensors[HEAD] = tensors[name].clone()
 
     folder = changed(tie, form)
     vlm = load_fastvlm(folder, tokenizer=False)
     model = vlm.language_model
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    name = EMBEDDINGS if form == "llava_tiny" else "model.language_model.embed_tokens.weight"
     assert torch.equal(model.lm_head.weight, load_file(folder / "model.safetensors")[name])
+    assert vlm.info.notice is None
+
+
+def say_tied(config: dict[str, Any], tied: bool | None) -> None:
+    for holder in (config, config.get("text_config", {})):
+        holder.pop("tie_word_embeddings", None)
+        if tied is not None:
+            holder["tie_word_embeddings"] = tied
+
+
+@pytest.mark.parametrize("form", ["llava_tiny", "transformers_tiny"])
+def test_a_stored_head_wins_over_the_config(
+    changed: Callable[..., Path], golden_dir: Path, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    vlm = load_fastvlm(changed(lambda t, c: say_tied(c, True), form), tokenizer=False)
+    assert torch.equal(logits(vlm), logits(load_fastvlm(golden_dir / form, tokenizer=False)))
+    assert "tie_word_embeddings, but lm_head.weight differs" in str(vlm.info.notice)
+    assert "tie_word_embeddings" in caplog.text
+
+
+def test_a_head_that_differs_in_its_last_row_alone(changed: Callable[..., Path]) -> None:
+    """In a file as wide as several pieces, and in another dtype than the embeddings."""
+
+    def widen(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        say_tied(config, True)
+        config["vocab_size"] = 70_000
+        tensors[EMBEDDINGS] = (torch.arange(70_000 * 64).reshape(70_000, 64) % 251).float()
+        tensors[HEAD] = tensors[EMBEDDINGS].bfloat16()  # equal to the bit
+        tensors[HEAD][-1, -1] += 1
+
+    vlm = load_fastvlm(changed(widen), tokenizer=False)
+    model = vlm.language_model
+    assert float((model.lm_head.weight - model.model.embed_tokens.weight).abs().sum()) == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "naming", "head"),
+    [
+        ("llava_tiny", {}, "lm_head.weight"),
+        ("transformers_tiny", {}, "lm_head.weight"),
+        (
+            "transformers_tiny",
+            {"model.language_model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
+            "language_model.lm_head.weight",
+        ),
+        ("llava_tiny", {"": "module."}, "module.lm_head.weight"),
+    ],
+)
+def test_a_missing_tensor_has_the_files_own_name(
+    changed: Callable[..., Path], form: str, naming: dict[str, str], head: str
+) -> None:
+    def rename(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        for name in list(tensors):
+            start = next((start for start in naming if name.startswith(start)), None)
+            if start is not None:
+                tensors[naming[start] + name[len(start) :]] = tensors.pop(name)
+        del tensors[head]
+
+    with pytest.raises(CheckpointError, match=rf"1 missing \({head}\)"):
+        load_fastvlm(changed(rename, form), tokenizer=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}, r"num_hidden_layers 3 \(2 in the tensors\)"),
+        ({"num_hidden_layers": 1, "layer_types": ["full_attention"]}, r"num_hidden_layers 1 \(2 in the tensors\)"),
+        ({"vocab_size": 400}, r"vocab_size 400 \(320 in the tensors\)"),
+        ({"intermediate_size": 64, "vocab_size": 300}, "vocab_size 300 .*intermediate_size 64"),
+    ],
+)
+def test_a_config_that_contradicts_the_tensors(changed: Callable[..., Path], change: dict, told: str) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json contradicts the tensors: {told}.*use the config.json"):
+        load_fastvlm(changed(lambda t, c: c.update(change)), tokenizer=False)
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq"])
+def test_stored_rotary_frequencies(changed: Callable[..., Path], tmp_path: Path, name: str) -> None:
+    """As transformers before 4.32 saved them: they must be those of config.json."""
+    frequencies = 10_000.0 ** -(torch.arange(0, 16, 2) / 16)
+    folder = changed(lambda t, c: t.update({name: frequencies}))
+    load_fastvlm(folder, tokenizer=False)
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 1_000_000.0
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"other rotary frequencies .rope_theta. than {name}"):
+        load_fastvlm(folder, tokenizer=False)
+
+
+@pytest.mark.parametrize(
+    ("suffixes", "told"),
+    [
+        (["lora_A.default.weight", "lora_B.default.weight", "base_layer.weight"], "adapter layers .*merge it"),
+        (["qweight", "qzeros", "scales", "g_idx"], "quantized by GPTQ or AWQ"),
+        (["weight", "weight.absmax", "weight.quant_map", "weight.quant_state.bitsandbytes__nf4"], "by bitsandbytes"),
+        (["weight", "scales", "biases"], "quantized by MLX"),
+        (["weight", "weight_scale"], "in FP8"),
+    ],
+)
+def test_adapted_and_quantized_language_models(changed: Callable[..., Path], suffixes: list[str], told: str) -> None:
+    def convert(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        for name in [n for n in tensors if n.endswith("q_proj.weight")]:
+            del tensors[name]
+            for suffix in suffixes:
+                tensors[name.removesuffix("weight") + suffix] = torch.zeros(64, 8, dtype=torch.int32)
+
+    folder = changed(convert)
+    with pytest.raises(CheckpointError, match=f"its language model .*{told}") as raised:
+        load_fastvlm(folder, tokenizer=False)
+    assert "download it again" not in str(raised.value)
+    assert load_checkpoint(folder).connector is not None  # the encoder is whole
 
 
 @pytest.mark.parametrize("size", [1, 3])

@@ -1,0 +1,244 @@
+"""Where an artifact runs well: which backend `auto` takes, and what is slow, inexact or impossible on this machine."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import TensorProto, helper
+
+from ..errors import FvexportError
+from ..hardware import products_saturate
+from .artifact import Artifact
+from .manifest import Manifest
+from .options import AUTO, ExportOptions
+from .saturation import saturation_of
+from .targets import fastest_quant_target, get_target, has_cuda_gpu, why_absent, why_no_tensorrt_gpu
+from .tensorrt.options import Flavour
+
+ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
+MADE_FOR: dict[str, tuple[str, ...]] = {
+    "tensorrt": ENGINES, "onnxruntime-cpu": ("onnxruntime-cpu", "openvino"), "openvino": ("openvino",),
+}  # fmt: skip
+"""Quantization target -> the backends that run its files fast; OpenVINO runs onnxruntime's as fast as its own."""
+TITLES = {"tensorrt": "TensorRT", "onnxruntime-cpu": "onnxruntime's CPU", "openvino": "OpenVINO"}
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """A backend for an artifact.
+
+    Attributes:
+        name: from the table of targets.
+        why: the reason in a few words; empty if the backend was named.
+    """
+
+    name: str
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.why})" if self.why else self.name
+
+
+def choose_backend(
+    artifact: Artifact, backend: str = AUTO, *, judging: bool = False, taps: bool = False
+) -> BackendChoice:
+    """The backend that `--backend` means for an artifact on this machine.
+
+    `auto` takes the artifact's engine if it can run here; else the GPU; else the runtime that a quantized file was made
+    for; else onnxruntime's CPU.
+
+    Args:
+        artifact: an opened artifact.
+        backend: `auto`, or a name or alias from the table of targets; `trt` is the TensorRT of the artifact's engine.
+        judging: for a verdict, which wants the values that the file describes: BF16 then stays on onnxruntime, which
+            rounds each stored value.
+        taps: take only backends that show the output of every block.
+
+    Raises:
+        UnavailableError: no such backend.
+    """
+    manifest = artifact.manifest
+    engine = str((manifest.engine or {}).get("flavour") or "")
+    if backend != AUTO:
+        name = get_target(backend).name
+        return BackendChoice(engine if backend == "trt" and engine else name)
+    if engine and not taps and _why_no_engine(artifact) is None:
+        return BackendChoice(engine, "the artifact's engine runs here")
+    gpu = _gpu_backend(manifest, taps=taps)
+    if gpu is not None:
+        return gpu
+    target = quant_target(manifest)
+    if target in ("onnxruntime-cpu", "openvino") and why_absent(get_target(target)) is None:
+        return BackendChoice(target, "the artifact was made for it")
+    openvino = not manifest.options.get("attention_plugin") and why_absent(get_target("openvino")) is None
+    if manifest.precision == "bf16" and not judging and openvino:
+        return BackendChoice("openvino", "onnxruntime's CPU has no BF16 convolution")
+    missing = why_absent(get_target("onnxruntime-cpu"))
+    if missing is not None and openvino:
+        return BackendChoice("openvino", missing)
+    return BackendChoice("onnxruntime-cpu", "no GPU that runs it" if has_cuda_gpu() else "no GPU found")
+
+
+def quant_target(manifest: Manifest) -> str | None:
+    """The runtime that a quantized file was made for, or None for any other file."""
+    return str(manifest.quantization["target"]) if manifest.quantization else None
+
+
+def _why_no_engine(artifact: Artifact) -> str | None:
+    """None if the artifact's engine runs here, else the reason."""
+    engine = artifact.manifest.engine or {}
+    row = get_target(str(engine["flavour"]))
+    if (reason := why_absent(row)) is not None:
+        return reason
+    from .tensorrt.api import load_api
+    from .tensorrt.binding import check_binding, current_gpu
+
+    try:
+        flavour: Flavour = "tensorrt-rtx" if row.name == "tensorrt-rtx" else "tensorrt"
+        check_binding(str(artifact.path), engine, load_api(flavour, to_build=False), current_gpu())
+    except FvexportError as error:
+        return str(error)
+    return None
+
+
+def _gpu_backend(manifest: Manifest, *, taps: bool) -> BackendChoice | None:
+    """A backend that runs the file itself on this machine's GPU, or None."""
+    if not has_cuda_gpu():
+        return None
+    if manifest.precision == "fp8":
+        if taps or manifest.options.get("projector") or why_absent(get_target("triton")) is not None:
+            return None
+        import torch
+
+        ada = torch.cuda.get_device_capability() >= (8, 9)
+        return BackendChoice("triton", "a GPU that multiplies FP8") if ada else None
+    cuda = get_target("onnxruntime-cuda")
+    if manifest.precision in cuda.precisions and why_absent(cuda) is None and _cuda_sessions_work():
+        return BackendChoice(cuda.name, "there is a GPU")
+    return None
+
+
+@functools.cache
+def _cuda_sessions_work() -> bool:
+    """Whether onnxruntime finds the CUDA and cuDNN libraries: it lists the provider either way."""
+    import onnxruntime as ort
+
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "probe", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CUDAExecutionProvider"])
+        session.run(None, {"x": np.ones(1, np.float32)})
+    except Exception:  # onnxruntime's exceptions share no public base
+        return False
+    return "CUDAExecutionProvider" in session.get_providers()
+
+
+# --- sentences -----------------------------------------------------------------------------------
+
+
+def export_notices(asked: ExportOptions, options: ExportOptions) -> list[str]:
+    """What a user should know of where a file with these options runs.
+
+    Args:
+        asked: the options as they were given.
+        options: the same, resolved.
+    """
+    if options.precision == "bf16":
+        return [BF16_NOTICE]
+    if options.precision != "int8":
+        return []
+    notices, target, fastest = [], str(options.target), fastest_quant_target()
+    if asked.target != options.target:
+        why = fastest.why if fastest.target == target else "the only target that takes these options"
+        if not options.attention_plugin:
+            notices.append(
+                f"quantized for {target}, this machine's fastest INT8 target ({why}); --target takes another"
+            )
+    elif fastest.target != target:
+        notices.append(f"{_slow_target(target)}; the fastest INT8 target here is {fastest.target} ({fastest.why})")
+    if options.reduce_range and asked.reduce_range is None:
+        notices.append(
+            "weights go from -64 to 64, because 8-bit products saturate on this CPU (no VNNI); --no-reduce-range keeps "
+            "all 8 bits, for other CPUs"
+        )
+    return notices
+
+
+BF16_NOTICE = (
+    "BF16 files run in onnxruntime on a GPU, OpenVINO and TensorRT; onnxruntime's CPU has no BF16 convolution "
+    "(NOT_IMPLEMENTED), and fvexport runs them there in float32, rounding each stored value"
+)
+
+
+def _slow_target(target: str) -> str:
+    if target == "tensorrt" and (reason := why_no_tensorrt_gpu()) is not None:
+        return f"made for TensorRT, and {reason}: on a CPU this file takes longer than an FP32 one"
+    absent = why_absent(get_target(target))
+    return f"made for {target}" + (f", and {absent}" if absent else "")
+
+
+def runtime_notices(artifact: Artifact, backend: str) -> list[str]:
+    """What a user should know before an artifact runs on `backend` here: that it is slow, or that products saturate."""
+    manifest = artifact.manifest
+    notices = [text for text in (_slow(artifact, backend), _saturation(artifact, backend)) if text]
+    if manifest.precision == "bf16" and backend == "onnxruntime-cpu":
+        notices.append(
+            f"{artifact.path} is BF16, which {backend} computes slowly: in float32, rounding each stored value"
+        )
+    return notices
+
+
+def _slow(artifact: Artifact, backend: str) -> str | None:
+    target = quant_target(artifact.manifest)
+    fp8 = artifact.manifest.precision == "fp8"
+    if target is None or backend in MADE_FOR.get(target, ENGINES) or (fp8 and backend == "triton"):
+        return None
+    if target == "tensorrt":
+        where = "builds an engine" if why_no_tensorrt_gpu() is None else "builds an engine on a machine with a GPU"
+        fix = f"`fvexport trt --artifact {artifact.path}` {where}"
+        if not fp8:
+            fix += f", `fvexport onnx --int8 --target {fastest_quant_target(cpu_only=True).target}` a file for this CPU"
+        return f"{artifact.path} was made for TensorRT and is slow on {backend}, slower than an FP32 file; {fix}"
+    absent = why_absent(get_target(target))
+    fix = f"take --backend {target}" if absent is None else f"`{get_target(target).install}`"
+    return f"{artifact.path} was made for {TITLES[target]} and is slow on {backend}, slower than an FP32 file; {fix}"
+
+
+def _saturation(artifact: Artifact, backend: str) -> str | None:
+    if not may_saturate(artifact, backend):
+        return None
+    found = saturation_of(artifact)
+    share = f"{found['affected']} of {found['pairs']} pairs of weights in {len(found['layers'])} layers"
+    begin = f"8-bit products saturate on this CPU (no VNNI), in {share} of {artifact.path}"
+    if backend == "onnxruntime-cpu":
+        return f"{begin}: computed exactly, more slowly; `fvexport onnx --reduce-range` makes a file without them"
+    return f"{begin}: features can be wrong; export it with --reduce-range"
+
+
+def may_saturate(artifact: Artifact, backend: str) -> bool:
+    """Whether products of this artifact's weights saturate on `backend` and this CPU."""
+    manifest = artifact.manifest
+    if manifest.precision != "int8" or not products_saturate():
+        return False
+    # Files for TensorRT keep FP16 around their Q/DQ: onnxruntime's CPU then multiplies in float.
+    integers = backend == "openvino" or (backend == "onnxruntime-cpu" and quant_target(manifest) != "tensorrt")
+    return integers and saturation_of(artifact)["affected"] > 0
+
+
+def runs_on(manifest: Manifest) -> str:
+    """Where a file runs, in one line for a report."""
+    if manifest.precision == "bf16":
+        return "onnxruntime on a GPU, OpenVINO, TensorRT; not stock onnxruntime on a CPU"
+    if manifest.precision == "fp8":
+        return "TensorRT on Hopper and later, fvexport's triton from Ada on"
+    target = quant_target(manifest)
+    if target is not None:
+        return f"{TITLES.get(target, target)}; elsewhere more slowly"
+    return "onnxruntime, OpenVINO, TensorRT" + ("; fast on GPUs alone" if manifest.precision == "fp16" else "")
