@@ -96,6 +96,14 @@ def quantization(record: Mapping[str, Any], found: Verdict | None) -> None:
         curve(found, only_ends=True)
 
 
+def _centred(found: Verdict | None) -> list[tuple[str, object]]:
+    """The SQNR of what varies, if there is one."""
+    if found is None or found.figures.centred_sqnr_db is None or found.torch.centred_sqnr_db is None:
+        return []
+    ours, own = found.figures.centred_sqnr_db, found.torch.centred_sqnr_db
+    return [("centred SQNR", f"{ours:.1f} dB, {own:.1f} dB predicted by PyTorch")]
+
+
 def _range_rows(record: Mapping[str, Any]) -> list[tuple[str, object]]:
     """The weights' range, and the pairs of them whose products saturate on CPUs without VNNI."""
     found = record.get("saturation")
@@ -106,14 +114,6 @@ def _range_rows(record: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("weights", "-64 to 64" if record.get("reduce_range") else "-127 to 127"),
         ("saturates", f"{saturates}, on CPUs without VNNI" if found["affected"] else "nowhere"),
     ]
-
-
-def _centred(found: Verdict | None) -> list[tuple[str, object]]:
-    """The SQNR of what varies, if there is one."""
-    if found is None or found.figures.centred_sqnr_db is None or found.torch.centred_sqnr_db is None:
-        return []
-    ours, own = found.figures.centred_sqnr_db, found.torch.centred_sqnr_db
-    return [("centred SQNR", f"{ours:.1f} dB, {own:.1f} dB predicted by PyTorch")]
 
 
 def sensitivity(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> None:

@@ -64,7 +64,7 @@ class ExportReport:
         seconds: per phase, in order.
         notices: sentences that a user should read.
         reused: whether an existing artifact was taken as it is.
-        module: the encoder that was traced, on which PyTorch's own loss is measured; None if an artifact was reused.
+        module: the encoder that was traced, on which PyTorch's own loss can be measured; None if `reused`.
     """
 
     artifact: Artifact

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
-from ..encoder.image import HELD_OUT, ImageLike, find_images, sample_images
+from ..encoder.image import HELD_OUT, ImageLike, find_images, load_image, sample_images
 from ..errors import ConfigError
 from ..progress import Progress, silent
 from .artifact import Artifact
@@ -189,7 +189,7 @@ def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
 def photographs(images: Images) -> dict[str, ImageLike]:
     """Name -> image: the given ones, or two photographs that scikit-image ships."""
     if isinstance(images, Mapping):
-        return dict(images)
+        return {name: _reusable(image) for name, image in images.items()}
     if images is None:
         samples = sample_images()
         return {f"scikit-image {name}": samples[name] for name in HELD_OUT}
@@ -200,10 +200,15 @@ def photographs(images: Images) -> dict[str, ImageLike]:
         if isinstance(image, str | os.PathLike):
             named.update((str(path), path) for path in find_images([Path(image)]))
         else:
-            named[f"image {len(named)}"] = image
+            named[f"image {len(named)}"] = _reusable(image)
     if not named:
         raise ConfigError("no images to compare on; --images takes files or folders of photographs")
     return dict(list(named.items())[:MAX_IMAGES])
+
+
+def _reusable(image: ImageLike) -> ImageLike:
+    """The image; an open file, which can be read once, is decoded."""
+    return load_image(image) if hasattr(image, "read") else image
 
 
 @dataclass

@@ -104,7 +104,7 @@ class Maker:
 
             export_trt(artifact=folder, engine=EngineOptions(flavour=engine), parity=False)
         seconds = time.perf_counter() - start
-        assert report.module is not None  # `force` exports anew
+        assert report.module is not None  # made anew, because of `force`
         own = EagerBackend(report.module, stores=stored_type(options))
         return _noted(note, {"seconds": seconds, "torch": self._reference(height, width).figures(own.run).to_dict()})
 

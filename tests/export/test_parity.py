@@ -204,7 +204,9 @@ def test_another_connector_is_refused(golden_dir: Path, tmp_path: Path, exported
             check_parity(artifact, checkpoint=str(folder))
 
 
-def test_images(static: Artifact, tiny: Checkpoint, tmp_path: Path, photographs: dict[str, Path]) -> None:
+def test_images(
+    static: Artifact, dynamic: Artifact, tiny: Checkpoint, tmp_path: Path, photographs: dict[str, Path]
+) -> None:
     with pytest.raises((ConfigError, ImageError)):
         check_parity(static, checkpoint=tiny, images=[])
     with pytest.raises((ConfigError, ImageError)):
@@ -212,6 +214,8 @@ def test_images(static: Artifact, tiny: Checkpoint, tmp_path: Path, photographs:
     for number in range(MAX_IMAGES + 2):
         shutil.copy(photographs["coffee"], tmp_path / f"{number}{photographs['coffee'].suffix}")
     assert len(check_parity(static, checkpoint=tiny, images=tmp_path).images) == MAX_IMAGES
+    with photographs["coffee"].open("rb") as stream:  # compared at two sizes, and can be read once
+        assert check_parity(dynamic, checkpoint=tiny, images=[stream]).passed
     array = np.zeros((70, 80, 3), np.uint8)
     assert check_parity(static, checkpoint=tiny, images=[array]).images == ["image 0"]
 
