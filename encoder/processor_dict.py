@@ -32,6 +32,14 @@ _CHANGES_PIXELS = (
 _COMPLETE = ("size", "resample", "image_mean", "image_std")
 """Entries without which only a processor of CLIP or LLaVA is known to do what is assumed here."""
 
+_CROPS = ("CLIP", PADS_FIRST)
+"""Processors that crop the centre unless told otherwise; files that name none are taken for one of these."""
+_CROPS_IF_TOLD = ("Siglip", "ViT", "Blip")
+"""Processors that crop if told so. All others, such as LeViT's or EfficientNet's, do more than their entries say."""
+
+_DEFAULT_SIDE = 224
+"""Of `size` and `crop_size` in CLIP's and LLaVA's processors."""
+
 _MODES: dict[str, ResizeMode] = {"pad": "pad", "crop": "shortest", "longest": "longest", "squash": "squash"}
 """LLaVA's words for `image_aspect_ratio`, and two more."""
 
@@ -142,8 +150,10 @@ def config_of_processor(
     for key, value in data.items():
         if key.startswith("do_") and key not in _KNOWN and value:
             raise ConfigError(f"{where}: {key} is not supported (found {value!r})")
-        if key in _KNOWN and not isinstance(value, (bool, type(None))):
-            raise ConfigError(f"{where}: {key} must be true or false; found {value!r}")
+        # Whether null is false or the default depends on the release of transformers.
+        optional = key in ("do_convert_rgb", "do_pad", "do_center_crop")
+        if key in _KNOWN and not isinstance(value, bool) and not (value is None and optional):
+            raise ConfigError(f"{where}: {key} must be true or false; found {'null' if value is None else repr(value)}")
     if data.get("do_resize") is False:
         raise ConfigError(f"{where}: do_resize is false, and the encoder needs images of one size")
     if "center_rounding" in data:  # as `to_dict` wrote it
@@ -157,12 +167,18 @@ def config_of_processor(
     kind = str(data.get("image_processor_type", data.get("feature_extractor_type", "")))
     if kind.startswith(PADS_FIRST) and isinstance(data.get("do_pad"), bool) and not settled:
         mode = "pad" if data["do_pad"] else "shortest"
-    if kind and not kind.startswith(("CLIP", PADS_FIRST)):
+    crops = not kind or kind.startswith(_CROPS)
+    if not crops:
+        if not kind.startswith(_CROPS_IF_TOLD):
+            known = ", ".join(
+                f"{name.removesuffix('ImageProcessor')}ImageProcessor" for name in (*_CROPS, *_CROPS_IF_TOLD)
+            )
+            raise ConfigError(f"{where}: {kind[:80]!r} is not supported (known are {known})")
         for key in _COMPLETE:
             if data.get(key) is None or (key == "size" and not isinstance(data[key], Mapping)):
                 raise ConfigError(f"{where}: {kind} needs {key} in full; found {str(data.get(key))[:80]!r}")
     mean, std = _normalization(data, where)
-    mode, crop_pct = _framing(data, where, mode)
+    mode, crop_pct = _framing(data, where, mode, crops=crops)
     return checked(
         where,
         resize=mode,
@@ -240,24 +256,33 @@ def _divided(values: tuple[float, float, float], by: float) -> tuple[float, floa
     return values[0] / by, values[1] / by, values[2] / by
 
 
-def _framing(data: Mapping[str, Any], where: str, mode: ResizeMode) -> tuple[ResizeMode, float]:
-    """How the image is brought to its size, and the part of that which is cut out."""
-    size = _sides(data.get("size"), where, "size")
-    crops = data.get("do_center_crop") is not False and data.get("crop_size") is not None
-    crop = _sides(data.get("crop_size"), where, "crop_size") if crops else None
-    if size is None:
+def _framing(data: Mapping[str, Any], where: str, mode: ResizeMode, *, crops: bool) -> tuple[ResizeMode, float]:
+    """How the image is brought to its size, and the part of that which is cut out; `crops` where nothing says so."""
+    size, crop = (_sides(data.get(key), where, key) for key in ("size", "crop_size"))
+    if size is None and crop is None and data.get("do_center_crop", crops):
         return mode, 1.0
+    told = f"size {data.get('size', 'missing')}, crop_size {data.get('crop_size', 'missing')}"
+    size = size or {"shortest_edge": _DEFAULT_SIDE}
     by_edge = "shortest_edge" in size
-    if mode != "pad":
-        if by_edge and crop is None and data.get("do_center_crop") is False:
+    if not data.get("do_center_crop", crops):
+        if mode != "pad" and by_edge:
             raise ConfigError(f"{where}: do_center_crop is false, and the encoder needs images of one shape")
+        crop = None
+    else:
+        crop = crop or {"shortest_edge": _DEFAULT_SIDE}
+    if mode != "pad":
         mode = "shortest" if by_edge else "squash"
+    elif not by_edge and size["height"] != size["width"]:
+        raise ConfigError(f"{where}: size must be square where images are padded to a square; found {size}")
     if crop is None:
         return mode, 1.0
     height, width = crop.get("height", crop.get("shortest_edge", 0)), crop.get("width", crop.get("shortest_edge", 0))
     rows, columns = (size["shortest_edge"],) * 2 if by_edge else (size["height"], size["width"])
     if height > rows or width > columns or not math.isclose(height / rows, width / columns, rel_tol=1e-2):
-        raise ConfigError(f"{where}: crop_size {height}x{width} is no even part of the size {rows}x{columns}")
+        raise ConfigError(
+            f"{where}: crop_size {height}x{width} is no even part of the size {rows}x{columns} (found {told[:160]}; "
+            f"what is missing is {_DEFAULT_SIDE})"
+        )
     return mode, height / rows
 
 

@@ -115,6 +115,7 @@ def test_a_processor_file_as_transformers_reads_it(kind, data, width, height):
     np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
 
 
+HALVES = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
 PROCESSOR = {
     "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 64}, "resample": 3,
     "crop_size": {"height": 64, "width": 64}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
@@ -132,6 +133,14 @@ PROCESSOR = {
         ({"size": {"shortest_edge": 64, "longest_edge": 96}}, "size"),
         ({"image_processor_type": "ViTImageProcessor", "size": 64}, "size"),
         ({"image_processor_type": "SiglipImageProcessor", "image_mean": None}, "image_mean"),
+        ({"image_processor_type": "LevitImageProcessor"}, "LevitImageProcessor"),  # resizes to 256 / 224 of the size
+        ({"image_processor_type": "EfficientNetImageProcessor"}, "EfficientNetImageProcessor"),  # normalizes twice
+        ({"do_normalize": None}, "do_normalize"),
+        ({"do_rescale": None}, "do_rescale"),
+        ({"do_resize": None}, "do_resize"),
+        ({"crop_size": None}, "crop_size"),  # 224 of an image of 64
+        ({"size": None, "crop_size": 256}, "crop_size"),
+        ({key: {"height": 64, "width": 128} for key in ("size", "crop_size")}, "size"),  # a square, then squashed
     ],
 )
 def test_what_another_processor_does_is_refused_by_name(changes, word):
@@ -139,6 +148,37 @@ def test_what_another_processor_does_is_refused_by_name(changes, word):
     configs = {"preprocessor_config.json": PROCESSOR | changes}
     with pytest.raises(ConfigError, match=rf"preprocessor_config\.json: .*\b{word}\b"):
         read_preprocessing(configs, "llava", None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("clip", {"size": {"shortest_edge": 256}}),
+        ("clip", {"crop_size": {"height": 128, "width": 128}}),
+        ("clip", {"rescale_factor": 1 / 127.5}),
+        ("clip", {"image_processor_type": "CLIPImageProcessor"}),
+        ("siglip", {"size": {"height": 40, "width": 40}, "crop_size": 32, "do_center_crop": None}),
+        ("siglip", {"size": {"height": 40, "width": 40}, "crop_size": 32, "do_center_crop": True}),
+    ],
+)
+def test_what_a_processor_file_lacks_is_its_class_s_default(kind, content):
+    module = pytest.importorskip(f"transformers.models.{kind}.image_processing_pil_{kind}")
+    if kind == "siglip":
+        content = {"image_processor_type": "SiglipImageProcessor", **HALVES, **content}
+    made = module.CLIPImageProcessorPil if kind == "clip" else module.SiglipImageProcessorPil
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)).resize((300, 200))
+    theirs = made(**{key: value for key, value in content.items() if "type" not in key})
+    wanted = theirs(image, return_tensors="np")["pixel_values"]
+    found = read_preprocessing({"preprocessor_config.json": content}, "mobileclip", None)
+    assert found.source == "preprocessor_config.json"
+    ours = Preprocessor(*wanted.shape[2:], found.config)(image)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_crop_that_null_turns_off_is_refused():
+    configs = {"preprocessor_config.json": PROCESSOR | {"do_center_crop": None}}
+    with pytest.raises(ConfigError, match="do_center_crop is false"):
+        read_preprocessing(configs, "mobileclip", None)
 
 
 @pytest.mark.parametrize("form", PUBLISHED)
