@@ -39,7 +39,12 @@ def contents(source: str, file: str, content: object) -> Contents:
     averaged: dict[str, Any] = {}
     path = ""
     for key, holder in _levels(content):
-        averaged |= {k: v for k, v in holder.items() if isinstance(k, str) and is_ema(k) and k != key and _holds(v)}
+        averaged |= {
+            k: v
+            for k, v in holder.items()
+            # A tensor by itself is one of a flat file's, whose prefixes `unwrap` tells apart.
+            if isinstance(k, str) and is_ema(k) and k != key and not isinstance(v, Tensor) and _holds(v)
+        }
         if key is not None:
             path, content = key, holder[key]
     notice = None

@@ -23,12 +23,12 @@ LANGUAGE_MODEL = (
 """What a language model's tensor names begin with, in either form that has one."""
 
 _COMPANIONS = (*(prefix for form in FORMS for prefix in form.connector), *LANGUAGE_MODEL)
-_EMA = re.compile(r"(?:^|[._])ema(?:$|[._])", re.IGNORECASE)
+_EMA = re.compile(r"(?:^|[._])(?:ema|swa|averaged)(?:$|[._])", re.IGNORECASE)
 _IGNORED = "n_averaged"  # the counter of torch's AveragedModel, beside `module.`
 
 
 def is_ema(text: str) -> bool:
-    """Whether a key, prefix or file name says that it is of averaged weights: `state_dict_ema`, `ema.`, `model_ema.`"""
+    """Whether a key, prefix or file name says that it is of averaged weights: `state_dict_ema`, `ema.`, `swa_state`."""
     return _EMA.search(text) is not None
 
 

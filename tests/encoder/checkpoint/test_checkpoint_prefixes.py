@@ -153,7 +153,7 @@ def test_timm_reads_averaged_weights(timm: Tensors, write: Write, golden_dir: Pa
     assert "the averaged ones were read" in found.notices[0]
 
 
-@pytest.mark.parametrize("key", ["state_dict_ema", "ema", "model_ema_state_dict"])
+@pytest.mark.parametrize("key", ["state_dict_ema", "ema", "model_ema_state_dict", "swa_state"])
 def test_other_forms_read_the_plain_weights(llava: Tensors, write: Write, golden_dir: Path, key: str) -> None:
     found = load_checkpoint(write({"state_dict": llava, key: spoiled(llava)}, name="weights.pt")).info
     assert found.sha256 == load_checkpoint(golden_dir / "llava_tiny").info.sha256
@@ -167,9 +167,11 @@ def test_averaged_weights_alone(timm: Tensors, write: Write, golden_dir: Path) -
 
 
 def test_averaged_weights_beside_others_in_one_state_dict(timm: Tensors, write: Write, golden_dir: Path) -> None:
-    found = load_checkpoint(write(prefixed(timm, "model.") | prefixed(spoiled(timm), "ema_model."))).info
-    assert found.sha256 == load_checkpoint(golden_dir / "timm_tiny").info.sha256
-    assert "Averaged (EMA) weights under 'ema_model.' were not read" in str(found.notice)
+    both = prefixed(timm, "model.") | prefixed(spoiled(timm), "ema_model.")
+    for name, content in (("a.safetensors", both), ("b.pt", both), ("c.pt", {"state_dict": both})):
+        found = load_checkpoint(write(content, name=name) / name).info
+        assert found.sha256 == load_checkpoint(golden_dir / "timm_tiny").info.sha256
+        assert found.notice == "Averaged (EMA) weights under 'ema_model.' were not read."
 
 
 def test_averaged_weights_in_a_file_of_their_own(timm: Tensors, write: Write) -> None:
