@@ -35,7 +35,15 @@ _NAMINGS = (
     {"model.language_model.": "model.", "lm_head.": "lm_head."},  # transformers' fast_vlm
     {"language_model.model.": "model.", "language_model.lm_head.": "lm_head."},  # the same before transformers 4.52
     {
-        part: part for part in ("model.embed_tokens.", "model.layers.", "model.norm.", "model.rotary_emb.", "lm_head.")
+        part: part
+        for part in (
+            "model.embed_tokens.",
+            "model.layers.",
+            "model.norm.",
+            "model.rotary_emb.",
+            "lm_head.",
+            "model.lm_head.",  # a name of no form: surplus, not left out without a word
+        )
     },  # LLaVA
 )
 _HEAD, _EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"

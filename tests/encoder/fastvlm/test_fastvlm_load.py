@@ -134,6 +134,15 @@ def test_a_stored_head_wins_over_the_config(
     assert "tie_word_embeddings" in caplog.text
 
 
+def test_a_head_under_a_name_of_no_form_is_not_left_out(changed: Callable[..., Path]) -> None:
+    def rename(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        tensors["model.lm_head.weight"] = tensors.pop(HEAD)
+        config["tie_word_embeddings"] = True
+
+    with pytest.raises(CheckpointError, match=r"1 surplus \(model\.lm_head\.weight\)"):
+        load_fastvlm(changed(rename), tokenizer=False)
+
+
 def test_a_head_that_differs_in_its_last_row_alone(changed: Callable[..., Path]) -> None:
     """In a file as wide as several pieces, and in another dtype than the embeddings."""
 
