@@ -25,7 +25,7 @@ from .containers import Contents, contents
 from .converted import ORIGINAL
 from .prefixes import Unwrapped, unwrap
 from .source import INDEX, Located, check_shard_name, parse_json
-from .wording import shown, unfit
+from .wording import shown, some, unfit
 
 CHUNK = 8 << 20
 """Bytes read through one opening of a file, or a sixteenth of what is wanted where that is more."""
@@ -99,11 +99,18 @@ class TensorStore:
         return found.names.get(name) or (name if found.unknown else found.prefix + name)
 
     def describe(self, names: Iterable[str]) -> dict[str, TensorInfo]:
-        """Shapes and dtypes; a name that its shard lacks is left out."""
+        """Shapes and dtypes; a name that the file lacks is left out.
+
+        Raises CheckpointError for a shard without a tensor that the index places there.
+        """
         found: dict[str, TensorInfo] = {}
         for file, group in self._by_file(names):
             infos = self._open(file)
-            found |= {name: infos[own] for name in group if (own := self.original(name)) in infos}
+            known = {name: infos[own] for name in group if (own := self.original(name)) in infos}
+            if absent := [own for name in group if name not in known and (own := self.original(name)) in self._shards]:
+                problem = f"the shard {file.name} lacks {some(absent)}, which the index places there"
+                raise unfit(self._source, problem, "download the index and its shards again, of one revision")
+            found |= known
         return found
 
     def equal(self, one: str, other: str) -> bool:

@@ -175,7 +175,7 @@ def test_shard_without_what_its_index_promises(llava: Tensors, write_shards: Cal
     lost = llava.pop(FC1)
     write_shards([llava])
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    refusal(folder, f"1 missing ({FC1})")
+    refusal(folder, f"the shard model-00001-of-00001.safetensors lacks {FC1}, which the index places there")
     assert lost.numel()
 
 
