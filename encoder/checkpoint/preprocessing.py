@@ -30,6 +30,12 @@ PUBLISHED: dict[str, PreprocessConfig] = {
 }
 """By form: of apple/FastVLM-*, ml-mobileclip, open_clip's MobileCLIP2-S3, timm's fastvit_mci3.apple_mclip2_dfndr2b."""
 
+_OF_PROCESSORS = (
+    "image_mean", "image_std", "crop_size", "size", "resample", "rescale_factor", "do_normalize", "do_rescale",
+    "do_resize", "do_center_crop", "do_pad", "image_processor_type", "feature_extractor_type",
+)  # fmt: skip
+"""A file with any of these describes a transformers image processor."""
+
 _TIMM_MODES: dict[str, ResizeMode] = {"center": "shortest", "squash": "squash", "border": "longest"}
 _OPEN_CLIP_MODES: dict[str, ResizeMode] = {"shortest": "shortest", "longest": "longest", "squash": "squash"}
 
@@ -106,10 +112,12 @@ def _from_timm(configs: Configs) -> FoundPreprocessing | None:
 
 def _from_open_clip(configs: Configs) -> FoundPreprocessing | None:
     """A `preprocess_cfg`; what it lacks, or all of it, is open_clip's default."""
-    file = configs.get("open_clip_config.json", {})
-    if "preprocess_cfg" not in file and "model_cfg" not in file:
-        return None
-    data, where = _or(file.get("preprocess_cfg"), {}), "open_clip_config.json, preprocess_cfg"
+    name = "open_clip_config.json"
+    if not any(key in configs.get(name, {}) for key in ("preprocess_cfg", "model_cfg")):
+        name = "config.json"
+        if configs.get(name, {}).get("preprocess_cfg") is None:
+            return None
+    data, where = _or(configs[name].get("preprocess_cfg"), {}), f"{name}, preprocess_cfg"
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} must be an object; found {str(data)[:80]!r}")
     if _or(data.get("mode"), "RGB") != "RGB":
@@ -138,7 +146,7 @@ def _from_processor(configs: Configs, mode: ResizeMode, settled: bool) -> FoundP
         return FoundPreprocessing(config_of_processor(nested, where, mode, settled=settled), where)
     for file in ("preprocessor_config.json", "processor_config.json"):
         data = configs.get(file, {})
-        if any(key in data for key in ("image_mean", "image_std", "crop_size", "size", "resample", "do_normalize")):
+        if "pretrained_cfg" not in data and any(key in data for key in _OF_PROCESSORS):
             return FoundPreprocessing(config_of_processor(data, file, mode, settled=settled), file)
     return None
 

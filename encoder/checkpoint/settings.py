@@ -67,9 +67,10 @@ def _resolution(configs: Configs) -> int | None:
         found: list[Any] = [int(match[1])]
     else:
         found = []
-    for processor in (configs.get("preprocessor_config.json"), configs.get("processor_config.json")):
-        for holder in (processor, _dig(processor, "image_processor")):
-            found += [_dig(holder, "crop_size"), _dig(holder, "size")]
+    processor = configs.get("processor_config.json")
+    # In the order in which transformers reads them.
+    for holder in (_dig(processor, "image_processor"), configs.get("preprocessor_config.json"), processor):
+        found += [_dig(holder, "crop_size"), _dig(holder, "size")]
     found += [
         _dig(main, "vision_config", "image_size"),
         _dig(main, "pretrained_cfg", "input_size"),

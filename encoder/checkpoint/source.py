@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -137,9 +138,10 @@ def check_shard_name(source: str, index: str, name: object) -> str:
 def parse_json(source: str, path: Path) -> Mapping[str, Any]:
     """The object in a JSON file; raises CheckpointError for anything else."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_bytes())  # bytes, so that a byte order mark and UTF-16 are understood
     except OSError as error:
-        raise unfit(source, f"{path.name} cannot be read ({shown(error.strerror)})", "check its permissions") from None
+        mend = "check its permissions, and where it links to" if path.is_symlink() else "check its permissions"
+        raise unfit(source, f"{path.name} cannot be read ({shown(error.strerror)})", mend) from None
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
@@ -179,7 +181,8 @@ def _fetch_from(source: str, folder: Path) -> Callable[[str], Path]:
 
 
 def _read_configs(source: str, folder: Path) -> dict[str, Mapping[str, Any]]:
-    return {name: parse_json(source, folder / name) for name in CONFIG_FILES if (folder / name).is_file()}
+    # A link to nothing, or a folder, is no reason to assume what the file would have said.
+    return {name: parse_json(source, folder / name) for name in CONFIG_FILES if os.path.lexists(folder / name)}
 
 
 def _looks_like_hub_id(text: str) -> bool:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.forms import timm_to_apple
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
+from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.fastvlm import EagerTower
 from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
@@ -72,6 +73,8 @@ OPEN_CLIP = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "
         ("open_clip", None, {"open_clip_config.json": {"preprocess_cfg": {"resize_mode": "longest", "fill_color": 7}}},
          PreprocessConfig("longest", mean=OPENAI_MEAN, std=OPENAI_STD, fill=(7, 7, 7), rounding="even"),
          "open_clip_config.json, preprocess_cfg"),
+        ("open_clip", None, {"config.json": {"preprocess_cfg": OPEN_CLIP}},
+         PreprocessConfig("squash", "bilinear", mean=HALF, std=HALF, rounding="even"), "config.json, preprocess_cfg"),
         ("llava", True, {"preprocessor_config.json": PROCESSOR},
          PreprocessConfig("pad", "bilinear", mean=HALF, std=HALF, fill=(127, 127, 127)), "preprocessor_config.json"),
         ("llava", False, {"preprocessor_config.json": PROCESSOR},
@@ -149,6 +152,27 @@ def test_a_checkpoint_carries_its_preprocessing(timm_weights, tmp_path, form):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | {"size": "large"}))
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: size must be"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_with_a_byte_order_mark_is_read(timm_weights, tmp_path, encoding):
+    save_file(timm_weights, tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_bytes(json.dumps(PROCESSOR).encode(encoding))
+    assert load_checkpoint(tmp_path).info.preprocessing.mean == HALF
+
+
+def test_a_file_that_is_there_but_cannot_be_read_is_no_missing_one(timm_weights, tmp_path):
+    save_file(timm_weights, tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json cannot be read .*links to"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_native_size_is_of_the_file_that_is_followed():
+    larger = PROCESSOR | {"size": {"shortest_edge": 128}, "crop_size": 128}
+    configs = {"preprocessor_config.json": PROCESSOR, "processor_config.json": {"image_processor": larger}}
+    assert read_preprocessing(configs, "transformers", None).source == "processor_config.json, image_processor"
+    assert read_settings(configs).resolution == 128
 
 
 # --- levels in, and the model normalizes them itself -----------------------------------------------
