@@ -77,7 +77,10 @@ def search_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
     Raises ImageError for a path that is missing, and for a folder without images or without permission.
     """
     found = Found()
-    for path in map(Path, paths):
+    for given in paths:
+        if not os.fspath(given):  # which `Path` takes for the current folder
+            raise ImageError("the path of the image is empty: give the path of a file or folder")
+        path = Path(given)
         try:
             folder = path.is_dir()
             if not folder and not path.exists():

@@ -108,7 +108,7 @@ def _name(source: ImageLike) -> str:
     if isinstance(source, Image.Image):
         return str(getattr(source, "filename", "")) or "the given image"
     if isinstance(source, (str, os.PathLike)):
-        return str(Path(source))
+        return os.fsdecode(source)
     return file_name(source)
 
 
@@ -133,7 +133,7 @@ def _quiet() -> Iterator[None]:
 def _read(source: str | os.PathLike[str], notices: list[str]) -> Image.Image:
     if not os.fspath(source):
         raise ImageError("the path of the image is empty: give the path of a file")
-    path = Path(source)
+    path = Path(os.fsdecode(source))  # a path object may give bytes
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -143,12 +143,12 @@ def _read(source: str | os.PathLike[str], notices: list[str]) -> Image.Image:
         with path.open("rb") as file, _quiet():
             return _decode(file, str(path), notices)
     except FileNotFoundError:
-        raise ImageError(missing(source)) from None
+        raise ImageError(missing(os.fsdecode(source))) from None
     except PermissionError:
         raise ImageError(f"no permission to read {path}: change its owner or mode (chmod +r)") from None
     except (OSError, ValueError) as error:  # a name too long, a null byte in it, a failing disk
-        if _URL.match(str(source)):
-            raise ImageError(missing(source)) from None
+        if _URL.match(os.fsdecode(source)):
+            raise ImageError(missing(os.fsdecode(source))) from None
         shown = str(path) if len(str(path)) < 300 else f"{str(path)[:100]}..."
         raise ImageError(f"cannot read {shown} ({_reason(error)}): check the path") from error
 

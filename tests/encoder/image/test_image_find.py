@@ -30,6 +30,13 @@ def test_folders_and_files(tmp_path):
     assert find_images([]) == []
 
 
+def test_an_empty_path_is_not_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImageError, match="path of the image is empty"):
+        search_images([""])
+
+
 def test_everything_left_out_is_counted(tmp_path):
     touch(tmp_path, "a.png", "notes.txt", "clip.mpg", "data.h5", ".hidden.png", ".cache/e.png", ".cache/f.png")
     found = search_images([tmp_path])

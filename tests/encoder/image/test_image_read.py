@@ -101,6 +101,20 @@ def test_every_mode_of_this_pillow_gives_rgb():
             assert load_image(Image.new(mode, (3, 2))).size == (3, 2), mode
 
 
+def test_a_path_object_that_gives_bytes(tmp_path):
+    class Raw:
+        def __init__(self, name):
+            self.name = name
+
+        def __fspath__(self):
+            return os.fsencode(tmp_path / self.name)
+
+    Image.new("RGB", (4, 4), (9, 8, 7)).save(tmp_path / "a.png")
+    assert load_image(Raw("a.png")).getpixel((0, 0)) == (9, 8, 7)
+    with pytest.raises(ImageError, match=r"no image at .*b\.png: check the path"):
+        load_image(Raw("b.png"))
+
+
 def test_alpha_is_dropped_not_blended(photo, tmp_path):
     photo.putalpha(0)
     photo.save(tmp_path / "clear.png")
