@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper
 
+from ..encoder.checkpoint.preprocessing import PUBLISHED
+from ..encoder.preprocess import RELEASED
 from ..errors import FvexportError
 from ..hardware import products_saturate
 from .artifact import Artifact
@@ -185,14 +187,29 @@ def _slow_target(target: str) -> str:
 
 
 def runtime_notices(artifact: Artifact, backend: str) -> list[str]:
-    """What a user should know before an artifact runs on `backend` here: that it is slow, or that products saturate."""
+    """What a user should know before an artifact runs on `backend` here: that it is slow, or that its numbers differ.
+
+    They differ where 8-bit products saturate, and where an earlier version did not follow the form's preprocessing.
+    """
     manifest = artifact.manifest
-    notices = [text for text in (_slow(artifact, backend), _saturation(artifact, backend)) if text]
+    found = (_slow(artifact, backend), _saturation(artifact, backend), _old_preprocessing(artifact))
+    notices = [text for text in found if text]
     if manifest.precision == "bf16" and backend == "onnxruntime-cpu":
         notices.append(
             f"{artifact.path} is BF16, which {backend} computes slowly: in float32, rounding each stored value"
         )
     return notices
+
+
+def _old_preprocessing(artifact: Artifact) -> str | None:
+    own = artifact.manifest.checkpoint
+    form = own.get("form")
+    if "preprocessing_source" in own or PUBLISHED.get(str(form), RELEASED) == RELEASED:
+        return None
+    return (
+        f"{artifact.path} was made by a version that took FastVLM's mean, std and interpolation for {form} "
+        "checkpoints too, so its features differ from the checkpoint's own; export it again"
+    )
 
 
 def _slow(artifact: Artifact, backend: str) -> str | None:

@@ -188,6 +188,17 @@ def test_what_is_slow_here(
     assert all(word in found[0] for word in words), found
 
 
+@pytest.mark.parametrize(("form", "told"), [("timm", True), ("mobileclip", True), ("llava", False)])
+def test_artifacts_from_before_preprocessing_was_followed(static: Artifact, form: str, told: bool) -> None:
+    own = {**static.manifest.checkpoint, "form": form}
+    current = Artifact(static.path, dataclasses.replace(static.manifest, checkpoint=own))
+    assert runtime_notices(current, "openvino") == []
+    del own["preprocessing_source"]
+    found = runtime_notices(Artifact(static.path, dataclasses.replace(static.manifest, checkpoint=own)), "openvino")
+    assert len(found) == told
+    assert all(f"for {form} checkpoints too" in text and "export it again" in text for text in found)
+
+
 def test_the_encoder_warns_once(machine: Machine, static: Artifact) -> None:
     slow = like(static, "int8", "openvino")
     with pytest.warns(PlacementWarning, match="made for OpenVINO") as caught:
