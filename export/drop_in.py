@@ -145,9 +145,10 @@ class _StandIn:
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own answer, whatever earlier patches there are."""
-        if isinstance(self.before, _StandIn):
-            return self.before.original(*args, **kwargs)
-        return self.before(*args, **kwargs) if self.before else type(self.own).forward(self.own, *args, **kwargs)
+        before: Any = self.before
+        if isinstance(before, _StandIn):
+            return before.original(*args, **kwargs)
+        return before(*args, **kwargs) if before else type(self.own).forward(self.own, *args, **kwargs)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) -> tokens (B, N, C), by the artifact; no gradient passes to its weights.
@@ -159,7 +160,10 @@ class _StandIn:
             self._versions = versions
         tokens = self.tower.encode(pixels.detach())
         trained = (p for module in self._watched for p in module.parameters() if p.requires_grad)
-        return tokens if (one := next(trained, None)) is None else _NoBackward.apply(tokens, one)
+        if (one := next(trained, None)) is None:
+            return tokens
+        answer: Tensor = _NoBackward.apply(tokens, one)  # type: ignore[no-untyped-call]
+        return answer
 
     def watch(self, module: nn.Module) -> None:
         """Counts another module's weights as the artifact's too."""
