@@ -21,7 +21,7 @@ from ..calibration.policy import QUANT_TARGETS
 from ..encoder.config import VARIANTS
 from ..errors import ConfigError
 from ..export.options import AUTO, DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
-from ..export.targets import ALIASES, TARGETS
+from ..export.targets import ALIASES, TARGETS, get_target
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,6 +41,16 @@ class Named(click.Choice):  # type: ignore[type-arg]  # not generic before click
         near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
         hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
         return self.fail(f"{value!r} is unknown. {hint}", param, ctx)
+
+
+class BackendName(Named):
+    """A name or alias from the table of targets -> the name."""
+
+    def __init__(self) -> None:
+        super().__init__((*(target.name for target in TARGETS), *ALIASES))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return get_target(super().convert(value, param, ctx)).name
 
 
 class Resolution(click.ParamType):  # type: ignore[type-arg]

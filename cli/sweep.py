@@ -22,8 +22,7 @@ from ..benchmarks.sweep.options import (
 from ..encoder.config import VARIANTS
 from ..errors import ConfigError
 from ..export.options import PRECISIONS
-from ..export.targets import TARGETS
-from .options import Named, Resolution, check_seed, json_option, verbose_option
+from .options import BackendName, Named, Resolution, check_seed, json_option, verbose_option
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.2
@@ -64,7 +63,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--backend",
     "backends",
-    type=Several(Named(target.name for target in TARGETS), "all"),
+    type=Several(BackendName(), "all"),
     metavar="LIST|all",
     default="all",
     show_default=True,

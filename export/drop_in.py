@@ -87,7 +87,8 @@ def patch(
 
     While it lasts, the model's own tower computes what the artifact cannot, and a warning is logged: hidden states
     (`output_hidden_states`), pixels that require a gradient, training mode. An artifact with `--projector` refuses
-    these. A copy of the model (`deepcopy`, `pickle`) is not patched.
+    these. Outside training mode, a backward pass to weights that the artifact stands for raises ConfigError, unless
+    they are frozen. A copy of the model (`deepcopy`, `pickle`) is not patched.
 
     Args:
         model: transformers' `FastVlmForConditionalGeneration` or `FastVlmModel`, or a LLaVA-form model
@@ -110,10 +111,12 @@ def patch(
     if not force:
         main.check_again = lambda: _check(opened, anatomy)
     stand_ins: list[_StandIn] = [main]
+    projector = getattr(anatomy.holder, anatomy.projector)
     if tower.projected:
-        projector = getattr(anatomy.holder, anatomy.projector)
         stand_ins.append(_Projected(projector, tower))
         main.watch(projector)
+    elif isinstance(projector.__dict__.get("forward"), _Projected):  # of an earlier patch, which lasts
+        stand_ins.append(_OwnProjector(projector, tower))
     if notice is not None:
         _LOG.warning("%s", notice)
     return Patch(tower, stand_ins, notice)
@@ -141,18 +144,26 @@ class _StandIn:
         self._versions = self._counted()
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's own answer."""
-        return self.before(*args, **kwargs) if self.before else type(self.own).forward(self.own, *args, **kwargs)
+        """The module's own answer, whatever earlier patches there are."""
+        before: Any = self.before
+        if isinstance(before, _StandIn):
+            return before.original(*args, **kwargs)
+        return before(*args, **kwargs) if before else type(self.own).forward(self.own, *args, **kwargs)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, 3, H, W) -> tokens (B, N, C), by the artifact and without a gradient.
+        """Pixels (B, 3, H, W) -> tokens (B, N, C), by the artifact; no gradient passes to its weights.
 
         Raises ArtifactError if the model's weights were changed since: by `load_state_dict`, an optimizer, in place.
         """
         if self.check_again is not None and (versions := self._counted()) != self._versions:
             self.check_again()  # a move to another device or type changes nothing else
             self._versions = versions
-        return self.tower.encode(pixels.detach())
+        tokens = self.tower.encode(pixels.detach())
+        trained = (p for module in self._watched for p in module.parameters() if p.requires_grad)
+        if (one := next(trained, None)) is None:
+            return tokens
+        answer: Tensor = _NoBackward.apply(tokens, one)  # type: ignore[no-untyped-call]
+        return answer
 
     def watch(self, module: nn.Module) -> None:
         """Counts another module's weights as the artifact's too."""
@@ -193,6 +204,21 @@ class _StandIn:
     def __reduce__(self) -> tuple[Any, ...]:
         # While the module is unpickled, the instance has no `forward` yet: this finds that of its class.
         return getattr, (self.own, "forward")
+
+
+class _NoBackward(torch.autograd.Function):
+    """The tokens, as a result of weights that require a gradient, which the artifact does not have."""
+
+    @staticmethod
+    def forward(_ctx: Any, tokens: Tensor, _weight: Tensor) -> Tensor:
+        return tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(_ctx: Any, *_gradients: Tensor) -> Any:
+        raise ConfigError(
+            "an artifact in the vision tower's place gives its weights no gradient; freeze them with "
+            "requires_grad_(False), call model.train(), or restore() the patch"
+        )
 
 
 class _TransformersTower(_StandIn):
@@ -258,6 +284,14 @@ class _Projected(_StandIn):
     def __call__(self, features: Tensor) -> Tensor:
         """(B, N, C) -> the same."""
         return features
+
+
+class _OwnProjector(_StandIn):
+    """The projector itself, where an earlier patch stands in its place that ends with it."""
+
+    def __call__(self, features: Tensor) -> Any:
+        """(B, N, C) -> (B, N, D)."""
+        return self.original(features)
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,7 @@ THRESHOLDS: dict[str, Thresholds] = {
         cosine_min=0.9,
     ),
 }  # fmt: skip
-"""By precision. The centred floors and limits are as many times the largest loss of PyTorch that we measured as the
-plain ones (docs/parity.md has the losses)."""
+"""By precision. The centred floors and limits follow what PyTorch loses in either figure, see docs/parity.md."""
 
 
 def unmeasured(thresholds: Thresholds) -> Figures:

@@ -64,7 +64,8 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
         absent.setdefault((kind, backend, precision), Absent(backend, precision, reason, install, environment, kind))
 
     rows = []
-    for row in TARGETS if options.backends is None else [get_target(name) for name in options.backends]:
+    named = dict.fromkeys(get_target(name) for name in options.backends or ())  # an alias may repeat a name
+    for row in TARGETS if options.backends is None else named:
         reason = _why_absent(row)
         if reason is None:
             rows.append(row)

@@ -81,12 +81,13 @@ class PixelRules:
                 f"run_tensor takes a torch tensor (B, 3, H, W); found a {type(pixels).__name__}: call run, or "
                 "convert it"
             )
-        if pixels.layout != torch.strided or pixels.is_meta:
-            kind = "no data" if pixels.is_meta else str(pixels.layout).removeprefix("torch.")
+        if pixels.layout != torch.strided or pixels.is_meta or pixels.is_nested:
+            layout = "nested" if pixels.is_nested else str(pixels.layout).removeprefix("torch.")
+            kind = "no data" if pixels.is_meta else layout
             raise ImageError(f"run_tensor takes a dense torch tensor (B, 3, H, W); found one with {kind}")
         name = str(pixels.dtype).removeprefix("torch.")
         self._check(name, tuple(pixels.shape))
-        pixels = pixels.detach()
+        pixels = pixels.detach().resolve_neg()  # NumPy reads no lazily negated values
         if name == "uint8":
             return pixels
         values = pixels.float()

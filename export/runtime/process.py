@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ArtifactError, UnavailableError
+from ...errors import ArtifactError, FvexportError, UnavailableError
 from ..artifact import MODEL_FILE, Artifact
 from ..manifest import Manifest
 
@@ -77,7 +78,45 @@ def fingerprint(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+class Unopened:
+    """What a worker has in the place of an object that it could not open again: any use raises the reason.
+
+    An error while a worker reads a task ends the worker, and `multiprocessing.Pool` would wait for that task forever.
+    """
+
+    def __init__(self, cls: Any, recipe: Recipe, reason: FvexportError) -> None:
+        self._made_by = cls, recipe
+        self._reason = reason
+
+    def __call__(self, *_: object, **_named: object) -> Any:
+        """Raises the reason."""
+        raise self._reason
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # Python asks for methods that no class has to have
+            raise AttributeError(name)
+        if callable(getattr(self._made_by[0], name, None)):  # a pickled method is looked up while the task is read
+            return self
+        raise self._reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, self._made_by
+
+
 def _reopen(cls: Any, recipe: Recipe) -> Any:
+    """The object anew; in a worker of multiprocessing one that raises at its first use, if it cannot be opened.
+
+    Raises FvexportError elsewhere if it cannot.
+    """
+    try:
+        return _opened_again(cls, recipe)
+    except FvexportError as error:
+        if multiprocessing.parent_process() is None:
+            raise
+        return Unopened(cls, recipe, error)
+
+
+def _opened_again(cls: Any, recipe: Recipe) -> Any:
     """The object anew, of the artifact in the same folder; raises ArtifactError if that is gone or another one."""
     if not recipe.folder.exists():
         raise ArtifactError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +17,7 @@ from fvexport.benchmarks.sweep.figures import Taken, is_stable, spread, summariz
 from fvexport.benchmarks.sweep.options import Measuring, SweepOptions, parse_seconds
 from fvexport.benchmarks.sweep.plan import COMPILERS, Plan, Weights, make_plan, quant_target
 from fvexport.calibration.policy import QUANT_TARGETS
+from fvexport.cli.sweep import sweep
 from fvexport.errors import ConfigError, UnavailableError
 from fvexport.export.targets import TARGETS
 
@@ -127,6 +129,16 @@ def test_a_language_model_without_its_library_is_absent(monkeypatch: pytest.Monk
     plan = planned(resolutions=((64, 64),), llms=("qwen2-7b",), backends=("onnxruntime-cpu",), peers=False)
     assert ("qwen2-7b", "transformers is not installed", "ttft") in [(a.backend, a.reason, a.kind) for a in plan.absent]
     assert all(c.kind == "ours" for c in plan.cells)
+
+
+def test_aliases_are_the_backends_that_they_name() -> None:
+    plan = planned(resolutions=((64, 64),), backends=("cpu", "onnxruntime-cpu"), precisions=("fp32",), peers=False)
+    assert [cell.backend for cell in plan.cells] == ["onnxruntime-cpu"]
+    context = click.Context(sweep)
+    given = next(p for p in sweep.params if p.name == "backends")
+    assert given.type_cast_value(context, "cpu, trt,onnxruntime-cpu") == ("onnxruntime-cpu", "tensorrt")
+    with pytest.raises(click.BadParameter, match="Did you mean 'openvino'"):
+        given.type_cast_value(context, "openvin")
 
 
 def test_a_broken_runtime_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:

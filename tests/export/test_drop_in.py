@@ -7,6 +7,7 @@ import functools
 import io
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -246,6 +247,49 @@ def test_patches_come_off_in_turn(llava: Llava, exported: Export) -> None:
     second.restore()
     first.restore()
     assert llava.get_vision_tower() is own
+
+
+@torch.no_grad()
+def test_patches_of_both_kinds_over_each_other(
+    transformers_model: Any, inputs: dict[str, Tensor], exported: Export
+) -> None:
+    """An artifact with the projector and one without: the last answers, and the projector runs for the latter alone."""
+    model, pixels = transformers_model, inputs["pixel_values"]
+    wanted, calls = features(model, pixels), tower_of(model).calls
+    for kinds in ((True, False), (False, True), (True, False, True), (True, False, False)):
+        with ExitStack() as stack:
+            for projector in kinds:
+                stack.enter_context(fvexport.patch(model, at_256(exported, projector=projector)))
+                assert torch.allclose(features(model, pixels), wanted, rtol=1e-4, atol=1e-5)
+            assert torch.allclose(features(copy.deepcopy(model), pixels), wanted, rtol=1e-4, atol=1e-5)
+        assert tower_of(model).calls == calls
+        assert torch.allclose(features(model, pixels), wanted, rtol=1e-4, atol=1e-5)
+        calls = tower_of(model).calls
+    with fvexport.patch(model, at_256(exported, projector=True)), fvexport.patch(model, at_256(exported)):
+        model.get_image_features(pixels, output_hidden_states=True)
+        assert tower_of(model).calls == calls + 1
+
+
+@pytest.mark.parametrize("projector", [False, True])
+def test_no_weight_goes_without_its_gradient_unsaid(
+    transformers_model: Any, inputs: dict[str, Tensor], exported: Export, projector: bool
+) -> None:
+    model, pixels = transformers_model.requires_grad_(True), inputs["pixel_values"]
+    with fvexport.patch(model, at_256(exported, projector=projector)):
+        with pytest.raises(ConfigError, match="gives its weights no gradient; freeze them"):
+            features(model, pixels).sum().backward()
+        tower_of(model).requires_grad_(False)
+        if projector:
+            with pytest.raises(ConfigError, match="gives its weights no gradient"):
+                features(model, pixels).sum().backward()
+            model.model.multi_modal_projector.requires_grad_(False)
+            assert not features(model, pixels).requires_grad
+            return
+        own = list(model.model.multi_modal_projector.parameters())
+        got = torch.autograd.grad(features(model, pixels).sum(), own)
+    wanted = torch.autograd.grad(features(model, pixels).sum(), own)
+    for a, b in zip(got, wanted, strict=True):
+        assert torch.allclose(a, b, rtol=1e-3, atol=1e-4 * float(b.abs().max()))
 
 
 def test_it_comes_off_after_an_error(llava: Llava, exported: Export) -> None:

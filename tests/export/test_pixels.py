@@ -76,7 +76,9 @@ def test_what_is_no_array() -> None:
             rules().tensor(value)
     with pytest.raises(ImageError, match="found a Tensor: call run_tensor"):
         rules().array(torch.from_numpy(LEVELS))
-    for tensor in (torch.zeros(1, 3, 128, 128, device="meta"), torch.zeros(1, 3, 128, 128).to_sparse()):
+    dense = torch.zeros(1, 3, 128, 128)
+    nested = torch.nested.nested_tensor(list(dense), layout=torch.strided)
+    for tensor in (torch.zeros(1, 3, 128, 128, device="meta"), dense.to_sparse(), nested):
         with pytest.raises(ImageError, match="takes a dense torch tensor"):
             rules().tensor(tensor)
 
@@ -112,6 +114,12 @@ def test_bfloat16_of_numpy() -> None:
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     found = rules().array(FLOATS.astype(bfloat16))
     assert found.dtype == np.float32 and np.abs(found - FLOATS).max() < 2**-8
+
+
+def test_a_lazily_negated_tensor() -> None:
+    negated = torch.complex(torch.from_numpy(FLOATS), torch.from_numpy(-FLOATS)).conj().imag
+    assert negated.is_neg()
+    assert np.array_equal(rules().tensor(negated).numpy(), FLOATS)
 
 
 def test_gradients_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -270,6 +271,17 @@ class TestForks:
         told = forked(lambda: str(opened(static, "eager", tiny)))
         assert told.startswith("UnavailableError: PyTorch computed in this process's parent before the fork"), told
         assert isinstance(opened(static, "eager", tiny).backend, pytorch_module.PyTorchBackend)
+
+    def test_a_pool_is_told_what_its_worker_cannot_open(self, static: Artifact, tmp_path: Path) -> None:
+        """`Pool` waits forever for a task that its worker cannot read."""
+        folder = tmp_path / "a"
+        shutil.copytree(static.path, folder)
+        encoder = Encoder(folder)
+        folder.rename(tmp_path / "moved")
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            for use in (encoder, encoder.run, encoder.run_tensor):
+                with pytest.raises(ArtifactError, match=r"no artifact at .*, which this Encoder was made of"):
+                    pool.map_async(use, [IMAGES[0]]).get(timeout=20)
 
 
 def test_errors_are_one_kind(static: Artifact) -> None:
