@@ -168,17 +168,21 @@ def test_so_does_the_format(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_check(stats: Stats) -> None:
-    stats.check("c" * 64, 128, 64)
+    stats.check("c" * 64, 128, 64, "pad")
     for args, words in [
-        (("e" * 64, 128, 64), ("another checkpoint", "w.pt", "cccccccccccc", "eeeeeeeeeeee", "fvexport calibrate")),
-        (("c" * 64, 64, 128), ("128x64", "64x128", "--res")),
+        (
+            ("e" * 64, 128, 64, "pad"),
+            ("another checkpoint", "w.pt", "cccccccccccc", "eeeeeeeeeeee", "fvexport calibrate"),
+        ),
+        (("c" * 64, 64, 128, "pad"), ("128x64", "64x128", "--res")),
+        (("c" * 64, 128, 64, "squash"), ("prepared as pad", "as squash", "fvexport calibrate")),
     ]:
         with pytest.raises(ConfigError) as caught:
             stats.check(*args)
         assert all(word in str(caught.value) for word in words)
     stats.done = 2
     with pytest.raises(ConfigError, match="2 of 3 pictures"):
-        stats.check("c" * 64, 128, 64)
+        stats.check("c" * 64, 128, 64, "pad")
 
 
 # Files that are not what they should be

@@ -149,8 +149,12 @@ def test_projector(made: Made, photographs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("case", ["onnxruntime-cpu", "openvino, as traced", "tensorrt"])
-def test_openvino_runs_int8(made: Made, tiny: Checkpoint, photographs: dict[str, Path], case: str) -> None:
+def test_openvino_runs_int8(
+    made: Made, tiny: Checkpoint, photographs: dict[str, Path], case: str, saturates: bool
+) -> None:
     pytest.importorskip("openvino")
+    if case == "tensorrt" and saturates:
+        pytest.skip("OpenVINO's 8-bit products saturate on this CPU, and a file for TensorRT has the full range")
     backend = OpenVinoBackend(made(case).artifact)
     assert backend.computes.startswith("int8, all else in ")
     pixels = Preprocessor(128, 128)(photographs["coffee"])

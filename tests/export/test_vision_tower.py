@@ -108,5 +108,5 @@ def test_other_weights_are_refused(vlm: FastVLM, exported: Export) -> None:
 def test_what_else_is_refused(vlm: FastVLM, exported: Export, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no artifact at"):
         ArtifactTower(tmp_path / "nothing", vlm.info)
-    with pytest.raises(UnavailableError, match="unknown backend 'cuda'"):
-        ArtifactTower(exported("llava_tiny", batch=1), vlm.info, backend="cuda")
+    with pytest.raises(UnavailableError, match="unknown backend 'cudda'"):
+        ArtifactTower(exported("llava_tiny", batch=1), vlm.info, backend="cudda")

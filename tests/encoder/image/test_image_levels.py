@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -40,6 +40,7 @@ def test_floats_a_little_outside_are_clipped(beyond):
         np.testing.assert_array_equal(grey(source), expected)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the first image loads Pillow's plugins
 @given(pixel=st.one_of(st.floats(-2, 2), st.floats(-1e6, 1e6)), place=st.integers(0, PHOTO.size - 1))
 def test_one_pixel_never_rescales_a_float_image(pixel, place):
     values = PHOTO / np.float32(255)

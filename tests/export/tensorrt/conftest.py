@@ -12,7 +12,7 @@ from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export.artifact import Artifact
 from fvexport.export.engine import EngineReport, export_trt
 from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.options import QUANTIZED, ExportOptions
 from fvexport.export.tensorrt import api as module
 from fvexport.export.tensorrt.api import Api, load_api
 
@@ -39,7 +39,8 @@ def onnx_artifact(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) ->
     def export(**options: Any) -> Artifact:
         key = repr(sorted(options.items()))
         if key not in made:
-            wanted = ExportOptions(**{"height": 128, "width": 128, "precision": "fp16", **options})
+            target = {"target": "tensorrt"} if options.get("precision") in QUANTIZED else {}
+            wanted = ExportOptions(**{"height": 128, "width": 128, "precision": "fp16", **target, **options})
             out = tmp_path_factory.mktemp("onnx") / "made"
             calibration = CalibrationOptions(samples=2 if wanted.quantized else None)
             made[key] = export_onnx(tiny, out, options=wanted, parity=False, calibration=calibration).artifact
