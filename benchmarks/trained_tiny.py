@@ -11,6 +11,7 @@ Test images show photographs that no training image does.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ PHOTOGRAPHS: dict[str, tuple[str, ...]] = {
 TRAINED = Path(__file__).parents[1] / "tests" / "data" / "trained"
 """The committed weights; they are part of the repository, not of the installed package."""
 
-ENCODER_FILE, HEAD_FILE = "model.safetensors", "head.safetensors"
+ENCODER_FILE, HEAD_FILE, CONFIG_FILE = "model.safetensors", "head.safetensors", "config.json"
 
 PHASES = ((64, 5000), (RESOLUTION, 2500))
 """(Resolution, batches) of training: small frames first, which cost a quarter."""
@@ -243,9 +244,13 @@ def train(
 
 
 def save(encoder: FastViTHD, head: nn.Linear, path: Path) -> None:
-    """Writes the encoder, in timm's names, to `path` and the head beside it."""
+    """Writes the encoder, in timm's names, to `path`; beside it the head, and how images are prepared."""
     from safetensors.torch import save_file
 
+    # Trained on levels / 255; timm's published checkpoint, whose mean and std would be assumed, was not.
+    prepared = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
+    config = {"architecture": "fastvit_mci3", "pretrained_cfg": {"input_size": [3, RESOLUTION, RESOLUTION], **prepared}}
+    path.with_name(CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     save_file({name: t.detach().contiguous() for name, t in encoder.state_dict().items()}, path)
     save_file({name: t.detach().contiguous() for name, t in head.state_dict().items()}, path.with_name(HEAD_FILE))
 

@@ -16,6 +16,7 @@ from fvexport.benchmarks import trained_tiny as task
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint, load_encoder
 from fvexport.encoder.fastvithd import FastViTHD, LayerScale
 from fvexport.encoder.image import PHOTOGRAPHS
+from fvexport.encoder.preprocess import PreprocessConfig
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.errors import ArtifactError, ConfigError, UnavailableError
 
@@ -96,6 +97,7 @@ def test_committed_files_are_small_and_load_as_a_timm_checkpoint(checkpoint: Che
     assert (checkpoint.info.form, checkpoint.info.variant, checkpoint.info.trained) == ("timm", "tiny", True)
     assert checkpoint.encoder.form == "train"
     assert load_checkpoint(task.TRAINED).info.sha256 == checkpoint.info.sha256  # by its folder as well
+    assert checkpoint.info.preprocessing == PreprocessConfig("shortest", rounding="even")
     weight, bias = task.load_head()
     assert weight.shape == (len(task.CLASSES), checkpoint.encoder.config.out_channels)
     assert bias.shape == (len(task.CLASSES),)
