@@ -20,7 +20,9 @@ QDQ_AS_WRITTEN = "session.disable_quant_qdq"
 """Set to 1 for FP8: up to 1.31 onnxruntime moves Q/DQ past Transpose and refuses its own graph, which has FP8 there."""
 STOP_SPINNING = "session.force_spinning_stop"
 """Set to 1, threads spin during a run and not after it. By default they go on for a while, and take the cores from what
-comes next: a language model's prefill, or images being decoded. Without any spinning the encoder itself is slower."""
+comes next: a language model's prefill, or images being decoded. Measured on two cores, with the full encoder at
+256 x 256 and four layers of a 0.5B Qwen2, in three processes each: time to first token 0.87 of the default's, the
+encoder alone 1.04; without any spinning (`session.intra_op.allow_spinning=0`) 0.95 and 1.18."""
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Set to 1, weights become uint8, whose products onnxruntime adds up in 32 bits on x86 without VNNI too."""
 WORDS = {"fp16": "float16", "bf16": "bfloat16"}
