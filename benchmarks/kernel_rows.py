@@ -74,7 +74,8 @@ def check(case: Case) -> Checked:
                 check_alive()
     plain = next((found[name] for name in case.rivals if name in found), 0.0)
     eps = torch.finfo(result.dtype).eps if found else 0.0
-    limit = max(ALLOWED * plain, eps)
+    # Of float32 sums, the order alone makes more than one eps on some processors.
+    limit = max(ALLOWED * plain, 2 * eps if found and result.dtype == torch.float32 else eps)
     return Checked(found, {name: error for name, error in found.items() if not error <= limit}, failed)
 
 
