@@ -81,6 +81,38 @@ def golden_dir() -> Path:
     return Path(__file__).parent / "data" / "golden"
 
 
+@pytest.fixture
+def golden(golden_dir: Path) -> Callable[[str], dict[str, Any]]:
+    """`golden("llava_tiny")`: a copy of its tensors, by the file's names."""
+    from safetensors.torch import load_file
+
+    def read(name: str) -> dict[str, Any]:
+        return {key: tensor.clone() for key, tensor in load_file(golden_dir / name / "model.safetensors").items()}
+
+    return read
+
+
+@pytest.fixture
+def renamed(golden: Callable[[str], dict[str, Any]]) -> Callable[[str, str], dict[str, Any]]:
+    """`renamed("train", "open_clip")`: the same weights under the names of another form."""
+    from fvexport.encoder.checkpoint.forms import timm_to_apple
+
+    llava, transformers = "model.vision_tower.vision_tower.model.", "model.vision_tower.timm_model."
+
+    def rename(weights: str, form: str) -> dict[str, Any]:
+        file, prefix = {"train": ("timm_tiny", ""), "released": ("transformers_tiny", transformers)}[weights]
+        own = {n.removeprefix(prefix): t for n, t in golden(file).items() if n.startswith(prefix)}
+        prefix = {
+            "timm": "", "open_clip": "visual.trunk.", "transformers": transformers,
+            "transformers_old": transformers.removeprefix("model."), "mobileclip": "image_encoder.model.",
+            "llava": llava, "llava_old": llava.removeprefix("model."), "apple": "",
+        }[form]  # fmt: skip
+        apple = form.startswith(("mobileclip", "llava", "apple"))
+        return {prefix + (timm_to_apple(name) if apple else name): tensor for name, tensor in own.items()}
+
+    return rename
+
+
 @pytest.fixture(scope="session")
 def load_golden(golden_dir: Path) -> Callable[[str], dict[str, Any]]:
     """`load_golden("llava_tiny")`: what the reference implementation made, and the `pixels_…` that it took.

@@ -16,10 +16,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fvexport.encoder.checkpoint import load_checkpoint
-from fvexport.encoder.checkpoint.forms import timm_to_apple
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.preprocess import RELEASED, Preprocessor
@@ -29,14 +28,6 @@ REFERENCE = Path(__file__).parents[1] / "data" / "preprocess"
 CASES = json.loads((REFERENCE / "cases.json").read_text())["cases"]
 LARGE = [case for case in CASES if case["image"] == "large"]
 """One for each form and kind of file, at 64 x 64."""
-
-NAMES = {
-    "timm": lambda name: name,
-    "open_clip": lambda name: f"visual.trunk.{name}",
-    "mobileclip": lambda name: f"image_encoder.model.{timm_to_apple(name)}",
-    "llava": lambda name: f"model.vision_tower.vision_tower.model.{timm_to_apple(name)}",
-    "transformers": lambda name: f"model.vision_tower.timm_model.{name}",
-}
 
 
 def name_of(case: dict[str, Any]) -> str:
@@ -202,13 +193,12 @@ def test_the_towers_own_config_in_a_fast_vlm_is_not_followed():
 
 
 @pytest.mark.parametrize("case", LARGE, ids=name_of)
-def test_features_of_each_form_and_file(case, arrays, golden_dir, tmp_path, one_thread):
+def test_features_of_each_form_and_file(case, arrays, renamed, tmp_path, one_thread):
     """With weights whose features depend on the picture far more than those of the other golden models.
 
     Prints the distances: see them with `pytest -s`.
     """
-    weights = load_file(golden_dir / "timm_tiny" / "model.safetensors")
-    save_file({NAMES[case["form"]](name): tensor for name, tensor in weights.items()}, tmp_path / "model.safetensors")
+    save_file(renamed("train", case["form"]), tmp_path / "model.safetensors")
     for file, content in case["files"].items():
         (tmp_path / file).write_text(json.dumps(content))
     checkpoint = load_checkpoint(tmp_path)

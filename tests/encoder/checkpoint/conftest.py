@@ -1,4 +1,4 @@
-"""Golden checkpoints as tensors by name, and ways to write them in any of the public layouts."""
+"""Golden checkpoints as tensors by name, and ways to write them as files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
-
-from fvexport.encoder.checkpoint.forms import timm_to_apple
-
-GOLDEN = Path(__file__).parents[2] / "data" / "golden"
-LLAVA = "model.vision_tower.vision_tower.model."
-TRANSFORMERS = "model.vision_tower.timm_model."
 
 Tensors = dict[str, Tensor]
 Write = Callable[..., Path]
@@ -28,16 +22,6 @@ def always_one_thread(one_thread: None) -> None:
 
 
 @pytest.fixture
-def golden() -> Callable[[str], Tensors]:
-    """`golden("llava_tiny")`: a copy of its tensors, by the file's names."""
-
-    def read(name: str) -> Tensors:
-        return {key: tensor.clone() for key, tensor in load_file(GOLDEN / name / "model.safetensors").items()}
-
-    return read
-
-
-@pytest.fixture
 def llava(golden: Callable[[str], Tensors]) -> Tensors:
     return golden("llava_tiny")
 
@@ -45,24 +29,6 @@ def llava(golden: Callable[[str], Tensors]) -> Tensors:
 @pytest.fixture
 def timm(golden: Callable[[str], Tensors]) -> Tensors:
     return golden("timm_tiny")
-
-
-@pytest.fixture
-def renamed(golden: Callable[[str], Tensors]) -> Callable[[str, str], Tensors]:
-    """`renamed("train", "open_clip")`: the same weights under the names of another form."""
-
-    def rename(weights: str, form: str) -> Tensors:
-        file, prefix = {"train": ("timm_tiny", ""), "released": ("transformers_tiny", TRANSFORMERS)}[weights]
-        own = {n.removeprefix(prefix): t for n, t in golden(file).items() if n.startswith(prefix)}
-        prefix = {
-            "timm": "", "open_clip": "visual.trunk.", "transformers": TRANSFORMERS,
-            "transformers_old": TRANSFORMERS.removeprefix("model."), "mobileclip": "image_encoder.model.",
-            "llava": LLAVA, "llava_old": LLAVA.removeprefix("model."), "apple": "",
-        }[form]  # fmt: skip
-        apple = form.startswith(("mobileclip", "llava", "apple"))
-        return {prefix + (timm_to_apple(name) if apple else name): tensor for name, tensor in own.items()}
-
-    return rename
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fvexport.encoder.checkpoint import load_checkpoint
-from fvexport.encoder.checkpoint.forms import timm_to_apple
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.fastvlm import EagerTower
@@ -124,23 +123,9 @@ def test_files_that_cannot_be_followed_are_refused_by_name(configs: Any, word: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture
-def timm_weights(golden_dir):
-    return load_file(golden_dir / "timm_tiny" / "model.safetensors")
-
-
-NAMES = {
-    "timm": lambda name: name,
-    "open_clip": lambda name: f"visual.trunk.{name}",
-    "mobileclip": lambda name: f"image_encoder.model.{timm_to_apple(name)}",
-    "llava": lambda name: f"model.vision_tower.vision_tower.model.{timm_to_apple(name)}",
-    "transformers": lambda name: f"model.vision_tower.timm_model.{name}",
-}
-
-
-@pytest.mark.parametrize("form", NAMES)
-def test_a_checkpoint_carries_its_preprocessing(timm_weights, tmp_path, form):
-    save_file({NAMES[form](name): tensor for name, tensor in timm_weights.items()}, tmp_path / "model.safetensors")
+@pytest.mark.parametrize("form", PUBLISHED)
+def test_a_checkpoint_carries_its_preprocessing(renamed, tmp_path, form):
+    save_file(renamed("train", form), tmp_path / "model.safetensors")
     info = load_checkpoint(tmp_path).info
     assert (info.form, info.preprocessing, info.preprocessing_source) == (form, PUBLISHED[form], None)
     assert re.search(rf"assuming the {form} form's published way .*mean", info.notices[-1])
@@ -155,14 +140,14 @@ def test_a_checkpoint_carries_its_preprocessing(timm_weights, tmp_path, form):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
-def test_a_file_with_a_byte_order_mark_is_read(timm_weights, tmp_path, encoding):
-    save_file(timm_weights, tmp_path / "model.safetensors")
+def test_a_file_with_a_byte_order_mark_is_read(timm, tmp_path, encoding):
+    save_file(timm, tmp_path / "model.safetensors")
     (tmp_path / "preprocessor_config.json").write_bytes(json.dumps(PROCESSOR).encode(encoding))
     assert load_checkpoint(tmp_path).info.preprocessing.mean == HALF
 
 
-def test_a_file_that_is_there_but_cannot_be_read_is_no_missing_one(timm_weights, tmp_path):
-    save_file(timm_weights, tmp_path / "model.safetensors")
+def test_a_file_that_is_there_but_cannot_be_read_is_no_missing_one(timm, tmp_path):
+    save_file(timm, tmp_path / "model.safetensors")
     (tmp_path / "preprocessor_config.json").symlink_to(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json cannot be read .*links to"):
         load_checkpoint(tmp_path)
