@@ -29,7 +29,7 @@ from .artifact import (
 )
 from .clock import Clock
 from .onnx import export_onnx
-from .options import AUTO, ExportOptions
+from .options import ExportOptions
 from .parity import Images, Verdict, check_parity, photographs
 from .reuse import standing
 from .tensorrt.api import Api, load_api
@@ -112,7 +112,7 @@ def export_trt(
         return build.run(source, target, reused=True)
 
     options = options or ExportOptions(precision="fp16")
-    if options.quantized and options.target in (None, AUTO):
+    if options.quantized and options.chooses_target:
         options = replace(options, target="tensorrt")
     options = options.resolved()
     config = FastViTHDConfig() if variant is None else get_variant(variant)

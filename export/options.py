@@ -86,7 +86,7 @@ class ExportOptions:
                 raise ConfigError(f"--target is for --int8 and --fp8; leave it out with --{self.precision}")
             if self.reduce_range is not None:
                 raise ConfigError(f"--reduce-range is for --int8; leave it out with --{self.precision}")
-        elif not self._chooses:
+        elif not self.chooses_target:
             _ = self.policy
             if self.attention_plugin and self.target != "tensorrt":
                 raise ConfigError(f"--attention-plugin is for TensorRT; found --target {self.target}")
@@ -103,16 +103,16 @@ class ExportOptions:
         return self.precision in QUANTIZED
 
     @property
-    def _chooses(self) -> bool:
+    def chooses_target(self) -> bool:
         """Whether the quantization target is left to the machine."""
         return self.target in (None, AUTO)
 
     def resolved(self) -> ExportOptions:
         """The same options, with a target and a weight range chosen for this machine if none were given."""
-        if not self.quantized or (not self._chooses and self.reduce_range is not None):
+        if not self.quantized or (not self.chooses_target and self.reduce_range is not None):
             return self
         target, reduced = self.target, self.reduce_range
-        if self._chooses:
+        if self.chooses_target:
             target = "tensorrt"  # the only one that takes FP8 and the plugin
             if self.precision == "int8" and not self.attention_plugin:
                 from .targets import fastest_quant_target
