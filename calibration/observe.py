@@ -82,7 +82,7 @@ def observe(
         while stats.done < len(data):
             progress("calibrate", stats.done, len(data))
             observer.begin(stats.done)
-            _show(model, data.pixels(stats.done, preprocessor), preprocessor)
+            model(model_input(model, data.pixels(stats.done, preprocessor), preprocessor))
             _check_finite(stats)
             stats.done += 1
             if stats.done == len(data):
@@ -105,15 +105,16 @@ def observe_peaks(
     with _hooked(model, stats, peaks_only=True), torch.inference_mode(), exact_float32():
         for index in range(len(data)):
             progress("calibrate", index, len(data))
-            _show(model, data.pixels(index, preprocessor), preprocessor)
+            model(model_input(model, data.pixels(index, preprocessor), preprocessor))
             _check_finite(stats)
     progress("calibrate", len(data), len(data))
     return stats.amax
 
 
-def _show(model: FastViTHD, levels: np.ndarray, preprocessor: Preprocessor) -> None:
+def model_input(model: FastViTHD, levels: np.ndarray, preprocessor: Preprocessor) -> Tensor:
+    """A picture's levels (3, H, W), uint8 -> (1, 3, H, W) as `model` takes them: on its device, normalized if float."""
     pixels = torch.from_numpy(levels)[None].to(next(model.parameters()).device)
-    model(pixels if model.uint8_input else preprocessor.config.normalize_tensor(pixels))
+    return pixels if model.uint8_input else preprocessor.config.normalize_tensor(pixels)
 
 
 def _keep(stats: Stats, file: Path) -> None:

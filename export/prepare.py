@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from ..calibration.calibrate import load_ranges
 from ..calibration.data import calibration_data
 from ..calibration.equalize import KINDS, equalize
 from ..calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
-from ..calibration.observe import observe, observe_peaks
+from ..calibration.observe import model_input, observe, observe_peaks
 from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
 from ..calibration.quantize import quantizable, quantize
 from ..calibration.sensitivity import Bounded, meet_bound
@@ -81,9 +80,7 @@ def prepare(
     """
     progress("fuse", 0, None)
     normalization = checkpoint.info.preprocessing.normalization
-    fused = reparameterize(
-        checkpoint.encoder, uint8_input=options.input == "uint8", normalization=normalization
-    )  # fmt: skip
+    fused = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8", normalization=normalization)
     frame = _frame(checkpoint, options.height, options.width)
     if options.quantized:
         return _quantized(fused, checkpoint, options, calibration, images, frame, progress)
@@ -207,7 +204,7 @@ def _bounded(
     # As the verdict will have it: behind the connector, in the half type that the runtime stores.
     connector, stores = checkpoint.connector if options.projector else None, stored_type(options)
     stride = reference.config.stride
-    pixels = [_values(reference, frame.pixels(image), frame) for image in images.values()]
+    pixels = [model_input(reference, frame.pixels(image), frame) for image in images.values()]
     seen = [tokens_of(frame, image, stride) for image in images.values()]
     eager = EagerBackend(reference, connector)
     expected = [eager.run(x.numpy())[0] for x in pixels]
@@ -222,7 +219,7 @@ def _bounded(
     shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
     sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))
     small = _frame(checkpoint, *sides)
-    probe = torch.cat([_values(reference, small.pixels(image), small) for image in list(images.values())[:2]])
+    probe = torch.cat([model_input(reference, small.pixels(image), small) for image in list(images.values())[:2]])
     return meet_bound(plain, quantized, calibration.bound, measure, probe, progress=progress)
 
 
@@ -236,8 +233,3 @@ def stored_type(options: ExportOptions) -> torch.dtype | None:
     ):
         return torch.bfloat16
     return None if options.float_precision == "fp32" else DTYPES[options.float_precision]
-
-
-def _values(model: FastViTHD, levels: np.ndarray, frame: Preprocessor) -> Tensor:
-    pixels = torch.from_numpy(levels)[None]
-    return pixels if model.uint8_input else frame.config.normalize_tensor(pixels)
