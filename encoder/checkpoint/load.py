@@ -70,18 +70,13 @@ class CheckpointInfo:
     @property
     def notices(self) -> list[str]:
         """What a person has to know of these weights, and of what was assumed about them."""
-        assumed = self.trained and self.preprocessing_source is None
-        return [
-            *([self.notice] if self.notice else []),
-            *(
-                [
-                    f"No file beside the weights says how images are prepared: assuming the {self.form} form's "
-                    f"published way ({self.preprocessing.describe()})."
-                ]
-                if assumed
-                else []
-            ),
-        ]
+        found = [self.notice] if self.notice else []
+        if self.trained and self.preprocessing_source is None:
+            found.append(
+                f"No file beside the weights says how images are prepared: assuming the {self.form} form's published "
+                f"way ({self.preprocessing.describe()})."
+            )
+        return found
 
 
 @dataclass

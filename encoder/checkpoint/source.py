@@ -160,8 +160,8 @@ def _from_folder(source: str, folder: Path) -> Located:
 
 def _located(source: str, weights: Path, folder: Path, notices: tuple[str, ...] = ()) -> Located:
     if ADAPTER_FILES.fullmatch(weights.name):
-        beside_it = [name for name in ("adapter_config.json",) if (folder / name).is_file()]
-        refuse_adapter(source, [weights.name, *beside_it], lambda name: parse_json(source, folder / name))
+        described = ["adapter_config.json"] if (folder / "adapter_config.json").is_file() else []
+        refuse_adapter(source, [weights.name, *described], lambda name: parse_json(source, folder / name))
 
     def optional(name: str) -> Path | None:
         return path if (path := folder / name).is_file() else None
