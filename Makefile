@@ -8,11 +8,7 @@ DEMO := build/demo
 SHELL := bash
 .DEFAULT_GOAL := help
 
-# The top-level folders that setup.py maps to fvexport.<folder>. The stamp's name holds them, since a new one has to be
-# installed once before it can be imported.
-EMPTY :=
-PACKAGES := $(filter-out fvexport tests,$(patsubst %/__init__.py,%,$(wildcard */__init__.py)))
-STAMP := $(VENV)/installed$(subst $(EMPTY) ,,$(PACKAGES:%=-%))
+STAMP := $(VENV)/installed
 
 .PHONY: help demo test test-long lint type pytest tensorrt-cpu gpu-proof format clean
 
@@ -30,14 +26,13 @@ lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy does not know that encoder/ is fvexport.encoder, so it sees the package as a tree of links, laid anew each time.
-# Its findings are printed with the paths of the repository.
+# mypy names a package after its folder, and this folder may have any name: a link shows it as `fvexport`. Findings are
+# printed with the paths of the repository.
 TYPES := build/types
 type: $(STAMP)  ## Check types in every file of the package
-	@rm -rf $(TYPES) && mkdir -p $(TYPES)/fvexport
-	@cd $(TYPES)/fvexport && ln -s ../../../fvexport/* $(PACKAGES:%=../../../%) .
+	@rm -rf $(TYPES) && mkdir -p $(TYPES) && ln -s "$(CURDIR)" $(TYPES)/fvexport
 	set -o pipefail; cd $(TYPES) && ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache \
-	| sed -E 's#^fvexport/([a-z_]+/)#\1#'
+	| sed -E 's#^fvexport/##'
 
 pytest: $(STAMP) tensorrt-cpu  ## Run all tests on two cores (a part of them: .venv/bin/pytest tests/encoder)
 	$(BIN)/pytest -n 2 --dist loadfile
@@ -72,5 +67,5 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@rm -f $(VENV)/installed*
+	@rm -f $(VENV)/installed-*
 	@touch $@

@@ -1,23 +1,31 @@
-"""Installs the folders of this repository as one package, `fvexport`.
+"""Installs this repository as one package, `fvexport`: `encoder/` is `fvexport.encoder`, and so on down.
 
-Each top-level folder with an `__init__.py` is a sub-package: `encoder/` is `fvexport.encoder`, and so on down.
-`fvexport/` holds what they all share. A new folder needs no edit here, only `pip install -e .` once more.
+The folders have plain names because they are read more often than imported; installed under those names, `export` or
+`kernels` would clash with other packages. A new folder needs no edit here and no new installation.
 """
 
 import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 NAME = "fvexport"
 
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / NAME / "__init__.py").read_text("utf-8"), re.M)[1]
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text("utf-8"), re.M)[1]
 
-PACKAGES = {
-    package if package.split(".")[0] == NAME else f"{NAME}.{package}": package.replace(".", "/")
-    for package in find_packages(str(ROOT), exclude=["tests", "tests.*"])
-}
+PACKAGES = [NAME, *(f"{NAME}.{package}" for package in find_packages(str(ROOT), exclude=["tests", "tests.*"]))]
+
+
+class BuildWithoutSetup(build_py):
+    """Leaves `setup.py`, which lies in the package's folder, out of the package."""
+
+    def find_package_modules(self, package, package_dir):
+        """The modules of one package, as (package, module, file)."""
+        found = super().find_package_modules(package, package_dir)
+        return [module for module in found if module[:2] != (NAME, "setup")]
+
 
 # The GPU build of ONNX Runtime runs on the CPU too. Never both builds: they write the same folder.
 RUNTIME = [
@@ -69,8 +77,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=sorted(PACKAGES),
-    package_dir=PACKAGES,
+    packages=PACKAGES,
+    package_dir={NAME: "."},
+    cmdclass={"build_py": BuildWithoutSetup},
     package_data={
         NAME: ["py.typed"],
         f"{NAME}.benchmarks.gpu.predicted": ["*.json"],

@@ -35,7 +35,7 @@ TOLERANCE = 1e-4
 @click.option("--calls", default=400, show_default=True, type=click.IntRange(min=1), help="Calls of all threads.")
 def main(path: Path | None, variant: str, res: int, backends: str, threads: str, calls: int) -> None:
     """Prints a table, and exits with 1 if an answer is wrong or a call fails."""
-    from ..errors import UnavailableError
+    from ..core.errors import UnavailableError
     from ..export.artifact import Artifact
     from ..export.runtime import Encoder
     from .overhead import export_seeded

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 
-from ..errors import FvexportError
+from ..core.errors import FvexportError
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])
@@ -41,7 +41,7 @@ def main(
     """Prints a table of all candidates, and writes what was found to `--out`."""
     import torch
 
-    from ..versions import versions_of
+    from ..core.versions import versions_of
     from .paired import environment
     from .rivals.candidates import BASELINE, HEADER, chosen
     from .rivals.data import CALIBRATION, TEST

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import first_line
+from ..core.errors import first_line
 from ..export.gpus import get_gpu
 from ..kernels.timing import SAMPLE_MS, CaptureError, Replay, check_alive, paired
 from .kernel_cases import ends

@@ -52,7 +52,7 @@ def main(
     """Prints a line for each operator and size, then for the encoder, and writes them to `--out`."""
     import torch
 
-    from ..errors import FvexportError
+    from ..core.errors import FvexportError
     from ..kernels.tune import check_gpu
     from .kernel_encoder import Plan
     from .row_file import RowFile
@@ -154,8 +154,8 @@ def gpu_environment() -> dict[str, Any]:
     """Processor, GPU, driver's CUDA, versions and the kernels' digest: what a measurement holds for."""
     import torch
 
+    from ..core.versions import versions_of
     from ..kernels.table import kernels_digest
-    from ..versions import versions_of
     from .paired import environment
 
     found = environment()

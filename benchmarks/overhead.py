@@ -66,8 +66,8 @@ def measure(artifact: Artifact, backend: str, rounds: int, threads: int | None) 
     import numpy as np
     import torch
 
+    from ..core.errors import UnavailableError
     from ..encoder.image import sample_images
-    from ..errors import UnavailableError
     from ..export.runtime import Encoder
 
     if threads:

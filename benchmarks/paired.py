@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from .. import hardware
+from ..core import hardware
+from ..core.versions import versions_of
 from ..kernels.timing import HostClock, Timing, paired
-from ..versions import versions_of
 
 __all__ = ["Timing", "environment", "time_paired"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UnavailableError
+from ..core.errors import UnavailableError
 from ..export.options import Precision
 from ..export.targets import get_target, why_absent
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError
-from ..place import os_errors
+from ..core.errors import ConfigError
+from ..core.place import os_errors
 
 
 class RowFile:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import FvexportError
+from ..core.errors import FvexportError
 
 if TYPE_CHECKING:
     from ..encoder.checkpoint import Checkpoint
@@ -58,6 +58,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """The figures on the two photographs that parity looks at by default, one dictionary per precision."""
     from ..calibration.options import CalibrationOptions
+    from ..core.progress import silent
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
     from ..export.figures import Comparison
@@ -65,7 +66,6 @@ def measure(
     from ..export.parity_runs import tokens_of
     from ..export.prepare import prepare, stored_type
     from ..export.runtime.eager import EagerBackend
-    from ..progress import silent
 
     encoder = checkpoint.encoder
     frame = Preprocessor(resolution, resolution, checkpoint.info.preprocessing)

@@ -23,9 +23,9 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..core.errors import ArtifactError, ConfigError, UnavailableError
+from ..core.progress import Progress, silent
 from ..encoder.image import load_image, sample_images
-from ..errors import ArtifactError, ConfigError, UnavailableError
-from ..progress import Progress, silent
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,13 +18,13 @@ from typing import Any
 import safetensors
 import torch
 
+from ..core.errors import ConfigError, first_line
+from ..core.hashing import file_sha256
+from ..core.place import scratch_beside
+from ..core.progress import Progress, silent
 from ..encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from ..errors import ConfigError, first_line
-from ..hashing import file_sha256
-from ..place import scratch_beside
-from ..progress import Progress, silent
 from .data import calibration_data
 from .equalize import QUANTILE
 from .observe import observe

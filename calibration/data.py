@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..core.errors import ConfigError, ImageError, first_line, one_line
 from ..encoder.image import HELD_OUT, load_image, sample_images, search_images
 from ..encoder.preprocess import Preprocessor
-from ..errors import ConfigError, ImageError, first_line, one_line
 from .options import DEFAULT_SAMPLES
 
 SAMPLE = "sample"

@@ -23,9 +23,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import Attention, FastViTHD, RepMixerBlock, Stage
-from ..errors import ConfigError
 from .policy import Policy
 from .statistics import Histogram
 from .stats import Stats

@@ -35,10 +35,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from ..core.errors import ConfigError
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.float32 import InFloat32
-from ..errors import ConfigError
 
 FP16_MAX = torch.finfo(torch.float16).max
 

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..core.errors import ConfigError
+from ..core.progress import Progress, silent
 from ..encoder.checkpoint import CheckpointInfo
 from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import Attention, FastViTHD, SqueezeExcite
 from ..encoder.preprocess import Preprocessor
-from ..errors import ConfigError
-from ..progress import Progress, silent
 from .data import CalibrationData
 from .policy import row_of
 from .statistics import BINS, TENSOR_BINS, Histogram, Moments

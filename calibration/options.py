@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 
 Method = Literal["weighted", "mse", "minmax", "percentile", "entropy"]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 
 QuantTarget = Literal["tensorrt", "onnxruntime-cpu", "openvino"]
 QUANT_TARGETS: tuple[QuantTarget, ...] = get_args(QuantTarget)

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import nn
 
+from ..core.errors import ConfigError
+from ..core.progress import Progress, silent
 from ..encoder.fastvithd import FastViTHD
-from ..errors import ConfigError
-from ..progress import Progress, silent
 from .options import Method
 from .policy import Policy
 from .qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .options import METHODS, Method
 from .qdq import FP8, FP8_MAX, Quantizer
 from .statistics import Histogram

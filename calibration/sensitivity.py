@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
+from ..core.progress import Progress, silent
 from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import FastViTHD
-from ..errors import ConfigError
-from ..progress import Progress, silent
 from .policy import row_of
 
 VARIATION = 1e-5

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import ConfigError, first_line
-from ..place import prepare, scratch_beside
+from ..core.errors import ConfigError, first_line
+from ..core.place import prepare, scratch_beside
 from .statistics import Histogram, Moments
 
 FORMAT = 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import PromptError
+from ..core.errors import PromptError
 from ..export.options import AUTO
 from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options

@@ -34,8 +34,8 @@ def encode(
     Each image's features (tokens, channels) stand under its path. A bad image is reported and the others go on; the
     exit code is then 1.
     """
+    from ..core.errors import ImageWarning
     from ..encoder.image import Found, search_images
-    from ..errors import ImageWarning
     from ..export.features import encode_images
     from ..export.runtime import Encoder
     from . import render

@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 import click
 
+from ..core.errors import ConfigError
 from ..encoder.config import VARIANTS, FastViTHDConfig, get_variant
-from ..errors import ConfigError
 from ..export.gpus import DEFAULT_GPU, GPUS, Gpu, get_gpu
 from ..export.options import parse_resolution
 from ..export.roofline import FloorPrecision

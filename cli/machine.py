@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import __version__, hardware
-from ..errors import first_line
+from .. import __version__
+from ..core import hardware
+from ..core.errors import first_line
+from ..core.progress import Progress, silent
+from ..core.versions import version_of
 from ..export.options import PRECISIONS
 from ..export.targets import (
     BROKEN_ORT,
@@ -29,8 +32,6 @@ from ..export.targets import (
 )
 from ..export.tensorrt.api import load_api
 from ..export.tensorrt.binding import current_gpu
-from ..progress import Progress, silent
-from ..versions import version_of
 
 REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "huggingface_hub", "PIL")
 OPTIONAL = {

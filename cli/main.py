@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..errors import FvexportError
+from ..core.errors import FvexportError
 from . import render
 from .ask import ask
 from .calibrate import calibrate

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 import click
 
-from ..errors import FvexportWarning, one_line
+from ..core.errors import FvexportWarning, one_line
 
 MOST = 3
 """How many warnings that are alike are printed; the rest are counted."""

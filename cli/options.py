@@ -18,8 +18,8 @@ import click
 
 from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
+from ..core.errors import ConfigError
 from ..encoder.config import VARIANTS
-from ..errors import ConfigError
 from ..export.options import AUTO, DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
 from ..export.targets import ALIASES, TARGETS, get_target
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..progress import Progress, silent
+from ..core.progress import Progress, silent
 from .options import is_verbose
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import one_line
+from ..core.errors import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path

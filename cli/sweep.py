@@ -19,8 +19,8 @@ from ..benchmarks.sweep.options import (
     SweepOptions,
     parse_seconds,
 )
+from ..core.errors import ConfigError
 from ..encoder.config import VARIANTS
-from ..errors import ConfigError
 from ..export.options import PRECISIONS
 from .options import BackendName, Named, Resolution, check_seed, json_option, verbose_option
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from ..export.tensorrt.options import FLAVOURS, OPT_LEVELS, parse_batch_span, parse_bytes, parse_resolution_span
 from .options import (
     Named,

@@ -11,7 +11,7 @@ import difflib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 
 MIXERS = ("repmixer", "repmixer", "repmixer", "attention", "attention")
 """The token mixer of each stage: convolutions in three, self-attention in two."""

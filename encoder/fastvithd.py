@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .config import MIXERS, FastViTHDConfig
 
 Form = Literal["train", "released", "fused"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from PIL import Image
 
-from ..errors import ConfigError, ImageError
+from ..core.errors import ConfigError, ImageError
 from .image import ImageLike, as_images, load_image
 from .resize import Placed, Window, resize_window
 

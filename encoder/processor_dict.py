@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .preprocess import OPENAI_MEAN, OPENAI_STD, RESAMPLES, PreprocessConfig, Preprocessor, ResizeMode, is_number
 
 LABELS = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys")

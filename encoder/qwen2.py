@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import UnavailableError
+from ..core.errors import UnavailableError
 
 INSTALL = 'pip install "fvexport[vlm]"'
 

@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .fastvithd import (
     AttentionBlock,
     ConvBN,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .fastvithd import LayerScale
 
 AFTER_GELU = 1 / 0.652

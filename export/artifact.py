@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ArtifactError, first_line
-from ..hashing import file_sha256
-from ..place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
+from ..core.errors import ArtifactError, first_line
+from ..core.hashing import file_sha256
+from ..core.place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
 from .manifest import Manifest
 
 if TYPE_CHECKING:

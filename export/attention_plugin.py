@@ -20,8 +20,8 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..encoder.fastvithd import Attention, FastViTHD
-from ..errors import ConfigError
 from ..kernels.attention import HEAD_DIM, attention_reference
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from ..progress import Progress
+from ..core.progress import Progress
 
 
 class Clock:

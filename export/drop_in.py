@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ArtifactError, ConfigError, UnavailableError
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.checkpoint.forms import detect
 from ..encoder.checkpoint.load import tensors_sha256
 from ..encoder.checkpoint.projector import canonical_names
-from ..errors import ArtifactError, ConfigError, UnavailableError
 from .artifact import Artifact
 from .options import AUTO
 from .runtime.vision_tower import ArtifactTower, check_same_weights

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration.options import CalibrationOptions
+from ..core.errors import ArtifactError, ConfigError, ExportError, UnavailableError
+from ..core.place import scratch_beside
+from ..core.progress import Progress, silent
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.config import FastViTHDConfig, get_variant
-from ..errors import ArtifactError, ConfigError, ExportError, UnavailableError
-from ..place import scratch_beside
-from ..progress import Progress, silent
 from .artifact import (
     LAYERS_FILE,
     MANIFEST_FILE,

@@ -19,9 +19,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .. import __version__
-from ..errors import ArtifactError, ConfigError, ImageError
-from ..place import check_place, os_errors, prepare, scratch_beside
-from ..progress import Progress, silent
+from ..core.errors import ArtifactError, ConfigError, ImageError
+from ..core.place import check_place, os_errors, prepare, scratch_beside
+from ..core.progress import Progress, silent
 from .runtime.encoder import Encoder
 
 METADATA = "__metadata__"

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto
 
-from ..errors import ArtifactError
+from ..core.errors import ArtifactError
 from .artifact import AGAIN, Artifact
 from .attention_plugin import DOMAIN as PLUGIN_DOMAIN
 from .placement import runs_on

@@ -6,9 +6,9 @@ import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from ..core.errors import ArtifactError, ConfigError
 from ..encoder.config import FastViTHDConfig
 from ..encoder.preprocess import Preprocessor
-from ..errors import ArtifactError, ConfigError
 from .figures import Figures
 from .judging import BOUND_FIGURES
 from .options import PRECISIONS, QUANTIZED

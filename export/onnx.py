@@ -16,15 +16,15 @@ from safetensors.torch import save
 
 from .. import __version__
 from ..calibration.options import CalibrationOptions
+from ..core.errors import CheckpointError, ExportError
+from ..core.progress import Progress, silent
+from ..core.versions import versions_of
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.checkpoint.load import rounded_sha256
 from ..encoder.config import FastViTHDConfig, get_variant
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from ..errors import CheckpointError, ExportError
-from ..progress import Progress, silent
-from ..versions import versions_of
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .clock import Clock
 from .manifest import METADATA_KEY, Manifest

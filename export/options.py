@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from ..calibration.policy import CPU_TARGETS, SCHEMES, Policy, QuantTarget
+from ..core.errors import ConfigError
+from ..core.hardware import products_saturate
 from ..encoder.config import FastViTHDConfig
-from ..errors import ConfigError
-from ..hardware import products_saturate
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 InputKind = Literal["float", "uint8"]

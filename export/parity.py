@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
+from ..core.errors import ConfigError
+from ..core.progress import Progress, silent
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import HELD_OUT, ImageLike, find_images, load_image, sample_images
-from ..errors import ConfigError
-from ..progress import Progress, silent
 from .artifact import Artifact
 from .figures import Comparison, Figures
 from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured

@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ..errors import first_line
+from ..core.errors import first_line
 
 WEIGHT_BYTES = 256
 """Initializers from this size on are weights; smaller ones are shapes, axes and scalars."""

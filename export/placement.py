@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto, helper
 
+from ..core.errors import FvexportError
+from ..core.hardware import products_saturate
 from ..encoder.checkpoint.preprocessing import PUBLISHED
 from ..encoder.preprocess import RELEASED
-from ..errors import FvexportError
-from ..hardware import products_saturate
 from .artifact import Artifact
 from .manifest import Manifest
 from .options import AUTO, ExportOptions

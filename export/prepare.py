@@ -20,13 +20,13 @@ from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOpti
 from ..calibration.quantize import quantizable, quantize
 from ..calibration.sensitivity import Bounded, meet_bound
 from ..calibration.stats import Stats
+from ..core.progress import Progress
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from ..progress import Progress
 from .figures import Comparison
 from .options import ExportOptions
 from .parity_runs import tokens_of

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from ..calibration.fp16 import Fp16Plan, fit_fp16
 from ..calibration.qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
+from ..core.errors import ArtifactError
 from ..encoder.fastvithd import AttentionBlock, FastViTHD
-from ..errors import ArtifactError
 from .artifact import Artifact
 
 ONNX_EPS = 1e-5

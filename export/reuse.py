@@ -8,8 +8,8 @@ from .. import __version__
 from ..calibration.calibrate import load_ranges
 from ..calibration.data import calibration_data
 from ..calibration.options import DEFAULT_SAMPLES, CalibrationOptions
+from ..core.errors import ArtifactError
 from ..encoder.checkpoint import Checkpoint
-from ..errors import ArtifactError
 from .artifact import MANIFEST_FILE, Artifact, check_writable
 from .manifest import Manifest
 from .options import ExportOptions

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from ..core.errors import ConfigError
 from ..encoder.config import FastViTHDConfig, variant_name
-from ..errors import ConfigError
 from .gpus import Gpu
 from .operators import Block, Operator, operators, source_of
 

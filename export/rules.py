@@ -11,8 +11,8 @@ from collections.abc import Collection
 
 import onnx
 
+from ..core.errors import ExportError
 from ..encoder.config import MIXERS, FastViTHDConfig
-from ..errors import ExportError
 from .attention_plugin import DOMAIN
 
 GELU_OPSET = 20

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
+from ..core.errors import ArtifactError, ExportError
 from ..encoder.config import FastViTHDConfig
-from ..errors import ArtifactError, ExportError
 from .artifact import DATA_FILE, MODEL_FILE
 from .figures import compare
 from .judging import THRESHOLDS

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from ..calibration.fp16 import Fp16Plan, fit_fp16
+from ..core.errors import ArtifactError, CheckpointError
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.reparameterize import reparameterize
-from ..errors import ArtifactError, CheckpointError
 from .artifact import Artifact
 from .manifest import Manifest
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..calibration.policy import QuantTarget
-from ..errors import UnavailableError
-from ..hardware import cuda_driver, is_x86, products_saturate
+from ..core.errors import UnavailableError
+from ..core.hardware import cuda_driver, is_x86, products_saturate
 from .options import Precision
 
 ORT_PACKAGE = (

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ExportError, first_line
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
-from ..errors import ExportError, first_line
 from .attention_plugin import add_function, with_attention_plugin
 from .options import ExportOptions
 

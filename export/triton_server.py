@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .. import __version__
-from ..errors import ArtifactError, ConfigError, one_line
-from ..place import check_place
+from ..core.errors import ArtifactError, ConfigError, one_line
+from ..core.place import check_place
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
 from .manifest import Manifest
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import (
     Attention,
@@ -33,7 +34,6 @@ from ..encoder.fastvithd import (
     check_pixels,
 )
 from ..encoder.reparameterize import reparameterize
-from ..errors import ConfigError
 from .attention import attention
 from .depthwise import depthwise, taps_first
 from .depthwise_rows import float_taps

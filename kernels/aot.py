@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import torch
 
+from ..core.errors import FvexportError, UnavailableError, first_line
 from ..encoder.config import VARIANTS, FastViTHDConfig
-from ..errors import FvexportError, UnavailableError, first_line
 from .dispatch import DEFAULTS, SWITCH, has_fp8, modes_for, switched_on
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 from .sass import Count, count, disassemble

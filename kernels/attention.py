@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .dispatch import FP8, Modes, check_same_dtype, forward_only, on_device_of, pdl_launch, precision_of, runs
 from .fp8 import check_scale, fp8_reference, to_fp8
 from .language import jit, tl

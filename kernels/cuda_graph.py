@@ -9,9 +9,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError, UnavailableError
 from ..encoder.cudnn import cudnn_trials
 from ..encoder.exact import exact_float32
-from ..errors import ConfigError, UnavailableError
 
 WARMUP = 3
 """Calls before the capture: kernels are compiled and libraries choose algorithms in them."""

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .depthwise_mma import launch_depthwise_mma
 from .depthwise_pairs import launch_depthwise_pairs
 from .depthwise_rows import float_taps, launch_depthwise_rows, output_like, store_row

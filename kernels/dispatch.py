@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from . import language
 
 BASELINE = ("attention", "norm_linear", "linear", "mlp", "depthwise")

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..core.errors import ConfigError
 from ..encoder.fastvithd import AttentionBlock
-from ..errors import ConfigError
 from .dispatch import modes_of
 from .fp8 import End, Fp8Layer, is_fp8_layer
 from .linear_fp8 import linear_fp8

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.errors import UnavailableError
 from ..encoder.config import MIXERS, FastViTHDConfig
-from ..errors import UnavailableError
 from . import language
 from .attention import launch_attention
 from .depthwise import MAX_KERNEL, launch_depthwise

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .dispatch import DTYPES, FP8, Modes, check_product, forward_only, gelu_form, on_device_of, pdl_launch, runs
 from .fp8 import End, check_scale, ended, to_fp8
 from .language import jit, tl

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .dispatch import Modes, check_product, check_same_dtype, forward_only
 from .products import compute, name_of
 

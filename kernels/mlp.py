@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .dispatch import Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, precision_of, runs
 from .language import jit, tl
 from .table import Config, config_for

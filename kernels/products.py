@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .cublas import launch_cublas
 from .dispatch import on_device_of, runs
 from .linear import launch_linear

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UnavailableError, first_line
+from ..core.errors import UnavailableError, first_line
 from .work import Work
 
 WARP = 32

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..core.errors import ConfigError
 from .dispatch import (
     Modes,
     check_same_dtype,

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..versions import versions_of
+from ..core.versions import versions_of
 from .dispatch import OPS
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UnavailableError
+from ..core.errors import UnavailableError
 from .aot import PLAIN_SHARED, compile_launch
 from .attention import HEAD_DIM, launch_attention
 from .launches import recording

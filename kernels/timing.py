@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from ..errors import FvexportError, UnavailableError, first_line
+from ..core.errors import FvexportError, UnavailableError, first_line
 
 Run = Callable[[], object]
 

@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.errors import UnavailableError, first_line
+from ..core.place import os_errors, prepare, scratch_beside
+from ..core.progress import Progress, silent
 from ..encoder.config import FastViTHDConfig
-from ..errors import UnavailableError, first_line
-from ..place import os_errors, prepare, scratch_beside
-from ..progress import Progress, silent
 from . import language
 from .dispatch import DEFAULTS, SWITCH, modes_for, switched_on
 from .launches import Call, encoder_calls

@@ -27,9 +27,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.errors import UnavailableError, first_line
+from ..core.progress import Progress, silent
 from ..encoder.config import FastViTHDConfig
-from ..errors import UnavailableError, first_line
-from ..progress import Progress, silent
 from .dispatch import DEFAULTS, modes_for
 from .launches import ALIGNED, Call, encoder_calls, existing, recording
 from .table import Config, default_config, dtype_class

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fvexport import hardware
+from fvexport.core import hardware
 
 
 def test_saturation_is_as_measured(saturates: bool) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import ArtifactError
+from ...core.errors import ArtifactError
 from ...kernels.table import GROWING
 from . import commands, facts
 from .facts import Fact

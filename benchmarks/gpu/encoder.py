@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...core.errors import first_line
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.image import sample_images
 from ...encoder.preprocess import PreprocessConfig, Preprocessor
-from ...errors import first_line
 from ...kernels.accelerate import accelerate
 from ...kernels.cuda_graph import CudaGraph, cuda_graph
 from .scope import Size

@@ -200,7 +200,7 @@ def _beside(name: str, measured: float | None, predicted: float | None) -> str:
 @click.option("--page", type=click.Path(path_type=Path, exists=True), help="Write those tables into this page.")
 def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices: bool, page: Path | None) -> None:
     """Prints predicted milliseconds by part, of each change, and of the rivals."""
-    from ...errors import FvexportError
+    from ...core.errors import FvexportError
     from .predicted.device import device_of
 
     try:

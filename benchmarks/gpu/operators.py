@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import first_line
+from ...core.errors import first_line
 from ...kernels import language
 from ...kernels.dispatch import FP8, MODES, modes_of
 from ...kernels.table import arch_of

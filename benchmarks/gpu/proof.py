@@ -4,14 +4,15 @@
     python3 benchmarks/gpu/proof.py --out build/proof --dry-run     # every line on a CPU, with a tiny model
     python3 benchmarks/gpu/proof.py --commit build/proof            # results -> benchmarks/results, kernels/configs
 
-Needs torch, triton and the packages that the model imports, but no installation of this project: the package is linked
-together under build/. See docs/gpu-proof.md.
+Needs torch, triton and the packages that the model imports, but no installation of this project: a link under
+build/ shows the repository as the package. See docs/gpu-proof.md.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -20,20 +21,18 @@ NEEDED = ("torch", "numpy", "click", "safetensors", "huggingface_hub", "lazy_loa
 
 
 def link_package(root: Path = ROOT) -> Path:
-    """Links the repository's folders together as the package `fvexport`, without an installation.
+    """Links the repository as the package `fvexport`, without an installation.
 
-    Returns the folder for PYTHONPATH. Links that are right already are left alone.
+    Returns the folder for PYTHONPATH.
     """
     tree = root / "build" / "pkg"
     package = tree / "fvexport"
-    package.mkdir(parents=True, exist_ok=True)
-    folders = [f for f in root.iterdir() if (f / "__init__.py").is_file() and f.name not in ("fvexport", "tests")]
-    for source in (*(root / "fvexport").iterdir(), *folders):
-        link, target = package / source.name, os.path.relpath(source, package)
-        if source.name == "__pycache__" or (link.is_symlink() and link.resolve() == source.resolve()):
-            continue
-        link.unlink(missing_ok=True)
-        link.symlink_to(target)
+    if package.is_dir() and not package.is_symlink():  # a folder of links, as earlier versions made
+        shutil.rmtree(package)
+    tree.mkdir(parents=True, exist_ok=True)
+    if not (package.is_symlink() and package.resolve() == root.resolve()):
+        package.unlink(missing_ok=True)
+        package.symlink_to("../..", target_is_directory=True)
     return tree
 
 

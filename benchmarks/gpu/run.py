@@ -57,7 +57,7 @@ ALL = (*phases.NAMES[:-3], "autotune", *phases.NAMES[-3:])
 def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, commit: Path | None) -> None:
     """Check and measure everything of this project that needs an NVIDIA GPU."""
     if commit is not None:
-        from ...errors import FvexportError
+        from ...core.errors import FvexportError
         from .commit import convert
 
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ...errors import ArtifactError
+from ...core.errors import ArtifactError
 from ..sweep.result import Absent, Environment, Result
 from ..sweep.store import Sweep, read_sweep, results_file
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import ArtifactError
-from ...place import check_place, os_errors, prepare, scratch_beside
-from ...progress import Progress, silent
+from ...core.errors import ArtifactError
+from ...core.place import check_place, os_errors, prepare, scratch_beside
+from ...core.progress import Progress, silent
 from .compare import DEFAULT_THRESHOLD, Comparison, compare_runs
 from .eager import over_eager
 from .load import Loaded, load

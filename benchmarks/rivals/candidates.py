@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import ConfigError
+from ...core.errors import ConfigError
 from ...export.figures import Figures
 from ..paired import Timing
 from .quantizers import TOOLS, Made

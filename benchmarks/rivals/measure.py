@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from ...core.errors import UnavailableError, first_line
+from ...core.progress import Progress, silent
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.config import get_variant
-from ...errors import UnavailableError, first_line
 from ...export.artifact import MODEL_FILE
 from ...export.figures import Comparison, Figures, compare
 from ...export.runtime.eager import EagerBackend
 from ...export.runtime.openvino import has_bf16
-from ...progress import Progress, silent
 from ..paired import time_paired
 from .candidates import BASELINE, CANDIDATES, Row
 from .data import Floats, Photographs

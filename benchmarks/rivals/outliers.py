@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...core.errors import ConfigError
 from ...encoder.checkpoint import Checkpoint, weights_sha256
 from ...encoder.fastvithd import AttentionBlock, ConvBN, ConvFFN
-from ...errors import ConfigError
 
 
 def with_outliers(checkpoint: Checkpoint, sigma: float, seed: int = 0) -> Checkpoint:

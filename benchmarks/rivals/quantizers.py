@@ -28,10 +28,10 @@ import numpy as np
 import onnx
 
 from ...calibration.policy import Policy
+from ...core.errors import UnavailableError
+from ...core.versions import versions_of
 from ...encoder.checkpoint import Checkpoint
-from ...errors import UnavailableError
 from ...export.trace import INPUT_NAME
-from ...versions import versions_of
 from .data import Floats, Photographs
 
 MADE_FILE = "made.json"

@@ -6,8 +6,8 @@ import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
 
-from ... import hardware
-from ...versions import versions_of
+from ...core import hardware
+from ...core.versions import versions_of
 from .options import Measuring
 from .process_memory import may_go_first
 from .result import Environment

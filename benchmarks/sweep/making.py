@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from ...calibration.options import CalibrationOptions
+from ...core.errors import FvexportError
+from ...core.place import scratch_beside
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.preprocess import Preprocessor
 from ...encoder.reparameterize import reparameterize
-from ...errors import FvexportError
 from ...export.artifact import Artifact
 from ...export.onnx import export_onnx
 from ...export.options import QUANTIZED, ExportOptions
@@ -28,7 +29,6 @@ from ...export.parity_runs import tokens_of
 from ...export.prepare import stored_type
 from ...export.runtime.eager import EagerBackend
 from ...export.trace import DTYPES
-from ...place import scratch_beside
 from ..peers import get_peer, make_peer_file
 from .reference import Reference
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ...core.errors import ConfigError
 from ...encoder.config import FastViTHDConfig, get_variant
-from ...errors import ConfigError
 from ...export.options import PRECISIONS, Precision
 from ...export.targets import get_target
 

@@ -6,9 +6,9 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ... import hardware
 from ...calibration.policy import QUANT_TARGETS, QuantTarget
-from ...errors import ConfigError, first_line
+from ...core import hardware
+from ...core.errors import ConfigError, first_line
 from ...export.options import QUANTIZED, Precision
 from ...export.targets import TARGETS, Target, get_target, why_absent
 from ..peers import PEERS, why_peer_absent

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import one_line
+from ...core.errors import one_line
 from ...export.targets import has_cuda_gpu
 from .process_memory import resident_bytes
 from .result import Status

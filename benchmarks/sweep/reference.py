@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.place import scratch_beside
 from ...export.figures import Comparison, Figures
-from ...place import scratch_beside
 
 
 @dataclass(frozen=True)

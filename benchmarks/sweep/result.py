@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args
 
-from ...errors import ArtifactError
+from ...core.errors import ArtifactError
 
 SCHEMA_VERSION = 1
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ... import hardware
-from ...errors import ArtifactError, CheckpointError
-from ...place import check_place
-from ...progress import Progress, silent
+from ...core import hardware
+from ...core.errors import ArtifactError, CheckpointError
+from ...core.place import check_place
+from ...core.progress import Progress, silent
 from .environment import find_environment, now
 from .files import File, Files
 from .heat import Heat, Live, first_rounds_s

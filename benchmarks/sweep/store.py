@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ...errors import ArtifactError
+from ...core.errors import ArtifactError
 from .figures import Taken
 from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
 

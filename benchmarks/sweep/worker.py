@@ -15,7 +15,7 @@ import sys
 import traceback
 from typing import Any, TextIO
 
-from ...errors import FvexportError, first_line
+from ...core.errors import FvexportError, first_line
 from .process_memory import die_first
 from .result import Cell
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import FvexportError, ImageError, PromptError
-from ...progress import Progress, silent
+from ...core.errors import FvexportError, ImageError, PromptError
+from ...core.progress import Progress, silent
 from .contenders import Contender
 from .items import Item
 from .model import weights_of

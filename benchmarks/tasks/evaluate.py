@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...errors import ConfigError, ImageError
-from ...progress import Progress, silent
+from ...core.errors import ConfigError, ImageError
+from ...core.progress import Progress, silent
 from .answering import Asking, answer_items, fingerprint, printable
 from .contenders import DEFAULT_BACKEND, Contender, Entered, enter
 from .items import Item, Task, count_items, read_items

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ...errors import ConfigError
+from ...core.errors import ConfigError
 
 Task = Literal["vqa", "caption", "retrieval"]
 TASKS: tuple[Task, ...] = get_args(Task)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ...errors import ConfigError
-from ...progress import Progress, silent
+from ...core.errors import ConfigError
+from ...core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from ...encoder.checkpoint import CheckpointInfo

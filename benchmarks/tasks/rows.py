@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...errors import ArtifactError
-from ...place import check_place, os_errors, prepare, scratch_beside
+from ...core.errors import ArtifactError
+from ...core.place import check_place, os_errors, prepare, scratch_beside
 from .items import Item
 
 Row = dict[str, Any]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...progress import Progress, silent
+from ...core.progress import Progress, silent
 from ..ttft import Ttft, Vision, measure_ttft_paired
 from .answering import Asking, answer_items, failures
 from .contenders import DEFAULT_BACKEND, EAGER, Contender, enter

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError
+from ...core.errors import CheckpointError
 from .converted import ORIGINAL
 from .tensors import FLOATS, TensorInfo
 from .wording import some, unfit

@@ -13,8 +13,8 @@ from typing import Any
 import huggingface_hub as hub
 from huggingface_hub import errors
 
-from ...errors import CheckpointError
-from ...progress import Progress, silent
+from ...core.errors import CheckpointError
+from ...core.progress import Progress, silent
 from .settings import CONFIG_FILES
 from .source import PREFERRED, Located, beside, choose_weights, parse_json
 from .wording import shown, unfit

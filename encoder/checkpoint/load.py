@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError
-from ...progress import Progress, silent
+from ...core.errors import ConfigError
+from ...core.progress import Progress, silent
 from ..config import VARIANTS, ConnectorConfig, FastViTHDConfig, get_variant, variant_name
 from ..connector import Connector
 from ..fastvithd import FastViTHD

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ...progress import Progress
+from ...core.errors import ConfigError
+from ...core.progress import Progress
 from ..config import VARIANTS, FastViTHDConfig, variant_name
 from ..fastvithd import FastViTHD
 from .architecture import infer_config

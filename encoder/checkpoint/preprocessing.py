@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ConfigError
+from ...core.errors import ConfigError
 from ..preprocess import OPENAI_MEAN, OPENAI_STD, RELEASED, PreprocessConfig, ResizeMode
 from ..processor_dict import checked, config_of_processor, levels, number, resample_of, triple
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ...progress import Progress, silent
+from ...core.progress import Progress, silent
 from .converted import ADAPTER_FILES, refuse_adapter
 from .prefixes import is_ema
 from .settings import CONFIG_FILES

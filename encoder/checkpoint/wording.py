@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...errors import CheckpointError, one_line
+from ...core.errors import CheckpointError, one_line
 
 
 def shown(text: object, limit: int = 160) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...core.errors import ConfigError
 from ..qwen2 import prefill
 
 StopReason = Literal["end", "length", "context"]

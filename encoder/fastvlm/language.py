@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...progress import Progress
+from ...core.progress import Progress
 from ..checkpoint.check import Findings
 from ..checkpoint.converted import check_names
 from ..checkpoint.tensors import FLOATS, TensorInfo, TensorStore

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
-from ...progress import Progress, silent
+from ...core.errors import ConfigError
+from ...core.progress import Progress, silent
 from ..checkpoint.load import load_located
 from ..checkpoint.source import Located, locate
 from ..checkpoint.tensors import TensorStore

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import CheckpointError, ConfigError, PromptError
+from ...core.errors import CheckpointError, ConfigError, PromptError
 from ..checkpoint import CheckpointInfo
 from ..config import FastViTHDConfig
 from ..connector import Connector

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ...errors import PromptError
+from ...core.errors import PromptError
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "<image>\\nWhat is this?"}`, as transformers' chat templates take it; the content may be

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import PromptError
+from ...core.errors import PromptError
 from .prompt import IMAGE_TOKEN_INDEX
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...core.errors import ConfigError
 
 MergeType = Literal["flat", "spatial", "spatial_unpad"]
 MAX_TILES = 64

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...errors import CheckpointError, UnavailableError
+from ...core.errors import CheckpointError, UnavailableError
 from ..checkpoint.hub import locate_files
 from ..checkpoint.source import Located
 from ..checkpoint.wording import shown, unfit

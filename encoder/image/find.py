@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ...errors import ImageError, ImageWarning
+from ...core.errors import ImageError, ImageWarning
 from .read import NO_PIXELS, missing
 
 HIDDEN, OTHER = "hidden", "not an image by its suffix"

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from ...errors import ImageError, first_line
+from ...core.errors import ImageError, first_line
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from ...errors import ImageError
+from ...core.errors import ImageError
 
 Levels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -21,7 +21,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ...errors import ImageError, ImageWarning, first_line
+from ...core.errors import ImageError, ImageWarning, first_line
 from . import jpeg, wide
 from .inputs import ArrayLike, ImageLike, as_array, encoded_bytes, file_name, is_encoded, is_tensor, not_an_image
 from .levels import from_array, from_wide_mode, to_levels

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...core.errors import ConfigError, PlacementWarning
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
-from ...errors import ConfigError, PlacementWarning
 from ..artifact import Artifact
 from ..options import AUTO
 from ..placement import choose_backend, runtime_notices

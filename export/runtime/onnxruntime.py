@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ...errors import ArtifactError, UnavailableError, first_line
+from ...core.errors import ArtifactError, UnavailableError, first_line
 from ..artifact import AGAIN, Artifact
 from ..placement import may_saturate
 from ..targets import Target, get_target, require, rtx_devices

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ...core.errors import ArtifactError, UnavailableError
 from ...encoder.config import MIXERS
-from ...errors import ArtifactError, UnavailableError
 from ..artifact import AGAIN, Artifact
 from ..manifest import Manifest
 from ..targets import get_target, import_openvino, require

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...core.errors import ConfigError, ImageError
 from ...encoder.config import FastViTHDConfig
 from ...encoder.preprocess import TOLERANCE, PreprocessConfig
-from ...errors import ConfigError, ImageError
 from ..artifact import Artifact
 
 if TYPE_CHECKING:

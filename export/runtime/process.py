@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ArtifactError, FvexportError, UnavailableError
+from ...core.errors import ArtifactError, FvexportError, UnavailableError
 from ..artifact import MODEL_FILE, Artifact
 from ..manifest import Manifest
 

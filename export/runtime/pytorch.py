@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.errors import UnavailableError, first_line
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.connector import Connector
 from ...encoder.cudnn import cudnn_trials
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.reparameterize import reparameterize
-from ...errors import UnavailableError, first_line
 from ...kernels.accelerate import accelerate
 from ...kernels.cuda_graph import CudaGraphs
 from ...kernels.dispatch import FP8_CAPABILITY

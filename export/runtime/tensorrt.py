@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ArtifactError, UnavailableError
-from ...hashing import file_sha256
+from ...core.errors import ArtifactError, UnavailableError
+from ...core.hashing import file_sha256
 from ..artifact import PLAN_FILE, Artifact
 from ..targets import get_target, require
 from ..tensorrt.api import load_api

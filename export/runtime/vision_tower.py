@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from ...core.errors import ArtifactError, ConfigError
 from ...encoder.checkpoint import Checkpoint, CheckpointInfo
-from ...errors import ArtifactError, ConfigError
 from ..artifact import Artifact
 from ..options import AUTO
 from .encoder import Encoder

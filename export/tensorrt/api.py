@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import UnavailableError, first_line
-from ...hardware import cuda_version
+from ...core.errors import UnavailableError, first_line
+from ...core.hardware import cuda_version
 from ..targets import has_cuda_gpu
 from .options import FLAVOURS, EngineOptions, Flavour
 

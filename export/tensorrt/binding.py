@@ -6,8 +6,8 @@ import ctypes
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...errors import ArtifactError, UnavailableError
-from ...hardware import cuda_driver, cuda_version
+from ...core.errors import ArtifactError, UnavailableError
+from ...core.hardware import cuda_driver, cuda_version
 from .api import AMPERE, RTX_CAPABILITIES, Api, install_command, version_tuple
 
 REBUILD = "build it again with `fvexport trt --force`"

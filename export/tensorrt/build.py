@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...errors import ExportError, first_line
-from ...progress import Progress
+from ...core.errors import ExportError, first_line
+from ...core.progress import Progress
 from ..trace import INPUT_NAME
 from .api import Api
 from .cache import TimingCache

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError
-from ...place import prepare, scratch_beside
+from ...core.errors import ConfigError
+from ...core.place import prepare, scratch_beside
 from .api import Api
 
 LOCK_SECONDS = 60.0

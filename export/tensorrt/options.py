@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from ...errors import ConfigError
+from ...core.errors import ConfigError
 from ..options import parse_resolution
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]

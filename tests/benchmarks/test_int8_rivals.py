@@ -24,10 +24,10 @@ from fvexport.benchmarks.rivals.candidates import BASELINE, CANDIDATES, Row, cho
 from fvexport.benchmarks.rivals.data import CALIBRATION, TEST, Photographs
 from fvexport.benchmarks.rivals.outliers import with_outliers
 from fvexport.benchmarks.rivals.quantizers import MADE_FILE, TOOLS, Job, Tool, make
+from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from fvexport.encoder.fastvithd import AttentionBlock, ConvFFN, FastViTHD
 from fvexport.encoder.reparameterize import merge_branches, reparameterize
-from fvexport.errors import ConfigError, UnavailableError
 
 
 @pytest.fixture(autouse=True)

@@ -17,8 +17,8 @@ from fvexport.benchmarks.kernel_encoder import Plan, floor_ms
 from fvexport.benchmarks.kernel_rows import case_row, check
 from fvexport.benchmarks.kernels import gpu_environment, line, main
 from fvexport.benchmarks.row_file import RowFile
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.config import get_variant
-from fvexport.errors import ConfigError
 from fvexport.kernels.ceilings import ceilings
 from fvexport.kernels.launches import encoder_calls
 from fvexport.kernels.policy import ROWS

@@ -13,7 +13,7 @@ from fvexport.benchmarks.report.load import Loaded, load
 from fvexport.benchmarks.report.tables import to_csv
 from fvexport.benchmarks.sweep.result import Environment, Record, to_line
 from fvexport.benchmarks.sweep.store import append
-from fvexport.errors import ArtifactError
+from fvexport.core.errors import ArtifactError
 
 Write = Callable[..., Path]
 

@@ -18,7 +18,7 @@ from fvexport.benchmarks.report.wording import THIN, milliseconds, percent, thre
 from fvexport.benchmarks.report.write import Report, write_report
 from fvexport.benchmarks.sweep.result import Cell, Latency, Record, Result, Window
 from fvexport.benchmarks.sweep.store import append
-from fvexport.errors import ArtifactError
+from fvexport.core.errors import ArtifactError
 
 Write = Callable[..., Report]
 

@@ -21,7 +21,7 @@ from fvexport.benchmarks.sweep.options import Measuring, SweepOptions
 from fvexport.benchmarks.sweep.result import Result
 from fvexport.benchmarks.sweep.run import LOCK_FILE, SweepReport, run_sweep
 from fvexport.benchmarks.sweep.store import RESULTS_FILE, ROUNDS_FILE, complete_lines, read_sweep
-from fvexport.errors import ArtifactError, CheckpointError, ConfigError
+from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError
 
 ACTOR = Path(__file__).with_name("acting_worker.py")
 HOW = Measuring(window_s=0.0, min_rounds=3, max_rounds=5)

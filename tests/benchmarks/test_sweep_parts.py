@@ -18,7 +18,7 @@ from fvexport.benchmarks.sweep.options import Measuring, SweepOptions, parse_sec
 from fvexport.benchmarks.sweep.plan import COMPILERS, Plan, Weights, make_plan, quant_target
 from fvexport.calibration.policy import QUANT_TARGETS
 from fvexport.cli.sweep import sweep
-from fvexport.errors import ConfigError, UnavailableError
+from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.export.targets import TARGETS
 
 WEIGHTS = Weights("seeded:0", "tiny", "0123456789abcdef")

@@ -23,7 +23,7 @@ from fvexport.benchmarks.sweep.result import (
     to_line,
 )
 from fvexport.benchmarks.sweep.store import RESULTS_FILE, append, read_sweep
-from fvexport.errors import ArtifactError
+from fvexport.core.errors import ArtifactError
 
 Synthetic = Callable[..., list[Record]]
 

@@ -13,7 +13,7 @@ import pytest
 from fvexport.benchmarks.tasks.answering import Asking, answer_items
 from fvexport.benchmarks.tasks.items import Item
 from fvexport.benchmarks.tasks.rows import Rows, read_rows
-from fvexport.errors import ConfigError, ImageError, PromptError
+from fvexport.core.errors import ConfigError, ImageError, PromptError
 
 
 class Encoded:

@@ -10,7 +10,7 @@ import pytest
 
 from fvexport.benchmarks.tasks.items import Item, count_items, read_items
 from fvexport.benchmarks.tasks.rows import Rows, read_rows
-from fvexport.errors import ArtifactError, ConfigError
+from fvexport.core.errors import ArtifactError, ConfigError
 
 RUNS = {"eager": "run-1"}
 

@@ -13,12 +13,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from fvexport.benchmarks import trained_tiny as task
+from fvexport.core.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint, load_encoder
 from fvexport.encoder.fastvithd import FastViTHD, LayerScale
 from fvexport.encoder.image import PHOTOGRAPHS
 from fvexport.encoder.preprocess import PreprocessConfig
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ArtifactError, ConfigError, UnavailableError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IMAGES = 2000

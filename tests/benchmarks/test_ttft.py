@@ -10,8 +10,8 @@ import torch
 
 from fvexport.benchmarks import ttft
 from fvexport.benchmarks.ttft import Vision, measure_ttft, measure_ttft_paired, seeded_language_model
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.qwen2 import hollow_qwen2, import_qwen2, prefill
-from fvexport.errors import ConfigError
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

@@ -18,9 +18,9 @@ from fvexport.calibration.options import METHODS, CalibrationOptions
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.ranges import choose_range
 from fvexport.calibration.stats import Stats
+from fvexport.core.errors import ConfigError, ImageError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ConfigError, ImageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from fvexport.calibration import data as data_module
 from fvexport.calibration.data import DEFAULT_SAMPLES, SAMPLE, CalibrationData, calibration_data
+from fvexport.core.errors import ConfigError, ImageError
 from fvexport.encoder.image import HELD_OUT, load_image
 from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
-from fvexport.errors import ConfigError, ImageError
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing may reach the user's stderr
 

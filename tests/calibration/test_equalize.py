@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fvexport.calibration.equalize import KINDS, LARGEST, QUANTILE, Equalized, equalize
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.stats import Stats
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.config import MIXERS
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,12 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvexport.calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import Attention, FastViTHD
 from fvexport.encoder.float32 import InFloat32
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.encoder.seeded import seed_weights
-from fvexport.errors import ConfigError
 from fvexport.export.runtime import EagerBackend
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -19,11 +19,11 @@ from fvexport.calibration.fp16 import plan_fp16
 from fvexport.calibration.observe import observe_peaks
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.stats import Stats
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import Attention, FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

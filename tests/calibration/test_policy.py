@@ -8,9 +8,9 @@ import pytest
 from torch import nn
 
 from fvexport.calibration.policy import QUANT_TARGETS, ROWS, SCHEMES, Policy, row_of
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.config import VARIANTS
 from fvexport.encoder.fastvithd import Attention, ConvFFN, FastViTHD, SqueezeExcite
-from fvexport.errors import ConfigError
 
 
 @pytest.fixture(scope="module", params=list(VARIANTS))

@@ -15,8 +15,8 @@ from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
 from fvexport.calibration.quantize import quantizable, quantize
 from fvexport.calibration.stats import Stats
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.errors import ConfigError
 from fvexport.export.figures import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")

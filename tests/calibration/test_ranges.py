@@ -16,7 +16,7 @@ from fvexport.calibration.options import METHODS
 from fvexport.calibration.qdq import FP8
 from fvexport.calibration.ranges import PERCENTILE, Range, choose_range
 from fvexport.calibration.statistics import TENSOR_BINS, Histogram
-from fvexport.errors import ConfigError
+from fvexport.core.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

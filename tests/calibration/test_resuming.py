@@ -17,10 +17,10 @@ from fvexport.calibration import observe as observe_module
 from fvexport.calibration.data import CalibrationData
 from fvexport.calibration.observe import cache_folder, observe
 from fvexport.calibration.stats import Stats
+from fvexport.core.errors import ImageError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
-from fvexport.errors import ImageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

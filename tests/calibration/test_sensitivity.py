@@ -25,8 +25,8 @@ from fvexport.calibration.sensitivity import (
     swap,
 )
 from fvexport.calibration.stats import Stats
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.errors import ConfigError
 from fvexport.export.figures import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")

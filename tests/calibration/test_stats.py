@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from fvexport.calibration import stats as stats_module
 from fvexport.calibration.statistics import Histogram, Moments
 from fvexport.calibration.stats import METADATA, Key, Stats
-from fvexport.errors import ConfigError
+from fvexport.core.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.config import MAX_SIDE, VARIANTS, ConnectorConfig, FastViTHDConfig, get_variant, variant_name
-from fvexport.errors import ConfigError
 
 PUBLISHED_TOKENS = {256: 16, 512: 64, 768: 144, 1024: 256, 1536: 576, 2048: 1024}
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder import reparameterize
 from fvexport.encoder.config import MIXERS, FastViTHDConfig, get_variant
 from fvexport.encoder.fastvithd import FastViTHD, Form
 from fvexport.encoder.reparameterize import merge_branches
 from fvexport.encoder.seeded import seed_weights
-from fvexport.errors import ConfigError
 
 TINY = get_variant("tiny")
 FORMS: tuple[Form, ...] = ("train", "released", "fused")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fvexport.core.errors import ConfigError, ImageError
 from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
-from fvexport.errors import ConfigError, ImageError
 
 PAD, CROP = PreprocessConfig(), PreprocessConfig(resize="shortest")
 MODES = [PAD, CROP]

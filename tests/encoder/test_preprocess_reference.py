@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.preprocess import RELEASED, Preprocessor
-from fvexport.errors import ConfigError
 
 REFERENCE = Path(__file__).parents[1] / "data" / "preprocess"
 CASES = json.loads((REFERENCE / "cases.json").read_text())["cases"]

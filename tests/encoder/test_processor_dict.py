@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
 from fvexport.encoder.processor_dict import config_of_processor
-from fvexport.errors import ConfigError
 
 CONFIGS = {
     "released": PreprocessConfig(),

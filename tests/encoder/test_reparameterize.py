@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder import fastvithd as blocks
 from fvexport.encoder.config import FastViTHDConfig, get_variant
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.reparameterize import merge_branches, reparameterize
 from fvexport.encoder.seeded import seed_weights
-from fvexport.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

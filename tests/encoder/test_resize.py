@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fvexport.core.errors import ImageError
 from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
 from fvexport.encoder.resize import _FILTERS, Placed, Window, _part, resize_window
-from fvexport.errors import ImageError
 
 side = st.integers(1, 90)
 margin = st.one_of(st.just(0), st.integers(0, 200))

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import FastViTHD, LayerScale
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.seeded import seed_weights
-from fvexport.errors import ConfigError
 
 SHA256 = "6c9a085a7eec6a6bb58a72854a20b50335cb108a3fc5ccbfe7a93de4b5e9a794"
 """Of the tiny model's seed 0. Artifacts remember it: other values for the same seed would orphan them."""

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from fvexport.errors import ArtifactError
+from fvexport.core.errors import ArtifactError
 from fvexport.export.artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact, check_external_data
 from fvexport.export.manifest import Manifest
 from fvexport.export.runtime import Encoder

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from fvexport.core.errors import ArtifactError
 from fvexport.encoder.checkpoint import Checkpoint
-from fvexport.errors import ArtifactError
 from fvexport.export import artifact as module
 from fvexport.export.artifact import MANIFEST_FILE, Artifact, check_writable, writing
 from fvexport.export.onnx import export_onnx

@@ -17,10 +17,10 @@ import torch
 from onnx import TensorProto, helper
 from torch.nn import functional as F  # noqa: N812
 
+from fvexport.core.errors import ConfigError, ExportError, UnavailableError
 from fvexport.encoder import FastViTHD, get_variant, load_checkpoint, reparameterize
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import Attention
-from fvexport.errors import ConfigError, ExportError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.attention_plugin import PackedAttention, attention_function, with_attention_plugin
 from fvexport.export.inspect import inspect_artifact

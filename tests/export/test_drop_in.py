@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 import fvexport
+from fvexport.core.errors import ArtifactError, ConfigError, FvexportError, UnavailableError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.forms import timm_to_apple
 from fvexport.encoder.config import VARIANTS
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.errors import ArtifactError, ConfigError, FvexportError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.options import ExportOptions
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from fvexport.errors import ArtifactError, ConfigError
+from fvexport.core.errors import ArtifactError, ConfigError
 
 
 @pytest.fixture(scope="module")

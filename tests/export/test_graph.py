@@ -12,8 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from fvexport.core.errors import ExportError
 from fvexport.encoder.config import get_variant
-from fvexport.errors import ExportError
 from fvexport.export.artifact import Artifact
 from fvexport.export.rules import check_rules
 

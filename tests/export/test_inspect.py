@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fvexport.core.errors import ArtifactError
 from fvexport.encoder import VARIANTS, FastViTHD, load_checkpoint, reparameterize
-from fvexport.errors import ArtifactError
 from fvexport.export.inspect import inspect_artifact
 from fvexport.export.onnx import export_onnx
 from fvexport.export.options import ExportOptions

@@ -12,9 +12,9 @@ import onnx
 import pytest
 import torch
 
+from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError, ExportError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ArtifactError, CheckpointError, ConfigError, ExportError
 from fvexport.export import onnx as onnx_export
 from fvexport.export.artifact import Artifact
 from fvexport.export.onnx import export_onnx

@@ -16,10 +16,10 @@ import torch
 from safetensors import safe_open
 
 from fvexport.cli.main import main
+from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ArtifactError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.parity import check_parity
 from fvexport.export.runtime import EagerBackend, Encoder, OnnxRuntimeBackend, OpenVinoBackend, make_backend

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.config import FastViTHDConfig
-from fvexport.errors import ConfigError
 from fvexport.export import options as export_options
 from fvexport.export import targets
 from fvexport.export.options import ExportOptions, parse_batch, parse_resolution

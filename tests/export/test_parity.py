@@ -17,9 +17,9 @@ import torch
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
+from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError, ImageError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.errors import ArtifactError, CheckpointError, ConfigError, ImageError
 from fvexport.export import parity
 from fvexport.export.artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact
 from fvexport.export.figures import compare, worst

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fvexport.core.errors import ConfigError, FvexportError, ImageError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.config import FastViTHDConfig
 from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, RELEASED, PreprocessConfig
-from fvexport.errors import ConfigError, FvexportError, ImageError
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import Encoder
 from fvexport.export.runtime.pixels import ROUNDOFF, PixelRules

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fvexport.errors import PlacementWarning, UnavailableError
+from fvexport.core.errors import PlacementWarning, UnavailableError
 from fvexport.export import placement, targets
 from fvexport.export.artifact import Artifact
 from fvexport.export.options import ExportOptions

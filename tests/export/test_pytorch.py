@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.errors import ArtifactError, UnavailableError
 from fvexport.export import targets
 from fvexport.export.artifact import Artifact
 from fvexport.export.parity import check_parity

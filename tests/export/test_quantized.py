@@ -15,10 +15,11 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from fvexport.calibration.options import CalibrationOptions
+from fvexport.core.errors import ConfigError, ExportError
+from fvexport.core.progress import silent
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.errors import ConfigError, ExportError
 from fvexport.export import onnx as onnx_export
 from fvexport.export.artifact import Artifact
 from fvexport.export.figures import compare
@@ -28,7 +29,6 @@ from fvexport.export.prepare import prepare
 from fvexport.export.rules import check_quantized
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, OpenVinoBackend
 from fvexport.export.simplification import _output
-from fvexport.progress import silent
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from fvexport.calibration.options import CalibrationOptions
+from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ArtifactError, UnavailableError
 from fvexport.export import prepare as preparing
 from fvexport.export.artifact import MANIFEST_FILE, MODEL_FILE, Artifact
 from fvexport.export.onnx import ExportReport, export_onnx

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
+from fvexport.core.errors import ArtifactError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.errors import ArtifactError
 from fvexport.export.artifact import MANIFEST_FILE, MODEL_FILE, Artifact
 from fvexport.export.figures import Figures
 from fvexport.export.manifest import Manifest

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from fvexport.core.errors import ArtifactError, ConfigError, ImageError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.float32 import InFloat32
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ArtifactError, ConfigError, ImageError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import EagerBackend, Encoder, OnnxRuntimeBackend
 

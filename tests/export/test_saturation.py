@@ -75,9 +75,9 @@ def test_onnxruntime_multiplies_exactly(
 ) -> None:
     """Levels at their ends, where products are largest: with the exact products as with PyTorch's, at any size."""
     from fvexport.calibration.options import CalibrationOptions
+    from fvexport.core.progress import silent
     from fvexport.export.options import ExportOptions
     from fvexport.export.prepare import prepare
-    from fvexport.progress import silent
 
     artifact = made("any size, uint8").artifact
     names = {field.name for field in dataclasses.fields(ExportOptions)}

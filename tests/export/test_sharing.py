@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
+from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
-from fvexport.errors import ArtifactError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import ArtifactTower, EagerBackend, Encoder, OnnxRuntimeBackend, make_backend
 from fvexport.export.runtime import process as process_module

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fvexport import hardware
-from fvexport.errors import UnavailableError
+from fvexport.core import hardware
+from fvexport.core.errors import UnavailableError
 from fvexport.export import targets
 from fvexport.export.targets import TARGETS, get_target, require, why_absent
 from fvexport.export.tensorrt.binding import current_gpu

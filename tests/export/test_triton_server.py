@@ -17,7 +17,7 @@ from google.protobuf import text_format
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvexport.errors import ArtifactError, ConfigError, FvexportError, one_line
+from fvexport.core.errors import ArtifactError, ConfigError, FvexportError, one_line
 from fvexport.export import triton_server
 from fvexport.export.artifact import Artifact
 from fvexport.export.manifest import Manifest

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from fvexport.core.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.encoder.fastvlm import FastVLM, Sampling, Tiling, load_fastvlm
-from fvexport.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import ArtifactTower
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.calibration.fp16 import Fp16Plan, fit_fp16
+from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.float32 import InFloat32
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import ConfigError, UnavailableError
 from fvexport.kernels.accelerate import accelerate
 from fvexport.kernels.cuda_graph import cuda_graph
 from fvexport.kernels.dispatch import OPS, SWITCH

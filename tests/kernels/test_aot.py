@@ -15,8 +15,8 @@ from typing import Literal
 import pytest
 import torch
 
+from fvexport.core.errors import UnavailableError
 from fvexport.encoder import VARIANTS, FastViTHDConfig
-from fvexport.errors import UnavailableError
 from fvexport.kernels import language, products
 from fvexport.kernels.aot import (
     ARCHS,

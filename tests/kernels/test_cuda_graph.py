@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fvexport.errors import ConfigError, UnavailableError
+from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.kernels.cuda_graph import CudaGraphs, cuda_graph
 
 

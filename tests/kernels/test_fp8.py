@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.calibration.qdq import QuantizedConv, QuantizedLinear, quantize
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.float32 import InFloat32
-from fvexport.errors import ConfigError
 from fvexport.kernels import policy, scaled_mm
 from fvexport.kernels.accelerate import accelerate
 from fvexport.kernels.attention import attention, attention_reference

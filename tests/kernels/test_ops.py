@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fvexport.errors import ConfigError
+from fvexport.core.errors import ConfigError
 from fvexport.kernels import dispatch
 from fvexport.kernels.attention import attention, attention_reference
 from fvexport.kernels.depthwise import KERNELS as DEPTHWISE

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from fvexport.core.errors import UnavailableError
 from fvexport.encoder import VARIANTS
-from fvexport.errors import UnavailableError
 from fvexport.kernels import language
 from fvexport.kernels.aot import compile_launch, line_of
 from fvexport.kernels.launches import Launch, encoder_calls, launches_of, recording

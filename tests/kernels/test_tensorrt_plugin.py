@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvexport.errors import UnavailableError
+from fvexport.core.errors import UnavailableError
 from fvexport.kernels import language, tensorrt_plugin
 from fvexport.kernels.aot import ARCHS, assemble
 from fvexport.kernels.attention import attention_kernel

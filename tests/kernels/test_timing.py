@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from fvexport.errors import UnavailableError
+from fvexport.core.errors import UnavailableError
 from fvexport.kernels import timing
 from fvexport.kernels.ceilings import ceilings
 from fvexport.kernels.timing import CaptureError, CudaClock, HostClock, Replay, check_alive, device_times, paired

@@ -11,8 +11,8 @@ from typing import cast
 import pytest
 import torch
 
+from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.config import FastViTHDConfig, get_variant
-from fvexport.errors import ArtifactError, UnavailableError
 from fvexport.kernels import share, table, tune
 from fvexport.kernels.dispatch import BASELINE
 from fvexport.kernels.launches import Call

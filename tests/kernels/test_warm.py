@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fvexport.core.errors import UnavailableError
 from fvexport.encoder.config import get_variant
-from fvexport.errors import UnavailableError
 from fvexport.kernels import language, warm
 from fvexport.kernels.dispatch import modes_for
 from fvexport.kernels.launches import Call, encoder_calls

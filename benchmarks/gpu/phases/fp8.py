@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import torch
 
-from ....errors import first_line
+from ....core.errors import first_line
 from ....kernels.accelerate import accelerate
 from ....kernels.dispatch import LIBRARY_OPS
 from ....kernels.fp8_layers import count_fp8_layers

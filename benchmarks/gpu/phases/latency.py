@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
+from ....core.errors import first_line
 from ....encoder.fastvithd import FastViTHD
-from ....errors import first_line
 from ....kernels.timing import Replay, check_alive
 from .. import facts, latency
 from ..job import Job

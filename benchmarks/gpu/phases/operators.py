@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ....core.errors import UnavailableError
 from ....encoder.config import get_variant
-from ....errors import UnavailableError
 from ....kernels.dispatch import MODES
 from ....kernels.timing import check_alive
 from .. import facts

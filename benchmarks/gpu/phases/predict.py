@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ....errors import FvexportError, first_line
+from ....core.errors import FvexportError, first_line
 from .. import latency
 from ..job import Job
 from ..model import AFTER, BEFORE, predict, total_ms

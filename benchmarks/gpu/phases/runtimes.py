@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ....errors import FvexportError, first_line
+from ....core.errors import FvexportError, first_line
 from ....export.artifact import Artifact
 from ....export.runtime.backends import make_backend
 from ....export.runtime.base import TensorBackend

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from ....errors import ConfigError
+from ....core.errors import ConfigError
 from ....kernels.dispatch import modes_for
 from .codes import ARCH
 from .cost import Cost

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ....errors import UnavailableError
+from ....core.errors import UnavailableError
 
 if TYPE_CHECKING:
     from ....kernels.launches import Launch
@@ -153,7 +153,7 @@ def main() -> None:
     """Entry point of the command: compiles what is missing or, with `--all`, everything."""
     import click
 
-    from ....versions import versions_of
+    from ....core.versions import versions_of
 
     @click.command(COMMAND)
     @click.option("--all", "everything", is_flag=True, help="Count again what the file has.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ....errors import ConfigError
+from ....core.errors import ConfigError
 from ....export.gpus import Gpu, get_gpu
 
 SCHEDULERS = 4

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from ....errors import ConfigError
+from ....core.errors import ConfigError
 from .cost import Cost
 from .device import Device
 from .parts import Step

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ....errors import ConfigError
+from ....core.errors import ConfigError
 from ....kernels.attention import HEAD_DIM
 from ....kernels.launches import Launch
 from ....kernels.work import sizes_of, work_of

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 
+from ....core.errors import ConfigError
 from ....encoder.config import VARIANTS, FastViTHDConfig
-from ....errors import ConfigError
 from ....kernels.dispatch import BASELINE, DEFAULTS, modes_for
 from ....kernels.launches import Launch, encoder_calls, recording
 from ....kernels.policy import ROWS, in_fp8, kernel_for

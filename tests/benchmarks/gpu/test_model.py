@@ -14,8 +14,8 @@ from fvexport.benchmarks.gpu.predicted.alternatives import alternatives, predict
 from fvexport.benchmarks.gpu.predicted.cost import Cost, Traffic, issue_rate, tensor_clocks
 from fvexport.benchmarks.gpu.predicted.device import CHIPS, H100, device_of
 from fvexport.benchmarks.gpu.predicted.parts import part_names, steps_of
+from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.encoder.config import VARIANTS, get_variant
-from fvexport.errors import ConfigError, UnavailableError
 from fvexport.export.gpus import GPUS, Gpu
 from fvexport.export.operators import operators
 from fvexport.export.roofline import roofline

@@ -12,7 +12,7 @@ from fvexport.benchmarks.gpu import commands, facts
 from fvexport.benchmarks.gpu.commit import convert, measured_on, short_name, tuned_rows
 from fvexport.benchmarks.gpu.facts import Facts
 from fvexport.benchmarks.gpu.report import correct, table
-from fvexport.errors import ArtifactError
+from fvexport.core.errors import ArtifactError
 from fvexport.kernels.table import Config, key_of
 
 ENVIRONMENT: dict[str, Any] = {

@@ -18,9 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fvexport.core.errors import CheckpointError, ConfigError
 from fvexport.encoder import reparameterize
 from fvexport.encoder.checkpoint import load_checkpoint
-from fvexport.errors import CheckpointError, ConfigError
 
 Tensors = dict[str, Tensor]
 Write = Callable[..., Path]

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from fvexport.core.errors import CheckpointError
 from fvexport.encoder.checkpoint import load_checkpoint
-from fvexport.errors import CheckpointError
 
 Tensors = dict[str, Tensor]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -29,7 +29,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LOAD = """
 import dataclasses, json, sys
 from fvexport.encoder.checkpoint import load_checkpoint
-from fvexport.errors import CheckpointError
+from fvexport.core.errors import CheckpointError
 for source, options in json.loads(sys.argv[1]):
     calls = []
     try:

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fvexport.core.errors import CheckpointError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.forms import FORMS, timm_to_apple
 from fvexport.encoder.checkpoint.prefixes import OUTER, unwrap
 from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.fastvlm import load_fastvlm
-from fvexport.errors import CheckpointError
 
 Tensors = dict[str, Tensor]
 Write = Callable[..., Path]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fvexport.core.errors import CheckpointError, ConfigError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.fastvlm import EagerTower
 from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.errors import CheckpointError, ConfigError
 from fvexport.kernels.accelerate import accelerate
 
 HALF = (0.5, 0.5, 0.5)

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from fvexport.core.errors import CheckpointError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.forms import FORMS, Naming
-from fvexport.errors import CheckpointError
 
 GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 DAMAGES = ("drop", "rename", "reshape", "scalar", "integer", "nan", "empty")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fvexport.core.errors import ConfigError, ImageError, PromptError
 from fvexport.encoder.fastvlm import Answer, EncodedImages, FastVLM, Piece, Sampling, load_fastvlm
 from fvexport.encoder.fastvlm.splice import splice
-from fvexport.errors import ConfigError, ImageError, PromptError
 
 QUESTION = "What is in this picture?"
 PICTURE = np.full((70, 90, 3), 120, np.uint8)

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fvexport.core.errors import CheckpointError, ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.fastvlm import FastVLM, Sampling, load_fastvlm
-from fvexport.errors import CheckpointError, ConfigError, UnavailableError
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], None]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

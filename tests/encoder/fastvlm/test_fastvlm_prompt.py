@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fvexport.core.errors import PromptError
 from fvexport.encoder.checkpoint.source import locate
 from fvexport.encoder.fastvlm.generate import TextStream
 from fvexport.encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX, Conversation, segments, tokenize, with_marks
 from fvexport.encoder.fastvlm.tokenizer import load_tokenizer
-from fvexport.errors import PromptError
 
 transformers = pytest.importorskip("transformers")
 

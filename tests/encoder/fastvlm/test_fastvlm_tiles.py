@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from fvexport.core.errors import ConfigError
 from fvexport.encoder.fastvlm import EncodedImages, FastVLM, Sampling, Tiling, load_fastvlm
 from fvexport.encoder.fastvlm.tiles import Layout, best_grid, cut
-from fvexport.errors import ConfigError
 
 image_processing = pytest.importorskip("transformers.image_processing_utils")
 llava_next = pytest.importorskip("transformers.models.llava_next.modeling_llava_next")

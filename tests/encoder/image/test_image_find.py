@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
+from fvexport.core.errors import ImageError, ImageWarning
 from fvexport.encoder.image import find_images, search_images
 from fvexport.encoder.image.find import DANGLING, HIDDEN, LINKED_TWICE, OTHER, SPECIAL, UNREADABLE
-from fvexport.errors import ImageError, ImageWarning
 
 
 def touch(folder, *names):

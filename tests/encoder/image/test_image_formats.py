@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, features
 from PIL.PngImagePlugin import PngInfo
 
+from fvexport.core.errors import ImageError
 from fvexport.encoder.image import load_image
-from fvexport.errors import ImageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 30, 3), np.uint8)
 XMP = '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'

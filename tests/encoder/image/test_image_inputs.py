@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from fvexport.core.errors import ImageError
 from fvexport.encoder.image import as_images, load_image
-from fvexport.errors import ImageError
 
 RGB = np.random.default_rng(0).integers(0, 256, (18, 26, 3), np.uint8)
 

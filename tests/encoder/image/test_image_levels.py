@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fvexport.core.errors import ImageError, ImageWarning
 from fvexport.encoder.image import load_image
-from fvexport.errors import ImageError, ImageWarning
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (9, 7), np.uint8)
 

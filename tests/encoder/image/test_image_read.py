@@ -15,8 +15,8 @@ import pytest
 from PIL import Image, features
 from PIL.PngImagePlugin import PngImageFile
 
+from fvexport.core.errors import ImageError
 from fvexport.encoder.image import load_image
-from fvexport.errors import ImageError
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing may reach the user's stderr
 

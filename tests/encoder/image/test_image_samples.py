@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fvexport.core.errors import UnavailableError
 from fvexport.encoder.image import PHOTOGRAPHS, load_image, sample_images
-from fvexport.errors import UnavailableError
 
 
 def test_sample_images(photographs):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fvexport.errors import ArtifactError, UnavailableError
+from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.export.targets import has_cuda_gpu
 from fvexport.export.tensorrt.api import RTX_CAPABILITIES, Api
 from fvexport.export.tensorrt.binding import Gpu, bound_to, check_binding, check_gpu, current_gpu

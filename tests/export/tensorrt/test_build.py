@@ -14,11 +14,11 @@ from typing import Any
 import onnx
 import pytest
 
-from fvexport.errors import ExportError
+from fvexport.core.errors import ExportError
+from fvexport.core.progress import silent
 from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.build import Log, _cancellable, build_plan
 from fvexport.export.tensorrt.options import EngineOptions, Profile
-from fvexport.progress import silent
 
 STATIC = Profile((1, 1, 1), (128, 128, 128), (128, 128, 128))
 RANGE = Profile((1, 2, 4), (64, 128, 192), (64, 128, 256))

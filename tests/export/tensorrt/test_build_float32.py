@@ -11,11 +11,11 @@ import onnx.helper as h
 import onnx.numpy_helper as nh
 import pytest
 
+from fvexport.core.progress import silent
 from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.build import build_plan
 from fvexport.export.tensorrt.options import EngineOptions, Profile
 from fvexport.export.tensorrt.trtexec import command_line
-from fvexport.progress import silent
 
 STATIC = Profile((1, 1, 1), (64, 64, 64), (64, 64, 64))
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from fvexport.errors import ConfigError
+from fvexport.core.errors import ConfigError
+from fvexport.core.progress import silent
 from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.build import build_plan
 from fvexport.export.tensorrt.cache import TimingCache, default_path
 from fvexport.export.tensorrt.options import EngineOptions, Profile
-from fvexport.progress import silent
 
 STATIC = Profile((1, 1, 1), (128, 128, 128), (128, 128, 128))
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from fvexport.calibration.options import CalibrationOptions
+from fvexport.core.errors import ArtifactError, ConfigError, ExportError, FvexportError, UnavailableError
+from fvexport.core.hashing import file_sha256
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
-from fvexport.errors import ArtifactError, ConfigError, ExportError, FvexportError, UnavailableError
 from fvexport.export import engine as module
 from fvexport.export.artifact import Artifact
 from fvexport.export.engine import export_trt
@@ -21,7 +22,6 @@ from fvexport.export.options import ExportOptions
 from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.binding import Gpu
 from fvexport.export.tensorrt.options import EngineOptions
-from fvexport.hashing import file_sha256
 
 SMALL = ExportOptions(height=64, width=64, precision="fp16")
 FILES = ["encoder.layers.json", "encoder.onnx", "encoder.onnx.data", "encoder.plan", "manifest.json"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from fvexport.core.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
-from fvexport.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.export import targets
 from fvexport.export.artifact import Artifact
 from fvexport.export.engine import export_trt

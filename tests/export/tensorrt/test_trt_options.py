@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvexport.errors import ConfigError, UnavailableError
+from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.export.tensorrt.api import Api, install_command, load_api, version_tuple
 from fvexport.export.tensorrt.options import (
     EngineOptions,

@@ -25,6 +25,6 @@ __getattr__, __dir__, __all__ = _lazy.attach(
         "export.drop_in": ["patch"],
         "export.parity": ["check_parity"],
         "export.runtime": ["Encoder"],
-        "errors": ["FvexportError"],
+        "core.errors": ["FvexportError"],
     },
 )
