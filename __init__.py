@@ -13,18 +13,4 @@ import lazy_loader as _lazy
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "encoder.checkpoint": ["load_checkpoint", "load_encoder"],
-        "encoder.fastvlm": ["load_fastvlm"],
-        "export.artifact": ["Artifact"],
-        "export.engine": ["export_trt"],
-        "export.onnx": ["export_onnx"],
-        "export.options": ["ExportOptions"],
-        "export.drop_in": ["patch"],
-        "export.parity": ["check_parity"],
-        "export.runtime": ["Encoder"],
-        "core.errors": ["FvexportError"],
-    },
-)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -22,16 +22,4 @@ May be imported by every other folder; imports none of them (only `fvexport.core
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "config": ["FastViTHDConfig", "ConnectorConfig", "VARIANTS", "get_variant"],
-        "fastvithd": ["FastViTHD"],
-        "connector": ["Connector"],
-        "reparameterize": ["reparameterize"],
-        "seeded": ["seed_weights"],
-        "checkpoint": ["Checkpoint", "load_checkpoint", "load_encoder"],
-        "image": ["load_image"],
-        "preprocess": ["Preprocessor"],
-    },
-)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -35,15 +35,4 @@ May import `encoder`, `kernels` and `calibration`; may be imported by `benchmark
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "artifact": ["Artifact"],
-        "engine": ["EngineReport", "export_trt"],
-        "drop_in": ["Patch", "patch"],
-        "onnx": ["ExportReport", "export_onnx"],
-        "options": ["ExportOptions"],
-        "parity": ["Verdict", "check_parity"],
-        "runtime": ["Encoder"],
-    },
-)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

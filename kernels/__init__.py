@@ -44,10 +44,4 @@ May import `encoder`; may be imported by `calibration`, `export`, `benchmarks` a
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "accelerate": ["accelerate"],
-        "cuda_graph": ["cuda_graph"],
-    },
-)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -16,14 +16,4 @@ May import the rest of `encoder`; the glue that makes an artifact a vision tower
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "generate": ["Answer", "Piece", "Sampling", "Timings"],
-        "load": ["load_fastvlm"],
-        "model": ["FastVLM"],
-        "prompt": ["Conversation", "Message"],
-        "tiles": ["Tiling"],
-        "vision": ["EagerTower", "EncodedImages", "VisionTower"],
-    },
-)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

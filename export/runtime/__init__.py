@@ -19,17 +19,4 @@ May import `export`, `kernels` and `encoder`; is imported by `export.parity`, `b
 
 import lazy_loader as _lazy
 
-__getattr__, __dir__, __all__ = _lazy.attach(
-    __name__,
-    submod_attrs={
-        "backends": ["make_backend"],
-        "base": ["Backend", "TensorBackend"],
-        "eager": ["EagerBackend"],
-        "encoder": ["Encoder"],
-        "onnxruntime": ["OnnxRuntimeBackend"],
-        "openvino": ["OpenVinoBackend"],
-        "pytorch": ["PyTorchBackend"],
-        "tensorrt": ["TensorRTBackend"],
-        "vision_tower": ["ArtifactTower"],
-    },
-)
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import load_encoder as load_encoder
+from .config import VARIANTS as VARIANTS
+from .config import ConnectorConfig as ConnectorConfig
+from .config import FastViTHDConfig as FastViTHDConfig
+from .config import get_variant as get_variant
+from .connector import Connector as Connector
+from .fastvithd import FastViTHD as FastViTHD
+from .image import load_image as load_image
+from .preprocess import Preprocessor as Preprocessor
+from .reparameterize import reparameterize as reparameterize
+from .seeded import seed_weights as seed_weights

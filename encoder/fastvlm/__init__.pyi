@@ -1,0 +1,12 @@
+from .generate import Answer as Answer
+from .generate import Piece as Piece
+from .generate import Sampling as Sampling
+from .generate import Timings as Timings
+from .load import load_fastvlm as load_fastvlm
+from .model import FastVLM as FastVLM
+from .prompt import Conversation as Conversation
+from .prompt import Message as Message
+from .tiles import Tiling as Tiling
+from .vision import EagerTower as EagerTower
+from .vision import EncodedImages as EncodedImages
+from .vision import VisionTower as VisionTower
