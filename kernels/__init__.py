@@ -39,7 +39,7 @@ What lives here
     tensorrt_plugin  the attention kernel as a plugin that TensorRT compiles into an engine
 
 Each kernel's file holds its formula, the kernel, the same in plain PyTorch, and a function that runs whichever fits.
-May import `encoder`; may be imported by `calibration`, `export`, `benchmarks` and `cli`. Imports without Triton.
+May import `encoder`; may be imported by `export`, `benchmarks` and `cli`. Imports without Triton.
 """
 
 import lazy_loader as _lazy
