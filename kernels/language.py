@@ -18,6 +18,8 @@ except ImportError:  # macOS, Windows, or not asked for
 
 INSTALLED = triton is not None
 INTERPRETED = INSTALLED and bool(triton.knobs.runtime.interpret)
+BY_HARDWARE = tl.constexpr(not INTERPRETED) if INSTALLED else True
+"""For kernels: whether they may use machine instructions, which the interpreter does not have."""
 
 
 def jit(function: Callable[..., Any]) -> Any:

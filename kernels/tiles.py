@@ -7,10 +7,7 @@ multiplied on tensor cores and summed in float32; float32 is multiplied as `PREC
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
-from .language import INTERPRETED, jit, tl
-
-if tl is not None:
-    _BY_HARDWARE = tl.constexpr(not INTERPRETED)
+from .language import BY_HARDWARE, jit, tl
 
 
 @jit
@@ -43,7 +40,7 @@ def fast_gelu(x):
     t = tl.minimum(x * x, 40.0)
     q = (1.01430183e-3 * t - 0.106775975) * t - 2.30112105
     below = 1.0 + tl.exp2(x * q)
-    if _BY_HARDWARE:  # one instruction, exact to 1 ulp; a division takes nine
+    if BY_HARDWARE:  # one instruction, exact to 1 ulp; a division takes nine
         return x * tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=r,r", [below], dtype=tl.float32, is_pure=True, pack=1
         )
