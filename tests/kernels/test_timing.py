@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -181,6 +183,19 @@ def test_replay_takes_its_runs_in_turn(cuda: FakeCuda, clock: CudaClock) -> None
 def test_replay_is_long_enough_to_be_timed(cuda: FakeCuda, clock: CudaClock, device_ms: float, copies: int) -> None:
     replay = Replay(a_call(cuda, device_ms, 0.01), clock=clock)
     assert replay.copies == copies and replay.times(2) == pytest.approx([device_ms] * 2)
+
+
+def test_replay_keeps_what_owns_its_weights(cuda: FakeCuda, clock: CudaClock) -> None:
+    """A graph reads weights where they are: a model that only the recorded call refers to has to stay."""
+    model = torch.nn.Linear(1, 1)
+    alive, launch = weakref.ref(model), a_call(cuda, 1.0, 0.1)
+    replay = Replay(lambda model=model: launch(), copies=1, clock=clock)  # type: ignore[misc]
+    del model
+    gc.collect()
+    assert alive() is not None
+    del replay
+    gc.collect()
+    assert alive() is None
 
 
 def test_what_cannot_be_recorded_is_refused_before(cuda: FakeCuda, clock: CudaClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fvexport.benchmarks.gpu import children, commands, facts, phases, run
+from fvexport.benchmarks.gpu import children, commands, facts, phases, run, triton_cache
 from fvexport.benchmarks.gpu.facts import Facts
 from fvexport.benchmarks.gpu.job import Job
 from fvexport.benchmarks.gpu.operator_cases import PARTS, kernels_of
@@ -168,6 +169,19 @@ def test_every_phase_has_a_share() -> None:
             left -= used[share.phase]
     assert left == pytest.approx(0)
     assert limit_of("operators", 100, frozenset(["operators"])) == 100  # alone it may take all
+
+
+def test_a_copied_cache_needs_the_first_one_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton itself writes the cache and reads the copy."""
+    cache = pytest.importorskip("triton.runtime.cache")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "first"))
+    first = cache.FileCacheManager("key")
+    first.put_group("kernel.json", {"kernel.cubin": first.put(b"code", "kernel.cubin")})
+    triton_cache.copy(tmp_path / "first", tmp_path / "second")
+    shutil.rmtree(tmp_path / "first")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "second"))
+    found = cache.FileCacheManager("key").get_group("kernel.json")
+    assert {name: Path(path).read_bytes() for name, path in found.items()} == {"kernel.cubin": b"code"}
 
 
 def test_jobs_and_facts_survive(tmp_path: Path) -> None:
