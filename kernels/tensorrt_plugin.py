@@ -16,7 +16,7 @@ Annotations are objects here, not strings: TensorRT reads them.
 # No `from __future__ import annotations`.
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,15 +58,20 @@ class PluginKernel:
 def attention_ptx(dtype: torch.dtype, arch: str, *, tokens: int, heads: int, batch: int = 1) -> PluginKernel:
     """Compiles the attention kernel for `arch` (`sm_90`) with the configuration for such sizes; any sizes may run.
 
+    The configuration may take more shared memory than a plugin gets: then with fewer stages, until it fits.
+
     Raises UnavailableError where Triton is missing, or the kernel cannot run as a plugin.
     """
     sizes = {"tokens": tokens, "batch": batch, "heads": heads}
     config = default_config("attention", arch, dtype_class(dtype), sizes)
     # Compiled from sizes that are neither 1 nor multiples of 16, so that nothing is assumed of those to come.
     qkv = torch.empty(1, 17, 3 * 3 * HEAD_DIM, dtype=dtype, device="meta")
-    with recording() as made:
-        launch_attention(qkv, 3, config)
-    compiled = compile_launch(made[0], arch)
+    for stages in range(config.num_stages, 0, -1):
+        with recording() as made:
+            launch_attention(qkv, 3, replace(config, num_stages=stages))
+        compiled = compile_launch(made[0], arch)
+        if not compiled.raised:
+            break
     if compiled.raised or compiled.scratch:
         raise UnavailableError(
             f"the attention kernel asks for {compiled.shared} bytes of shared memory, {compiled.scratch} of scratch; "
