@@ -98,6 +98,8 @@ setup(
         "huggingface_hub>=0.26",
         "pillow>=10.1",
         "click>=8.1",
+        # Frozen structs for the files that one command writes and another reads.
+        "msgspec>=0.19",
         "rich>=13.0",
         "lazy_loader>=0.4",
         # Its wheel carries the photographs that parity compares on where the user names none.

@@ -142,7 +142,7 @@ def _bare_module(artifact: Artifact, values: np.ndarray) -> Run:
 
     manifest = artifact.manifest
     checkpoint = source_checkpoint(artifact)
-    module = exported_module(manifest, checkpoint, uint8_input=manifest.input["dtype"] == "uint8")
+    module = exported_module(manifest, checkpoint, uint8_input=manifest.input.dtype == "uint8")
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def run() -> np.ndarray:

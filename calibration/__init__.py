@@ -14,6 +14,7 @@
     quantize        all of it: a fused model and its statistics in, a quantized model out
     sensitivity     what each layer costs, and which stay in float for a bound
     fp16            power-of-two scales that keep FP16 from overflowing
+    findings        what an artifact records of the last two
 
 Every step is a function from module to module that leaves its input alone; the exporter writes down what it is given.
 May import `encoder` and `fvexport`; is imported by `export`, `benchmarks` and `cli`.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,37 +20,13 @@ from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import FastViTHD
+from .findings import LayerNoise
 from .policy import row_of
 
 VARIATION = 1e-5
 """Least standard deviation of features, relative to their root mean square, that is not the rounding of float32."""
 MARGIN_DB = 0.2
 """Aimed above a bound: a prediction is one, and a runtime rounds its sums elsewhere than PyTorch."""
-
-
-@dataclass(frozen=True)
-class LayerNoise:
-    """One quantized layer.
-
-    Attributes:
-        name: of its module.
-        kind: as in the policy's table.
-        sqnr_db: stricter SQNR of the final features if this layer alone is quantized, see `stricter_sqnr`.
-        share: of all quantized layers' multiply-adds.
-    """
-
-    name: str
-    kind: str
-    sqnr_db: float
-    share: float
-
-    @property
-    def noise(self) -> float:
-        """Error over signal, as powers."""
-        return float(10 ** (-self.sqnr_db / 10))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def sensitivity(

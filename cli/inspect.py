@@ -118,7 +118,7 @@ def _subject(
     from ..export.artifact import Artifact
 
     manifest = Artifact.open(artifact).manifest
-    crop = manifest.preprocessing["crop_size"]
-    images = manifest.input["shape"][0]
+    prepared = manifest.preprocessor
+    images = manifest.input.shape[0]
     own = images if isinstance(images, int) else 1
-    return manifest.architecture, given["res"] or [(crop["height"], crop["width"])], given["batch"] or own
+    return manifest.architecture, given["res"] or [(prepared.height, prepared.width)], given["batch"] or own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def onnx(
             {
                 "artifact": str(report.artifact.path),
                 **({} if served is None else {"triton_server": str(served)}),
-                "manifest": asdict(report.artifact.manifest),
+                "manifest": report.artifact.manifest.to_dict(),
                 "verdict": report.verdict and report.verdict.to_dict(),
                 "seconds": report.seconds,
                 "notices": report.notices,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..export.artifact import Artifact
     from ..export.features import EncodeReport
     from ..export.inspect import Inspection
-    from ..export.manifest import Manifest
+    from ..export.manifest import Manifest, TensorSpec
     from ..export.onnx import ExportReport
     from ..export.parity import Verdict
     from ..kernels.table import Config
@@ -84,15 +84,15 @@ def size(count: float) -> str:
     return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 
-def border(entry: Mapping[str, Any]) -> str:
+def tensor(spec: TensorSpec) -> str:
     """An input or output: `pixel_values float32 (1, 3, 1024, 1024)`."""
-    return f"{entry['name']} {entry['dtype']} ({', '.join(map(str, entry['shape']))})"
+    return f"{spec.name} {spec.dtype} ({', '.join(map(str, spec.shape))})"
 
 
 def preprocessing(manifest: Manifest) -> str:
     """How images are prepared, and the file of the checkpoint that says so."""
     config = manifest.preprocessor.config
-    source = manifest.checkpoint.get("preprocessing_source")
+    source = manifest.checkpoint.preprocessing_source
     return config.describe() + (f" (from {one_line(source)})" if source else "")
 
 
@@ -110,19 +110,19 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
     manifest, seconds = report.artifact.manifest, report.seconds
     made_from = manifest.checkpoint
     graph = manifest.graph
-    total = sum(entry["bytes"] for entry in manifest.files.values())
-    origin = made_from["source"] + (f" at {made_from['revision'][:12]}" if made_from.get("revision") else "")
+    total = sum(entry.bytes for entry in manifest.files.values())
+    origin = made_from.source + (f" at {made_from.revision[:12]}" if made_from.revision else "")
     facts(
         [
             ("variant", manifest.variant),
-            ("checkpoint", f"{origin} ({made_from['form']}, sha256 {made_from['sha256'][:12]})"),
+            ("checkpoint", f"{origin} ({made_from.form}, sha256 {made_from.sha256[:12]})"),
             ("preprocessing", preprocessing(manifest)),
-            ("input", border(manifest.input)),
-            ("output", border(manifest.output)),
+            ("input", tensor(manifest.input)),
+            ("output", tensor(manifest.output)),
             ("tokens", manifest.tokens if manifest.tokens is not None else "height / 64 x width / 64"),
             ("precision", manifest.precision),
             ("opset", manifest.opset),
-            ("nodes", f"{graph['nodes']} ({graph['nodes_traced']} as traced)"),
+            ("nodes", f"{graph.nodes} ({graph.nodes_traced} as traced)"),
             ("size", size(total)),
             ("seconds", f"{sum(seconds.values()):.1f}: " + ", ".join(f"{k} {v:.1f}" for k, v in seconds.items())),
             ("artifact", report.artifact.path),
@@ -208,8 +208,8 @@ def inspection(found: Inspection) -> None:
             ("checkpoint", found.checkpoint),
             ("precision", found.precision),
             ("opset", found.opset),
-            *(("input", border(entry)) for entry in found.inputs),
-            *(("output", border(entry)) for entry in found.outputs),
+            *(("input", tensor(entry)) for entry in found.inputs),
+            *(("output", tensor(entry)) for entry in found.outputs),
             ("tokens", f"{found.tokens} at {height}x{width}"),
             ("parameters", f"{found.parameters / 1e6:.2f} M"),
             ("nodes", f"{found.nodes}: " + ", ".join(f"{count} {op}" for op, count in found.ops.items())),

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+
+from msgspec.structs import replace as replace_fields
 
 from ..calibration.options import CalibrationOptions
 from ..core.errors import ArtifactError, ConfigError, ExportError, UnavailableError
 from ..core.place import scratch_beside
 from ..core.progress import Progress, silent
+from ..core.records import parse
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.config import FastViTHDConfig, get_variant
 from .artifact import (
@@ -28,12 +30,13 @@ from .artifact import (
     writing,
 )
 from .clock import Clock
+from .manifest import EngineSection, Gpu, VerdictSection
 from .onnx import export_onnx
 from .options import ExportOptions
 from .parity import Images, Verdict, check_parity, photographs
 from .reuse import standing
 from .tensorrt.api import Api, load_api
-from .tensorrt.binding import Gpu, bound_to, check_gpu, current_gpu
+from .tensorrt.binding import bound_to, check_gpu, current_gpu
 from .tensorrt.build import build_plan
 from .tensorrt.cache import TimingCache, default_path
 from .tensorrt.options import EngineOptions, Profile, Span
@@ -105,7 +108,7 @@ def export_trt(
     build = _Build(engine, api, gpu, batch, resolutions, parity, images, clock, progress)
     if artifact is not None:
         source = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        _prepare_plugin(api, bool(source.manifest.options.get("attention_plugin")))
+        _prepare_plugin(api, source.manifest.options.attention_plugin)
         build.profile(source)
         target = Path(out) if out is not None else source.path
         _check_target(target, source, force=force or dry_run)
@@ -174,15 +177,15 @@ class _Build:
 
     def profile(self, source: Artifact) -> Profile:
         """The input sizes to build for."""
-        shape, crop = source.manifest.input["shape"], source.manifest.preprocessing["crop_size"]
-        own = (crop["height"], crop["width"])
+        shape, prepared = source.manifest.input.shape, source.manifest.preprocessor
+        own = (prepared.height, prepared.width)
         return _fill_profile(self.batch, self.resolutions, (shape[0], *shape[2:]), own, source.manifest.architecture)
 
     def run(self, source: Artifact, target: Path, *, reused: bool) -> EngineReport:
         """The engine added to `source`, at `target`; without TensorRT (a dry run) `source` alone."""
         profile = self.profile(source)
         flavour = self.api.flavour if self.api else self.engine.flavour or "tensorrt"
-        dynamic = any(isinstance(size, str) for size in source.manifest.input["shape"])
+        dynamic = any(isinstance(size, str) for size in source.manifest.input.shape)
         words = command_line(flavour, target / MODEL_FILE, target / PLAN_FILE, profile, dynamic, self.engine)
         if self.api is None:
             if target.absolute() != source.path.absolute():
@@ -193,28 +196,29 @@ class _Build:
             return EngineReport(artifact, None, None, reused, words, self.clock.seconds, self.notices)
         # What is replaced, or was exported for this, is no other artifact's: its files need no copy.
         own = not reused or target.absolute() == source.path.absolute()
-        check_writable(target, force=True, need_bytes=2 * sum(f["bytes"] for f in source.manifest.files.values()))
+        check_writable(target, force=True, need_bytes=2 * sum(f.bytes for f in source.manifest.files.values()))
         with writing(target) as folder:
             _take(source, folder, copy=not own)
-            summary, staged = self._add(folder, source, profile, self.api)
-            verdict = None
+            engine = self._add(folder, source, profile, self.api)
+            files, verdict = describe_files(folder), None
+            manifest = source.manifest.replace(engine=engine, files=files)
             if self.parity and self.gpu is not None:
                 with self.clock("parity"):
-                    verdict = self._judged(staged, self.api)
+                    verdict = self._judged(Artifact(folder, manifest), self.api)
+                section = parse(verdict.to_dict(), VerdictSection)
+                manifest = manifest.replace(engine=replace_fields(engine, parity=section))
             with self.clock("write"):
-                assert staged.manifest.engine is not None
-                staged.manifest.engine["parity"] = verdict and verdict.to_dict()
-                (folder / MANIFEST_FILE).write_text(staged.manifest.to_json() + "\n", encoding="utf-8")
+                (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
         if self.gpu is None:
             self.notices.append(
                 "the engine was not run, for want of an NVIDIA GPU; on one, "
                 f"`fvexport parity {target} --backend {flavour}` compares it with PyTorch"
             )
-        artifact = Artifact(target, staged.manifest)
-        return EngineReport(artifact, summary, verdict, reused, words, self.clock.seconds, self.notices)
+        artifact = Artifact(target, manifest)
+        return EngineReport(artifact, engine.layers, verdict, reused, words, self.clock.seconds, self.notices)
 
-    def _add(self, folder: Path, source: Artifact, profile: Profile, api: Api) -> tuple[EngineSummary | None, Artifact]:
-        """Builds into `folder`; returns what the engine was compiled to, and the artifact with its section."""
+    def _add(self, folder: Path, source: Artifact, profile: Profile, api: Api) -> EngineSection:
+        """Builds into `folder`; returns the engine's section of the manifest, without a verdict."""
         cache = None
         if api.flavour == "tensorrt":
             named = self.engine.timing_cache
@@ -224,28 +228,27 @@ class _Build:
             built = build_plan(api, source.model_path, profile, self.engine, cache, self.progress)
         self.notices += built.notices
         record = source.manifest.quantization
-        quantized = dict.fromkeys(record["quantized"], record["format"]) if record else {}
-        told = summarize(built.layers, source.manifest.float_precision, quantized) if built.layers else None
+        quantized = dict.fromkeys(record.quantized, record.format) if record else {}
+        layers = summarize(built.layers, source.manifest.float_precision, quantized) if built.layers else None
         with self.clock("write"):
             (folder / PLAN_FILE).write_bytes(built.plan)
             rows = [layer.to_dict() for layer in built.layers]
             (folder / LAYERS_FILE).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-            section: dict[str, Any] = {
-                "flavour": api.flavour,
-                "version": api.version,
-                # An engine of RTX is bound to no GPU, wherever it was built.
-                "gpu": self.gpu.to_dict() if self.gpu and api.flavour == "tensorrt" else None,
-                "capabilities": list(api.capabilities()) if api.flavour == "tensorrt-rtx" else None,
-                "options": self.engine.to_dict(),
-                "profile": profile.to_dict(),
-                "memory": built.memory | {"plan": len(built.plan)},
-                "timing_cache": built.cache,
-                "layers": told and told.to_dict(),
-                "parity": None,
-            }
-            section["bound_to"] = bound_to(section)
-            manifest = replace(source.manifest, engine=section, files=describe_files(folder))
-        return told, Artifact(folder, manifest)
+        engine = EngineSection(
+            flavour=api.flavour,
+            version=api.version,
+            # An engine of RTX is bound to no GPU, wherever it was built.
+            gpu=self.gpu if api.flavour == "tensorrt" else None,
+            capabilities=api.capabilities() if api.flavour == "tensorrt-rtx" else None,
+            options=self.engine,
+            profile=profile,
+            memory=built.memory | {"plan": len(built.plan)},
+            timing_cache=built.cache,
+            layers=layers,
+            parity=None,
+            bound_to="",
+        )
+        return replace_fields(engine, bound_to=bound_to(engine))
 
     def _judged(self, staged: Artifact, api: Api) -> Verdict:
         verdict = check_parity(

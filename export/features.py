@@ -199,8 +199,8 @@ def _printable(text: str) -> str:
 def _metadata(encoder: Encoder) -> dict[str, str]:
     manifest, frame = encoder.artifact.manifest, encoder.preprocessor
     return {
-        "artifact_sha256": str(manifest.files[encoder.artifact.model_path.name].get("sha256", "")),
-        "checkpoint_sha256": str(manifest.checkpoint.get("sha256", "")),
+        "artifact_sha256": manifest.files[encoder.artifact.model_path.name].sha256,
+        "checkpoint_sha256": manifest.checkpoint.sha256,
         "resolution": f"{frame.height}x{frame.width}",
         "backend": encoder.chosen.name,
         "fvexport": __version__,

@@ -7,15 +7,17 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
 from onnx import TensorProto
 
 from ..core.errors import ArtifactError
+from ..core.records import plain
 from .artifact import AGAIN, Artifact
 from .attention_plugin import DOMAIN as PLUGIN_DOMAIN
+from .manifest import TensorSpec
 from .placement import runs_on
 
 INDEX_TYPES = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
@@ -50,7 +52,7 @@ class Inspection:
         artifact: its folder.
         variant, checkpoint, precision, opset: as in the manifest.
         runs_on: where the file runs, in words.
-        inputs, outputs: name, dtype and shape of each; a dynamic size stands as its name.
+        inputs, outputs: of the graph.
         resolution: (height, width) that tokens and costs stand for: the artifact's own, or where sizes are dynamic
             the one it was traced at.
         tokens: visual tokens of one image of that size.
@@ -67,8 +69,8 @@ class Inspection:
     precision: str
     opset: int
     runs_on: str
-    inputs: list[dict[str, Any]]
-    outputs: list[dict[str, Any]]
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
     resolution: tuple[int, int]
     tokens: int
     nodes: int
@@ -81,7 +83,8 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"resolution": list(self.resolution)}
+        content: dict[str, Any] = plain(self)
+        return content
 
 
 def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
@@ -94,10 +97,11 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
     manifest = artifact.manifest
     model = onnx.load(str(artifact.model_path), load_external_data=False)
     graph = model.graph
-    inputs, outputs = [_border(v) for v in graph.input], [_border(v) for v in graph.output]
+    inputs, outputs = [_tensor_spec(v) for v in graph.input], [_tensor_spec(v) for v in graph.output]
     frame = manifest.preprocessor
     resolution = (frame.height, frame.width)
-    batch = inputs[0]["shape"][0] if isinstance(inputs[0]["shape"][0], int) else 1
+    images = inputs[0].shape[0]
+    batch = images if isinstance(images, int) else 1
     try:
         tensors = _tensors(model, (batch, 3, *resolution))
         stages = _costs(graph, tensors, batch)
@@ -106,7 +110,7 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
     return Inspection(
         artifact=str(artifact.path),
         variant=manifest.variant,
-        checkpoint=str(manifest.checkpoint.get("source")),
+        checkpoint=manifest.checkpoint.source,
         precision=manifest.precision,
         opset=next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")),
         runs_on=runs_on(manifest),
@@ -207,7 +211,7 @@ def _macs(node: onnx.NodeProto, tensors: dict[str, _Tensor]) -> int:
     return 0
 
 
-def _border(value: onnx.ValueInfoProto) -> dict[str, Any]:
+def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
     kind = value.type.tensor_type
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return {"name": value.name, "dtype": dtype, "shape": [d.dim_param or d.dim_value for d in kind.shape.dim]}
+    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(d.dim_param or d.dim_value for d in kind.shape.dim))

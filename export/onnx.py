@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 import torch
+from msgspec.structs import replace
 from safetensors.torch import save
 
 from .. import __version__
 from ..calibration.options import CalibrationOptions
 from ..core.errors import CheckpointError, ExportError
 from ..core.progress import Progress, silent
+from ..core.records import parse
 from ..core.versions import versions_of
 from ..encoder.checkpoint import Checkpoint, load_checkpoint
 from ..encoder.checkpoint.load import rounded_sha256
@@ -27,7 +29,15 @@ from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .clock import Clock
-from .manifest import METADATA_KEY, Manifest
+from .manifest import (
+    METADATA_KEY,
+    CheckpointSection,
+    GraphSection,
+    Manifest,
+    RecordedOptions,
+    TensorSpec,
+    VerdictSection,
+)
 from .options import ExportOptions
 from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
 from .placement import export_notices
@@ -133,7 +143,7 @@ def export_onnx(
     with writing(target) as folder:
         with clock("write"):
             write_graph(model, folder)
-            manifest = _manifest(checkpoint, options, graph, model, prepared)
+            tensors = _tensor_spec(model.graph.inputs[0], INPUT_NAME), _tensor_spec(model.graph.outputs[0], OUTPUT_NAME)
             if prepared.block_scales:
                 (folder / BLOCK_SCALES_FILE).write_bytes(save(prepared.block_scales))  # save_file's only we could read
             del model
@@ -144,19 +154,22 @@ def export_onnx(
                 proto, checkpoint.encoder.config, projector=options.projector,
                 attention_plugin=options.attention_plugin,
             )  # fmt: skip
-            if manifest.quantization:
-                check_quantized(proto, manifest.quantization["quantized"])
-                if options.precision == "int8":
-                    manifest.quantization["saturation"] = count_saturating(onnx.load(str(folder / MODEL_FILE)))
+            if prepared.quantization is not None:
+                check_quantized(proto, prepared.quantization.quantized)
+            manifest = _draft(checkpoint, options, graph, tensors, prepared)
+            if manifest.quantization is not None and options.precision == "int8":
+                saturation = count_saturating(onnx.load(str(folder / MODEL_FILE)))
+                manifest = manifest.replace(quantization=replace(manifest.quantization, saturation=saturation))
         verdict = None
         if parity:
             with clock("parity"):
                 verdict = _judged(Artifact(folder, manifest), checkpoint, prepared, shown, notices, progress)
+                manifest = _with_verdict(manifest, verdict)
         with clock("write"):
             _embed(proto, manifest, folder)
-            manifest.files = describe_files(folder)
+            manifest = manifest.replace(files=describe_files(folder))
             (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
-    notices = [text for text in (*info.notices, graph["kept_unsimplified"], *notices) if text]
+    notices = [text for text in (*info.notices, graph.kept_unsimplified, *notices) if text]
     return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices, module=prepared.encoder)
 
 
@@ -164,16 +177,16 @@ def _judged(
     artifact: Artifact, checkpoint: Checkpoint, prepared: Prepared, shown: Images, notices: list[str],
     progress: Progress,
 ) -> Verdict:  # fmt: skip
-    """The verdict, which the manifest then holds; raises ExportError where the file does not pass."""
-    manifest = artifact.manifest
+    """The verdict; raises ExportError if the file does not pass."""
+    quantization = artifact.manifest.quantization
     backend = "onnxruntime-cpu"
-    if manifest.quantization:
-        backend = JUDGES[manifest.quantization["target"]]
+    if quantization is not None:
+        backend = JUDGES[quantization.target]
         if (reason := why_absent(get_target(backend))) is not None:
             notices.append(f"judged by onnxruntime-cpu, since {reason}: `{get_target(backend).install}`")
             backend = "onnxruntime-cpu"
     verdict = check_parity(
-        artifact, checkpoint=checkpoint, images=shown, backend=backend, layers=manifest.quantization is not None,
+        artifact, checkpoint=checkpoint, images=shown, backend=backend, layers=quantization is not None,
         exported=prepared.encoder if prepared.changed else None, progress=progress,
     )  # fmt: skip
     if not verdict.passed:
@@ -181,17 +194,24 @@ def _judged(
             f"parity failed, nothing written: {verdict.reason}; "
             "--no-parity writes it anyway, and `fvexport parity --layers` finds the block"
         )
-    manifest.parity = verdict.to_dict()
-    if manifest.quantization:
-        manifest.quantization["predicted"] = verdict.torch.to_dict()
-        manifest.quantization["blocks"] = {layer.name: layer.torch_rel_l2 for layer in verdict.layers}
     return verdict
+
+
+def _with_verdict(draft: Manifest, verdict: Verdict) -> Manifest:
+    """The manifest of a file that passed: with the verdict, and with what PyTorch loses by the same quantization."""
+    section = parse(verdict.to_dict(), VerdictSection)
+    if draft.quantization is None:
+        return draft.replace(parity=section)
+    blocks = {layer.name: layer.torch_rel_l2 for layer in section.layers}
+    return draft.replace(
+        parity=section, quantization=replace(draft.quantization, predicted=section.torch, blocks=blocks)
+    )
 
 
 def _graph(
     checkpoint: Checkpoint, prepared: Prepared, options: ExportOptions, clock: Clock
-) -> tuple[ir.Model, dict[str, Any]]:
-    """The graph that will be written; and the manifest's words on it."""
+) -> tuple[ir.Model, GraphSection]:
+    """The graph that will be written, and its section of the manifest."""
     connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
     module = ExportModule(prepared.encoder, connector, options)
     with clock("trace"):
@@ -202,7 +222,7 @@ def _graph(
 
 def _embed(proto: onnx.ModelProto, manifest: Manifest, folder: Path) -> None:
     """Puts the manifest (but the files' hashes, of which this file is one) into the ONNX metadata."""
-    content = json.loads(manifest.to_json())
+    content = manifest.to_dict()
     del content["files"]
     del proto.metadata_props[:]
     proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(content))
@@ -210,28 +230,31 @@ def _embed(proto: onnx.ModelProto, manifest: Manifest, folder: Path) -> None:
     (folder / MODEL_FILE).write_bytes(proto.SerializeToString())
 
 
-def _manifest(
-    checkpoint: Checkpoint, options: ExportOptions, graph: dict[str, Any], model: ir.Model, prepared: Prepared
-) -> Manifest:
+def _tensor_spec(value: ir.Value, name: str) -> TensorSpec:
+    assert value.shape is not None and value.dtype is not None
+    shape = tuple(size if isinstance(size, int) else str(size.value) for size in value.shape)
+    dtype = {"FLOAT": "float32"}.get(value.dtype.name, value.dtype.name.lower())
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+def _draft(
+    checkpoint: Checkpoint, options: ExportOptions, graph: GraphSection, tensors: tuple[TensorSpec, TensorSpec],
+    prepared: Prepared,
+) -> Manifest:  # fmt: skip
+    """The manifest by which the file is judged: without a verdict and without the files' hashes."""
     info, config = checkpoint.info, checkpoint.encoder.config
-
-    def border(value: Any, name: str) -> dict[str, Any]:
-        shape = [d if isinstance(d, int) else str(d.value) for d in value.shape]
-        dtype = {"FLOAT": "float32"}.get(value.dtype.name, value.dtype.name.lower())
-        return {"name": name, "dtype": dtype, "shape": shape}
-
     connector = checkpoint.connector.config if options.projector and checkpoint.connector else None
     return Manifest(
         variant=info.variant,
-        config=config.to_dict(),
-        checkpoint=info.to_dict() | {"rounded": _rounded(checkpoint)},
+        architecture=config,
+        checkpoint=parse(info.to_dict() | {"rounded": _rounded(checkpoint)}, CheckpointSection),
         precision=options.precision,
-        input=border(model.graph.inputs[0], INPUT_NAME),
-        output=border(model.graph.outputs[0], OUTPUT_NAME),
-        preprocessing=Preprocessor(options.height, options.width, info.preprocessing).to_dict(),
+        input=tensors[0],
+        output=tensors[1],
+        preprocessor=Preprocessor(options.height, options.width, info.preprocessing),
         tokens=None if options.dynamic_res else config.tokens(options.height, options.width),
         opset=options.effective_opset,
-        options=options.to_dict() | {"connector": asdict(connector) if connector else None},
+        options=RecordedOptions(**vars(options), connector=connector),
         graph=graph,
         files={},
         versions=_versions(),

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file
 
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
+from ..core.records import plain
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
@@ -129,17 +130,18 @@ def check_parity(
     manifest = artifact.manifest
     precision = manifest.precision
     thresholds = THRESHOLDS[precision]
-    connector = checkpoint.connector if manifest.options.get("projector") else None
+    connector = checkpoint.connector if manifest.options.projector else None
 
     reference = EagerBackend(checkpoint.encoder, connector)
-    uint8 = manifest.input["dtype"] == "uint8"
+    uint8 = manifest.input.dtype == "uint8"
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
     candidate = make_backend(
         artifact, backend, stored_half=get_target(backend).rounds_stored, taps=taps, checkpoint=checkpoint
     )
     own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {})
-    record = manifest.quantization or {}
+    quantization = manifest.quantization
+    recorded = quantization.blocks if quantization else {}
 
     preprocessing = manifest.preprocessor.config
     layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
@@ -148,7 +150,7 @@ def check_parity(
         progress("parity", done, len(runs))
         values = preprocessing.normalize(run.pixels)
         feed = run.pixels if uint8 else values
-        for name, pair in compared.run(run, values, feed, layers=layers, recorded=record.get("blocks", {})).items():
+        for name, pair in compared.run(run, values, feed, layers=layers, recorded=recorded).items():
             layer_rows[name].append(pair)
     progress("parity", len(runs), len(runs))
 
@@ -157,7 +159,8 @@ def check_parity(
     layer_figures = [_layer_figure(name, found, thresholds) for name, found in layer_rows.items()]
     status, reason = judge(
         figures, torch_figures, thresholds,
-        bound_db=record.get("bound_db"), bound_figure=record.get("bound_figure", "plain"),
+        bound_db=quantization.bound_db if quantization else None,
+        bound_figure=quantization.bound_figure if quantization else "plain",
     )  # fmt: skip
     sizes = sorted({run.resolution for run in runs}, reverse=True)
     return Verdict(
@@ -285,11 +288,12 @@ def _recorded(manifest: Manifest, images: Sequence[str], ratio: float | None) ->
         images: names of the photographs now.
         ratio: of a centred error to a plain one on these photographs.
     """
-    predicted = (manifest.quantization or {}).get("predicted")
-    if not predicted:
+    predicted = manifest.quantization.predicted if manifest.quantization else None
+    if predicted is None:
         return unmeasured(THRESHOLDS[manifest.precision])
-    figures = Figures.from_dict(predicted)
-    if figures.centred_rel_l2 is not None and (manifest.parity or {}).get("images") == list(images):
+    figures = Figures.from_dict(plain(predicted))
+    judged_on = manifest.parity.images if manifest.parity else ()
+    if figures.centred_rel_l2 is not None and judged_on == tuple(images):
         return figures
     # An earlier version's record, or one of other photographs. The error is not centred, so the ratio of a centred
     # error to a plain one depends on the reference alone.

@@ -76,8 +76,8 @@ def runs_of(artifact: Artifact, images: Sequence[ImageLike], profile: Profile | 
     not square, in one batch. An engine's `profile` limits both sizes and batch.
     """
     manifest = artifact.manifest
-    batch = manifest.input["shape"][0]
-    dynamic = manifest.options.get("dynamic_res")
+    batch = manifest.input.shape[0]
+    dynamic = manifest.options.dynamic_res
     stride = manifest.architecture.stride
     own = preprocessor_of(artifact)
     height, width = _within(profile, own.height, own.width) if dynamic else (own.height, own.width)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET
 from onnx import TensorProto, helper
 
 from ..core.errors import FvexportError
@@ -13,11 +15,10 @@ from ..core.hardware import products_saturate
 from ..encoder.checkpoint.preprocessing import PUBLISHED
 from ..encoder.preprocess import RELEASED
 from .artifact import Artifact
-from .manifest import Manifest
+from .manifest import EngineSection, Manifest
 from .options import AUTO, ExportOptions
 from .saturation import saturation_of
 from .targets import fastest_quant_target, get_target, has_cuda_gpu, why_absent, why_no_tensorrt_gpu
-from .tensorrt.options import Flavour
 
 ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 MADE_FOR: dict[str, tuple[str, ...]] = {
@@ -62,19 +63,19 @@ def choose_backend(
         UnavailableError: no such backend.
     """
     manifest = artifact.manifest
-    engine = str((manifest.engine or {}).get("flavour") or "")
+    engine = manifest.engine.flavour if manifest.engine else None
     if backend != AUTO:
         name = get_target(backend).name
         return BackendChoice(engine if backend == "trt" and engine else name)
-    if engine and not taps and _why_no_engine(artifact) is None:
-        return BackendChoice(engine, "the artifact's engine runs here")
+    if manifest.engine and not taps and _why_no_engine(artifact.path, manifest.engine) is None:
+        return BackendChoice(manifest.engine.flavour, "the artifact's engine runs here")
     gpu = _gpu_backend(manifest, taps=taps)
     if gpu is not None:
         return gpu
     target = quant_target(manifest)
     if target in ("onnxruntime-cpu", "openvino") and why_absent(get_target(target)) is None:
         return BackendChoice(target, "the artifact was made for it")
-    openvino = not manifest.options.get("attention_plugin") and why_absent(get_target("openvino")) is None
+    openvino = not manifest.options.attention_plugin and why_absent(get_target("openvino")) is None
     if manifest.precision == "bf16" and not judging and openvino:
         return BackendChoice("openvino", "onnxruntime's CPU has no BF16 convolution")
     missing = why_absent(get_target("onnxruntime-cpu"))
@@ -85,21 +86,19 @@ def choose_backend(
 
 def quant_target(manifest: Manifest) -> str | None:
     """The runtime that a quantized file was made for, or None for any other file."""
-    return str(manifest.quantization["target"]) if manifest.quantization else None
+    return manifest.quantization.target if manifest.quantization else None
 
 
-def _why_no_engine(artifact: Artifact) -> str | None:
+def _why_no_engine(artifact: Path, engine: EngineSection) -> str | None:
     """None if the artifact's engine runs here, else the reason."""
-    engine = artifact.manifest.engine or {}
-    row = get_target(str(engine["flavour"]))
+    row = get_target(engine.flavour)
     if (reason := why_absent(row)) is not None:
         return reason
     from .tensorrt.api import load_api
     from .tensorrt.binding import check_binding, current_gpu
 
     try:
-        flavour: Flavour = "tensorrt-rtx" if row.name == "tensorrt-rtx" else "tensorrt"
-        check_binding(str(artifact.path), engine, load_api(flavour, to_build=False), current_gpu())
+        check_binding(str(artifact), engine, load_api(engine.flavour, to_build=False), current_gpu())
     except FvexportError as error:
         return str(error)
     return None
@@ -110,7 +109,7 @@ def _gpu_backend(manifest: Manifest, *, taps: bool) -> BackendChoice | None:
     if not has_cuda_gpu():
         return None
     if manifest.precision == "fp8":
-        if taps or manifest.options.get("projector") or why_absent(get_target("triton")) is not None:
+        if taps or manifest.options.projector or why_absent(get_target("triton")) is not None:
             return None
         import torch
 
@@ -203,11 +202,10 @@ def runtime_notices(artifact: Artifact, backend: str) -> list[str]:
 
 def _old_preprocessing(artifact: Artifact) -> str | None:
     own = artifact.manifest.checkpoint
-    form = own.get("form")
-    if "preprocessing_source" in own or PUBLISHED.get(str(form), RELEASED) == RELEASED:
+    if own.preprocessing_source is not UNSET or PUBLISHED.get(own.form, RELEASED) == RELEASED:
         return None
     return (
-        f"{artifact.path} was made by a version that took FastVLM's mean, std and interpolation for {form} "
+        f"{artifact.path} was made by a version that took FastVLM's mean, std and interpolation for {own.form} "
         "checkpoints too, so its features differ from the checkpoint's own; export it again"
     )
 
@@ -232,7 +230,7 @@ def _saturation(artifact: Artifact, backend: str) -> str | None:
     if not may_saturate(artifact, backend):
         return None
     found = saturation_of(artifact)
-    share = f"{found['affected']} of {found['pairs']} pairs of weights in {len(found['layers'])} layers"
+    share = f"{found.affected} of {found.pairs} pairs of weights in {len(found.layers)} layers"
     begin = f"8-bit products saturate on this CPU (no VNNI), in {share} of {artifact.path}"
     if backend == "onnxruntime-cpu":
         return f"{begin}: computed exactly, more slowly; `fvexport onnx --reduce-range` makes a file without them"
@@ -246,7 +244,7 @@ def may_saturate(artifact: Artifact, backend: str) -> bool:
         return False
     # Files for TensorRT keep FP16 around their Q/DQ: onnxruntime's CPU then multiplies in float.
     integers = backend == "openvino" or (backend == "onnxruntime-cpu" and quant_target(manifest) != "tensorrt")
-    return integers and saturation_of(artifact)["affected"] > 0
+    return integers and saturation_of(artifact).affected > 0
 
 
 def runs_on(manifest: Manifest) -> str:

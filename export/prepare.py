@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +13,11 @@ from torch import Tensor
 from ..calibration.calibrate import load_ranges
 from ..calibration.data import calibration_data
 from ..calibration.equalize import KINDS, equalize
-from ..calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
+from ..calibration.findings import Fp16Plan
+from ..calibration.fp16 import fit_fp16, plan_fp16
 from ..calibration.observe import model_input, observe, observe_peaks
 from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
+from ..calibration.policy import SCHEMES
 from ..calibration.quantize import quantizable, quantize
 from ..calibration.sensitivity import Bounded, meet_bound
 from ..calibration.stats import Stats
@@ -28,6 +29,7 @@ from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from .figures import Comparison
+from .manifest import CalibrationData, QuantizationSection
 from .options import ExportOptions
 from .parity_runs import tokens_of
 from .runtime.eager import EagerBackend
@@ -52,8 +54,8 @@ class Prepared:
     """
 
     encoder: FastViTHD
-    quantization: dict[str, Any] | None = None
-    fp16: dict[str, Any] | None = None
+    quantization: QuantizationSection | None = None
+    fp16: Fp16Plan | None = None
     block_scales: dict[str, Tensor] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
@@ -118,7 +120,7 @@ def _fit(result: Prepared, plan: Fp16Plan) -> None:
     if not plan.needed:
         return
     result.encoder = fit_fp16(result.encoder, plan)
-    result.fp16 = plan.to_dict()
+    result.fp16 = plan
     result.block_scales |= stream_scales(result.encoder, plan)
     largest = max(plan.peaks, key=lambda tap: plan.peaks[tap])
     told = [f"stage {s + 1} by 2^{e}" for s, e in enumerate(plan.exponents) if e]
@@ -168,22 +170,22 @@ def _quantized(
     if bounded is not None:
         result.encoder = bounded.model
     kept = bounded.kept if bounded else []
-    result.quantization = {
-        "target": policy.target,
-        "format": policy.fmt,
-        "float_precision": options.float_precision,
-        "reduce_range": policy.reduce_range,
-        "method": "minmax" if policy.fmt == "fp8" else calibration.method,
-        "data": {"source": stats.source, "fingerprint": stats.key.data, "samples": stats.key.samples},
-        "equalization": [kind for kind in KINDS if kind != "stream" or equalized.block_scales],
-        "quantized": [name for name in layers if name not in kept],
-        "float": kept,
-        "bound_db": calibration.bound,
-        "bound_figure": "stricter",
-        "sensitivity": [layer.to_dict() for layer in bounded.layers] if bounded else [],
-        "predicted": None,
-        "blocks": {},
-    }
+    result.quantization = QuantizationSection(
+        target=policy.target,
+        format=policy.fmt,
+        float_precision=SCHEMES[policy.target].float_precision,
+        reduce_range=policy.reduce_range,
+        method="minmax" if policy.fmt == "fp8" else calibration.method,
+        data=CalibrationData(source=stats.source, fingerprint=stats.key.data, samples=stats.key.samples),
+        equalization=tuple(kind for kind in KINDS if kind != "stream" or equalized.block_scales),
+        quantized=tuple(name for name in layers if name not in kept),
+        kept_float=tuple(kept),
+        bound_db=calibration.bound,
+        bound_figure="stricter",
+        sensitivity=tuple(bounded.layers) if bounded else (),
+        predicted=None,
+        blocks={},
+    )
     if kept and bounded:
         share = sum(layer.share for layer in bounded.layers if layer.name in kept)
         result.notices.append(

@@ -16,6 +16,7 @@ from ..encoder.config import FastViTHDConfig
 from .artifact import DATA_FILE, MODEL_FILE
 from .figures import compare
 from .judging import THRESHOLDS
+from .manifest import GraphSection
 from .options import ExportOptions
 from .passes import Simplification, name_dimensions, simplify, structure, tidy
 from .rules import check_rules
@@ -31,8 +32,8 @@ def write_graph(model: ir.Model, folder: Path) -> None:
     ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=INLINE_BYTES)
 
 
-def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> tuple[ir.Model, dict[str, Any]]:
-    """Our clean-up, then onnxsim where it is asked for and does no harm; and what the manifest says of it."""
+def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> tuple[ir.Model, GraphSection]:
+    """Our clean-up, then onnxsim where it is asked for and does no harm; and the manifest's section on it."""
     traced = len(model.graph)
     tidy(model)
     result = Simplification(len(model.graph), len(model.graph))
@@ -44,11 +45,11 @@ def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig)
         result = replace(result, kept_unsimplified=reason)
     name_dimensions(model)
     kept = result.kept_unsimplified
-    return model, {
-        "nodes_traced": traced,
-        "nodes": len(model.graph),
-        "kept_unsimplified": f"the graph was not simplified: {kept}" if kept else None,
-    }
+    return model, GraphSection(
+        nodes_traced=traced,
+        nodes=len(model.graph),
+        kept_unsimplified=f"the graph was not simplified: {kept}" if kept else None,
+    )
 
 
 def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> str | None:

@@ -119,7 +119,7 @@ def _known(folder: Path, note: Path, sha256: str) -> dict[str, Any] | None:
     """What is noted of an artifact that stands there whole and of these weights."""
     try:
         known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        return known if Artifact.open(folder).manifest.checkpoint["sha256"] == sha256 else None
+        return known if Artifact.open(folder).manifest.checkpoint.sha256 == sha256 else None
     except (OSError, ValueError, FvexportError):
         return None
 

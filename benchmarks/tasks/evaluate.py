@@ -141,7 +141,7 @@ class _Job:
         contenders = self.entered.contenders(self.model.resolution, (side, side))
         for one in contenders:
             checkpoint.encoder.config.check_resolution(*one.resolution)
-            if one.artifact is not None and one.artifact.manifest.options.get("projector"):
+            if one.artifact is not None and one.artifact.manifest.options.projector:
                 raise ConfigError(
                     f"{one.artifact.path} ends with the connector and --task retrieval compares the encoder's "
                     "features; export it without --projector"

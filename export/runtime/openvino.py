@@ -47,7 +47,7 @@ class OpenVinoBackend(Opened):
         openvino = import_openvino()
         core = openvino.Core()
         manifest = artifact.manifest
-        if manifest.options.get("attention_plugin"):
+        if manifest.options.attention_plugin:
             raise UnavailableError(
                 f"OpenVINO reads no ONNX functions, which {artifact.path} has for its attention; "
                 "export it again without --attention-plugin, or run it with onnxruntime"
@@ -116,7 +116,7 @@ def _fuses_wrongly(manifest: Manifest) -> bool:
     to 0.9, seen from 2025.0 to 2026.4, at no other number of tokens, nor unfused. The released encoder meets it at
     512 x 384, with 48 of each in its last stage.
     """
-    height, width = manifest.input["shape"][2:]
+    height, width = manifest.input.shape[2:]
     if not (isinstance(height, int) and isinstance(width, int)):
         return False
     config = manifest.architecture

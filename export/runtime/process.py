@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError, FvexportError, UnavailableError
+from ...core.records import plain
 from ..artifact import MODEL_FILE, Artifact
 from ..manifest import Manifest
 
@@ -73,9 +74,9 @@ def fingerprint(manifest: Manifest) -> str:
 
     An engine that is built beside the file, or a verdict that is added, is no other artifact.
     """
-    files = {name: entry.get("sha256") for name, entry in manifest.files.items() if name.startswith(MODEL_FILE)}
-    parts = [files, manifest.checkpoint.get("sha256"), manifest.input, manifest.output, manifest.preprocessing]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    files = {name: entry.sha256 for name, entry in manifest.files.items() if name.startswith(MODEL_FILE)}
+    parts = [files, manifest.checkpoint.sha256, manifest.input, manifest.output, manifest.preprocessor]
+    return hashlib.sha256(json.dumps(plain(parts), sort_keys=True).encode()).hexdigest()
 
 
 class Unopened:

@@ -170,7 +170,7 @@ class PyTorchBackend(Opened):
 def _modules(artifact: Artifact, checkpoint: Checkpoint | str | None) -> tuple[FastViTHD, Connector | None]:
     """The fused encoder that was exported, and its connector if the artifact has one, in float32."""
     manifest = artifact.manifest
-    projector = manifest.options.get("projector")
+    projector = manifest.options.projector
     if not isinstance(checkpoint, Checkpoint) and (projector or manifest.quantization is None):
         checkpoint = source_checkpoint(artifact, checkpoint)
     connector = None
@@ -180,7 +180,7 @@ def _modules(artifact: Artifact, checkpoint: Checkpoint | str | None) -> tuple[F
     if manifest.quantization is not None:
         return quantized_module(artifact), connector
     assert isinstance(checkpoint, Checkpoint)
-    return exported_module(manifest, checkpoint, uint8_input=manifest.input["dtype"] == "uint8"), connector
+    return exported_module(manifest, checkpoint, uint8_input=manifest.input.dtype == "uint8"), connector
 
 
 def _require_fp8(device: torch.device) -> None:

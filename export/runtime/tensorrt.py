@@ -20,7 +20,7 @@ from ..artifact import PLAN_FILE, Artifact
 from ..targets import get_target, require
 from ..tensorrt.api import load_api
 from ..tensorrt.binding import REBUILD, check_binding, current_gpu
-from ..tensorrt.options import Profile
+from ..tensorrt.options import EngineOptions
 from ..trace import INPUT_NAME, OUTPUT_NAME
 from .pixels import as_tensor
 from .process import Opened
@@ -68,16 +68,16 @@ class TensorRTBackend(Opened):
         api = load_api("tensorrt-rtx" if target == "tensorrt-rtx" else "tensorrt", to_build=False)
         check_binding(str(artifact.path), manifest.engine, api, current_gpu())
         plan = artifact.path / PLAN_FILE
-        if file_sha256(plan) != manifest.files.get(PLAN_FILE, {}).get("sha256"):
+        if PLAN_FILE not in manifest.files or file_sha256(plan) != manifest.files[PLAN_FILE].sha256:
             raise ArtifactError(f"{plan} was changed after it was built (SHA-256 differs): {REBUILD}")
         self.name, self._api = target, api
         self.stores: str | None = None
-        self.profile = Profile.from_dict(manifest.engine["profile"])
+        self.profile = manifest.engine.profile
         self.computes = f"{api.title}, {manifest.precision}" + (", CUDA graphs" if cuda_graph else "")
         self.device = torch.device("cuda", 0)
         self._cuda_graph = cuda_graph
         self._log = _Messages()
-        self._engine = _load(api.trt, plan, artifact, self._log, manifest.engine["options"])
+        self._engine = _load(api.trt, plan, artifact, self._log, manifest.engine.options)
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._dtypes = {name: _torch_dtype(self._engine.get_tensor_dtype(name)) for name in (INPUT_NAME, OUTPUT_NAME)}
         self._shapes: dict[tuple[int, ...], _Shape] = {}
@@ -175,7 +175,7 @@ class _Messages:
         return self.errors[-1].splitlines()[0][:300] if self.errors else "TensorRT gives no reason"
 
 
-def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: dict[str, Any]) -> Any:
+def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: EngineOptions) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]  # known at run time alone
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -187,11 +187,11 @@ def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: dict
     logger = Logger()
     runtime = trt.Runtime(logger)
     # A version-compatible plan carries the runtime that it runs in; TensorRT loads such code only where it is allowed.
-    runtime.engine_host_code_allowed = options["version_compatible"]
+    runtime.engine_host_code_allowed = options.version_compatible
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise ArtifactError(f"TensorRT refuses {plan}: {log.reason()}; {REBUILD}")
-    if options["strip"]:
+    if options.strip:
         refitter = trt.Refitter(engine, logger)
         weights = trt.OnnxParserRefitter(refitter, logger)
         if not (weights.refit_from_file(str(artifact.model_path)) and refitter.refit_cuda_engine()):

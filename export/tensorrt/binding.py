@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import asdict, dataclass
-from typing import Any
 
 from ...core.errors import ArtifactError, UnavailableError
 from ...core.hardware import cuda_driver, cuda_version
+from ..manifest import EngineSection, Gpu
 from .api import AMPERE, RTX_CAPABILITIES, Api, install_command, version_tuple
 
 REBUILD = "build it again with `fvexport trt --force`"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU: its name, compute capability and the driver's version as CUDA numbers it."""
-
-    name: str
-    compute_capability: str
-    driver: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def current_gpu() -> Gpu | None:
@@ -35,24 +22,28 @@ def current_gpu() -> Gpu | None:
     driver.cuDeviceGetName(name, len(name), device)
     driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # COMPUTE_CAPABILITY_MAJOR
     driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)  # COMPUTE_CAPABILITY_MINOR
-    return Gpu(name.value.decode(errors="replace"), f"{major.value}.{minor.value}", f"{cuda[0]}.{cuda[1]}")
+    return Gpu(
+        name=name.value.decode(errors="replace"),
+        compute_capability=f"{major.value}.{minor.value}",
+        driver=f"{cuda[0]}.{cuda[1]}",
+    )
 
 
-def bound_to(section: dict[str, Any]) -> str:
+def bound_to(engine: EngineSection) -> str:
     """What an engine needs to be loaded, in words, from its section of the manifest."""
-    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[section["flavour"]]
-    flags = section["options"]
-    if section["flavour"] == "tensorrt-rtx":
-        known = section.get("capabilities") or RTX_CAPABILITIES  # older manifests have no list
-        return f"{title} {section['version']}, GPUs of compute capability {', '.join(known)}"
-    release = f"{title} {version_tuple(section['version'])[0]}, {section['version']} or later" if (
-        flags["version_compatible"]
-    ) else f"{title} {section['version']}"  # fmt: skip
-    gpu = section["gpu"] or {}
-    device = "any GPU from Ampere (compute capability 8.0) on" if flags["hardware_compatible"] else (
-        f"{gpu.get('name', 'the GPU it was built on')} (compute capability {gpu.get('compute_capability', '?')})"
-    )  # fmt: skip
-    return f"{release}, {device}"
+    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[engine.flavour]
+    flags = engine.options
+    if engine.flavour == "tensorrt-rtx":
+        known = engine.capabilities or RTX_CAPABILITIES  # older manifests have no list
+        return f"{title} {engine.version}, GPUs of compute capability {', '.join(known)}"
+    release = f"{title} {version_tuple(engine.version)[0]}, {engine.version} or later" if (
+        flags.version_compatible
+    ) else f"{title} {engine.version}"  # fmt: skip
+    if flags.hardware_compatible:
+        return f"{release}, any GPU from Ampere (compute capability 8.0) on"
+    if engine.gpu is None:
+        return f"{release}, the GPU it was built on (compute capability ?)"
+    return f"{release}, {engine.gpu.name} (compute capability {engine.gpu.compute_capability})"
 
 
 def check_gpu(api: Api, gpu: Gpu | None, *, runs: bool) -> None:
@@ -76,7 +67,7 @@ def check_gpu(api: Api, gpu: Gpu | None, *, runs: bool) -> None:
         )
 
 
-def check_binding(where: str, engine: dict[str, Any], api: Api, gpu: Gpu | None) -> None:
+def check_binding(where: str, engine: EngineSection, api: Api, gpu: Gpu | None) -> None:
     """Refuses a plan that this TensorRT or this GPU cannot load.
 
     Args:
@@ -89,13 +80,13 @@ def check_binding(where: str, engine: dict[str, Any], api: Api, gpu: Gpu | None)
         ArtifactError: another flavour, version or GPU.
         UnavailableError: no GPU.
     """
-    if api.flavour != engine["flavour"]:
-        backend = engine["flavour"]
+    if api.flavour != engine.flavour:
+        backend = engine.flavour
         raise ArtifactError(f"{where} holds an engine of {backend}, not of {api.flavour}: take --backend {backend}, "
                             f"or {REBUILD}")  # fmt: skip
-    flags, built = engine["options"], version_tuple(engine["version"])
+    flags, built = engine.options, version_tuple(engine.version)
     here = version_tuple(api.version)
-    fits = here[0] == built[0] and here >= built if flags["version_compatible"] else here == built
+    fits = here[0] == built[0] and here >= built if flags.version_compatible else here == built
     if not fits:
         raise ArtifactError(f"{where} holds an engine of {bound_to(engine)}; here is {api.title}: {REBUILD}")
     if gpu is None:
@@ -105,8 +96,8 @@ def check_binding(where: str, engine: dict[str, Any], api: Api, gpu: Gpu | None)
         raise ArtifactError(f"{where} holds an engine for {bound_to(engine)}; here is {gpu.name}: {reason}{other}")
     if api.flavour == "tensorrt-rtx":
         return
-    built_on = engine["gpu"] or {}
-    same = (gpu.name, gpu.compute_capability) == (built_on.get("name"), built_on.get("compute_capability"))
-    if version_tuple(gpu.compute_capability) < AMPERE if flags["hardware_compatible"] else not same:
+    built_on = engine.gpu and (engine.gpu.name, engine.gpu.compute_capability)
+    same = (gpu.name, gpu.compute_capability) == built_on
+    if version_tuple(gpu.compute_capability) < AMPERE if flags.hardware_compatible else not same:
         raise ArtifactError(f"{where} holds an engine for {bound_to(engine)}; here is {gpu.name} (compute capability "
                             f"{gpu.compute_capability}): {REBUILD} on it")  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ...core.errors import ExportError, first_line
 from ...core.progress import Progress
+from ..manifest import TimingCacheUse
 from ..trace import INPUT_NAME
 from .api import Api
 from .cache import TimingCache
@@ -40,7 +41,7 @@ class Built:
     layers: list[EngineLayer]
     memory: dict[str, int]
     notices: list[str]
-    cache: dict[str, Any] | None
+    cache: TimingCacheUse | None
 
 
 @dataclass
@@ -129,7 +130,7 @@ def build_plan(
     data = bytes(plan)
     layers = _inspected(trt, logger, data) or from_log(log.layer_lines)
     notices = [*(cache.notices if cache else ()), *log.notices()]
-    return Built(data, layers, log.memory, notices, cache.to_dict() if cache else None)
+    return Built(data, layers, log.memory, notices, cache.use if cache else None)
 
 
 def parser_errors(parser: Any) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...core.errors import ConfigError
 from ...core.place import prepare, scratch_beside
+from ..manifest import TimingCacheUse
 from .api import Api
 
 LOCK_SECONDS = 60.0
@@ -100,9 +101,10 @@ class TimingCache:
         except OSError as error:
             self.notices.append(f"the timing cache {self.path} was not written: {error.strerror}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return {"file": str(self.path), "loaded_bytes": self.loaded_bytes}
+    @property
+    def use(self) -> TimingCacheUse:
+        """For the manifest."""
+        return TimingCacheUse(file=str(self.path), loaded_bytes=self.loaded_bytes)
 
 
 def _parsed(config: Any, stored: bytes) -> Any:

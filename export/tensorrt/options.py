@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ...core.errors import ConfigError
 from ..options import parse_resolution
@@ -57,15 +57,6 @@ class Profile:
                 option = "--batch" if name == "batch" else "--dynamic-res"
                 raise ConfigError(f"the engine takes {name} {span}; found {value}: build it with another {option}")
 
-    def to_dict(self) -> dict[str, Any]:
-        return {name: list(span) for name, span in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Profile:
-        """The inverse of `to_dict`; raises TypeError or KeyError for other data."""
-        batch, height, width = (tuple(int(v) for v in data[name]) for name in ("batch", "height", "width"))
-        return cls(batch, height, width)  # type: ignore[arg-type]
-
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -100,10 +91,6 @@ class EngineOptions:
         if self.opt_level is not None and self.opt_level not in OPT_LEVELS:
             raise ConfigError(f"--opt-level goes from {OPT_LEVELS.start} to {OPT_LEVELS.stop - 1}; "
                               f"found {self.opt_level}")  # fmt: skip
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
 
 
 def parse_bytes(text: str) -> int:

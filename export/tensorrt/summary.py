@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from .layers import BITS, EngineLayer
 
@@ -61,10 +60,6 @@ class EngineSummary:
     attention: list[AttentionState]
     fallbacks: list[Fallback]
     largest: list[tuple[str, str, list[int], int]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
 
 
 def summarize(

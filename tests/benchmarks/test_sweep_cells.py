@@ -94,7 +94,7 @@ def test_an_artifact_is_exported_once_and_again_for_other_weights(maker: Maker, 
     assert (folder / "manifest.json").stat().st_mtime_ns == stamp
     other = Maker(WEIGHTS | {"seed": 1})
     made(other, folder, "fp32")
-    assert Artifact.open(folder).manifest.checkpoint["sha256"] == other.describe()["sha256"]
+    assert Artifact.open(folder).manifest.checkpoint.sha256 == other.describe()["sha256"]
     # A cell that runs these by mistake is found out.
     found = running(cell(), place, folder).parity
     assert found is not None and found["status"] == "fail" and found["rel_l2"] > THRESHOLDS["fp32"].rel_l2_limit

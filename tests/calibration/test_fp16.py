@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from fvexport.calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
 from fvexport.core.errors import ConfigError
+from fvexport.core.records import RecordError, parse, plain
 from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import Attention, FastViTHD
 from fvexport.encoder.float32 import InFloat32
@@ -225,10 +226,10 @@ def test_refusals(tiny: FastViTHD, amax: dict[str, float]) -> None:
 )
 def test_plan_as_json(exponents: list[int], names: list[str], peaks: dict[str, float]) -> None:
     plan = Fp16Plan(tuple(exponents), tuple(names), peaks, 8.0)
-    assert Fp16Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert parse(json.loads(json.dumps(plain(plan))), Fp16Plan) == plan
 
 
 @pytest.mark.parametrize("data", [{}, {"exponents": 3}, [], None, {"exponents": ["x"], "float32": []}])
 def test_not_a_plan(data: Any) -> None:
-    with pytest.raises(ConfigError, match="not an FP16 plan"):
-        Fp16Plan.from_dict(data)
+    with pytest.raises(RecordError, match=r"\$.*: (expected|object missing)"):
+        parse(data, Fp16Plan)

@@ -72,7 +72,7 @@ def test_parity(tmp_path, tiny: Checkpoint) -> None:
     report = export_onnx(tiny, tmp_path / "a", options=wanted)
     assert report.verdict is not None and report.verdict.passed
     assert any("experimental" in notice for notice in report.notices)
-    assert report.artifact.manifest.options["attention_plugin"] is True
+    assert report.artifact.manifest.options.attention_plugin is True
 
 
 def test_openvino_says_why_it_cannot(exported: Callable[..., Artifact]) -> None:

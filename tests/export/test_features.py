@@ -72,8 +72,8 @@ def test_features_and_metadata(tmp_path: Path, artifact: Path, encoder, monkeypa
         metadata = file.metadata()
     manifest = encoder.artifact.manifest
     assert metadata == {
-        "artifact_sha256": manifest.files["encoder.onnx"]["sha256"],
-        "checkpoint_sha256": manifest.checkpoint["sha256"],
+        "artifact_sha256": manifest.files["encoder.onnx"].sha256,
+        "checkpoint_sha256": manifest.checkpoint.sha256,
         "resolution": "128x64",
         "backend": "onnxruntime-cpu",
         "fvexport": __version__,

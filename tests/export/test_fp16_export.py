@@ -17,7 +17,7 @@ from onnx import TensorProto, numpy_helper
 
 from fvexport.calibration.calibrate import calibrate
 from fvexport.calibration.options import CalibrationOptions
-from fvexport.core.errors import ConfigError
+from fvexport.core.errors import ArtifactError, ConfigError
 from fvexport.core.progress import silent
 from fvexport.encoder.checkpoint import Checkpoint, weights_sha256
 from fvexport.encoder.fastvithd import FastViTHD
@@ -86,13 +86,13 @@ def test_the_file_passes(report: ExportReport) -> None:
 def test_what_was_done_is_said(report: ExportReport) -> None:
     manifest = Artifact.open(report.artifact.path, verify=True).manifest
     plan = manifest.fp16
-    assert plan["float32"] == [ISLAND]
-    assert plan["exponents"][3] < 0 and not any(plan["exponents"][:3]) and plan["exponents"][4] == 0
-    assert max(plan["peaks"].values()) > 65504
+    assert plan.float32 == (ISLAND,)
+    assert plan.exponents[3] < 0 and not any(plan.exponents[:3]) and plan.exponents[4] == 0
+    assert max(plan.peaks.values()) > 65504
     (notice,) = (text for text in report.notices if "FP16" in text)
-    assert f"stage 4 by 2^{plan['exponents'][3]}" in notice
+    assert f"stage 4 by 2^{plan.exponents[3]}" in notice
     assert f"{ISLAND} kept in float32" in notice
-    assert max(plan["peaks"], key=plan["peaks"].get) in notice
+    assert max(plan.peaks, key=plan.peaks.get) in notice
     assert BLOCK_SCALES_FILE in manifest.files
     assert (report.artifact.path / BLOCK_SCALES_FILE).stat().st_mode & 0o044 == (
         report.artifact.path / MANIFEST_FILE
@@ -118,11 +118,11 @@ def test_a_damaged_plan(report: ExportReport, large: Checkpoint, copied: Any) ->
     folder = copied(report.artifact)
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
     for plan, words in (
-        ({"exponents": "x"}, "not an FP16 plan"),
+        ({"exponents": "x"}, r"\$\.fp16\.exponents: expected array, found str"),
         ({**manifest["fp16"], "float32": ["stages.9.mlp"]}, "of another model"),
     ):
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"fp16": plan}))
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises((ArtifactError, ConfigError), match=words):
             check_parity(folder, checkpoint=large)
 
 
@@ -131,8 +131,8 @@ def test_int8_keeps_inside_fp16_too(large: Checkpoint, tiny: Checkpoint, tmp_pat
     options = ExportOptions(height=128, width=128, precision="int8", target="tensorrt")
     found = export_onnx(large, tmp_path / "a", options=options, calibration=CalibrationOptions(samples=4))
     manifest = found.artifact.manifest
-    assert manifest.fp16 is not None and manifest.fp16["exponents"][3] < 0
-    assert f"{ISLAND}.fc1" not in manifest.quantization["quantized"]
+    assert manifest.fp16 is not None and manifest.fp16.exponents[3] < 0
+    assert f"{ISLAND}.fc1" not in manifest.quantization.quantized
     assert found.verdict.figures.sqnr_db > 25
     assert found.verdict.figures.cosine_min > 0.99
     assert {"stages.3.pos_emb", "stages.3.blocks.0"} == set(_scales(found.artifact))
@@ -191,8 +191,8 @@ def test_peaks_of_ranges(large: Checkpoint, tmp_path: Path, monkeypatch: pytest.
     shown = prepare(large, HALF, CalibrationOptions(), {}, silent)
     monkeypatch.setattr(preparing, "observe_peaks", None)
     found = prepare(large, HALF, CalibrationOptions(ranges=out), {}, silent)
-    assert found.fp16["exponents"] == shown.fp16["exponents"]
-    assert found.fp16["float32"] == shown.fp16["float32"]
+    assert found.fp16.exponents == shown.fp16.exponents
+    assert found.fp16.float32 == shown.fp16.float32
     # Memory layouts differ, and so does the last digit of the peak.
     told = [[re.sub(r"\d{5,} of", "peak of", text) for text in notices if "FP16" in text] for notices in (
         found.notices, shown.notices,

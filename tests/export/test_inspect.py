@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fvexport.core.errors import ArtifactError
 from fvexport.encoder import VARIANTS, FastViTHD, load_checkpoint, reparameterize
 from fvexport.export.inspect import inspect_artifact
+from fvexport.export.manifest import TensorSpec
 from fvexport.export.onnx import export_onnx
 from fvexport.export.options import ExportOptions
 
@@ -47,8 +48,8 @@ def test_dynamic_file_against_pytorch(dynamic: Path) -> None:
     found = inspect_artifact(dynamic)
     assert [stage.name for stage in found.stages] == [*NAMES, "connector"]
     assert found.resolution == (192, 128) and found.tokens == 6 and found.precision == "fp16"
-    assert found.inputs == [{"name": "pixel_values", "dtype": "float32", "shape": ["batch", 3, "height", "width"]}]
-    assert found.outputs == [{"name": "image_features", "dtype": "float32", "shape": ["batch", "tokens", 64]}]
+    assert found.inputs == [TensorSpec(name="pixel_values", dtype="float32", shape=("batch", 3, "height", "width"))]
+    assert found.outputs == [TensorSpec(name="image_features", dtype="float32", shape=("batch", "tokens", 64))]
     assert found.nodes == sum(found.ops.values()) == sum(stage.nodes for stage in found.stages)
     assert found.files["encoder.onnx"] == (dynamic / "encoder.onnx").stat().st_size
 
@@ -74,7 +75,7 @@ def test_fixed_batch_counts_one_image(tmp_path: Path, dynamic: Path) -> None:
     options = ExportOptions(192, 128, batch=2, precision="fp16", projector=True)
     export_onnx(None, tmp_path / "two", options=options, variant="tiny", parity=False)
     one, two = inspect_artifact(dynamic), inspect_artifact(tmp_path / "two")
-    assert two.inputs[0]["shape"] == [2, 3, 192, 128]
+    assert two.inputs[0].shape == (2, 3, 192, 128)
     assert [(s.name, s.parameters) for s in one.stages] == [(s.name, s.parameters) for s in two.stages]
     assert [s.gmacs for s in one.stages] == pytest.approx([s.gmacs for s in two.stages])
     # Dynamic files also hold a few sizes, 8 bytes each.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from safetensors import safe_open
 
 from fvexport.cli.main import main
@@ -21,6 +21,7 @@ from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.export.artifact import Artifact
+from fvexport.export.manifest import QuantizationSection
 from fvexport.export.parity import check_parity
 from fvexport.export.runtime import EagerBackend, Encoder, OnnxRuntimeBackend, OpenVinoBackend, make_backend
 
@@ -115,8 +116,8 @@ def test_attention_is_fused_but_where_openvino_is_wrong(exported: Export, heads:
 
     def wrong(height: int | str, width: int | str) -> bool:
         manifest = exported().manifest
-        border = manifest.input | {"shape": [1, 3, height, width]}
-        return _fuses_wrongly(dataclasses.replace(manifest, config=FastViTHDConfig().to_dict(), input=border))
+        spec = replace(manifest.input, shape=(1, 3, height, width))
+        return _fuses_wrongly(manifest.replace(architecture=FastViTHDConfig(), input=spec))
 
     assert wrong(*((128, 192) if heads == 24 else (512, 384)))
     assert not any(wrong(*size) for size in ((1024, 1024), (512, 512), (384, 384), (256, 256), ("height", "width")))
@@ -143,9 +144,12 @@ def test_it_computes_as_it_says(exported: Export, precision: str) -> None:
 
 
 @pytest.mark.parametrize("floats", ["fp32", "bf16"])
-def test_quantized_files_say_what_the_rest_is(static: Artifact, floats: str) -> None:
+def test_quantized_files_say_what_the_rest_is(
+    static: Artifact, quantization_section: Callable[..., QuantizationSection], floats: str
+) -> None:
     def backend(precision: str) -> OpenVinoBackend:
-        quantized = dataclasses.replace(static.manifest, precision=precision, quantization={"float_precision": floats})
+        section = quantization_section(float_precision=floats)
+        quantized = static.manifest.replace(precision=precision, quantization=section)
         return OpenVinoBackend(Artifact(static.path, quantized))
 
     int8 = backend("int8")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from msgspec import UNSET
+from msgspec.structs import replace
 
 from fvexport.core.errors import PlacementWarning, UnavailableError
 from fvexport.export import placement, targets
 from fvexport.export.artifact import Artifact
+from fvexport.export.manifest import EngineSection, QuantizationSection, Saturation
 from fvexport.export.options import ExportOptions
 from fvexport.export.placement import choose_backend, export_notices, runs_on, runtime_notices
 from fvexport.export.runtime.encoder import Encoder
@@ -18,6 +21,7 @@ from fvexport.export.targets import QuantChoice, fastest_quant_target, get_targe
 
 EVERYTHING = {row.name for row in targets.TARGETS}
 CPU = {"onnxruntime-cpu", "openvino", "eager"}
+Like = Callable[..., Artifact]
 
 
 class Machine:
@@ -33,7 +37,7 @@ class Machine:
             self._set(module, "has_cuda_gpu", lambda: gpu)
         self._set(targets, "_why_not_this_gpu", lambda module: None)
         self._set(placement, "_cuda_sessions_work", lambda: True)
-        self._set(placement, "_why_no_engine", lambda artifact: None if gpu else "no GPU")
+        self._set(placement, "_why_no_engine", lambda artifact, engine: None if gpu else "no GPU")
         self._set(placement, "products_saturate", lambda: saturates)
 
 
@@ -42,14 +46,23 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(monkeypatch)
 
 
-def like(static: Artifact, precision: str, target: str | None = None, engine: str | None = None) -> Artifact:
-    """`static` under the manifest of another precision."""
-    affected = {"pairs": 9, "affected": 4, "layers": {"stages.0.blocks.0.mlp.fc1": 4}}
-    record = {"target": target, "float_precision": "fp32", "saturation": affected} if target else None
-    manifest = dataclasses.replace(
-        static.manifest, precision=precision, quantization=record, engine={"flavour": engine} if engine else None
-    )
-    return Artifact(static.path, manifest)
+@pytest.fixture
+def like(
+    static: Artifact, quantization_section: Callable[..., QuantizationSection],
+    engine_section: Callable[..., EngineSection],
+) -> Like:  # fmt: skip
+    """`like(precision, target, engine)`: `static` under the manifest of another precision."""
+
+    def make(precision: str, target: str | None = None, engine: str | None = None) -> Artifact:
+        affected = Saturation(pairs=9, affected=4, layers={"stages.0.blocks.0.mlp.fc1": 4})
+        manifest = static.manifest.replace(
+            precision=precision,
+            quantization=quantization_section(target=target, saturation=affected) if target else None,
+            engine=engine_section(flavour=engine) if engine else None,
+        )
+        return Artifact(static.path, manifest)
+
+    return make
 
 
 @pytest.mark.parametrize(
@@ -71,21 +84,23 @@ def like(static: Artifact, precision: str, target: str | None = None, engine: st
     ],
 )
 def test_auto(
-    machine: Machine, static: Artifact, precision: str, target: str | None, engine: str | None, gpu: bool,
+    machine: Machine, like: Like, precision: str, target: str | None, engine: str | None, gpu: bool,
     expected: str, judge: str,
 ) -> None:  # fmt: skip
     machine(EVERYTHING if gpu else CPU, gpu=gpu)
-    artifact = like(static, precision, target, engine)
+    artifact = like(precision, target, engine)
     found = choose_backend(artifact)
     assert found.name == expected and found.why and str(found) == f"{expected} ({found.why})"
     assert choose_backend(artifact, judging=True).name == judge
     assert get_target(choose_backend(artifact, judging=True, taps=True).name).taps
 
 
-def test_auto_where_something_is_missing(machine: Machine, static: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_where_something_is_missing(
+    machine: Machine, static: Artifact, like: Like, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine({"onnxruntime-cpu"}, gpu=False)
-    assert choose_backend(like(static, "int8", "openvino")).name == "onnxruntime-cpu"
-    assert choose_backend(like(static, "bf16")).name == "onnxruntime-cpu"
+    assert choose_backend(like("int8", "openvino")).name == "onnxruntime-cpu"
+    assert choose_backend(like("bf16")).name == "onnxruntime-cpu"
     machine({"openvino"}, gpu=False)
     assert choose_backend(static).name == "openvino"
     machine(set(), gpu=False)
@@ -104,8 +119,8 @@ def test_aliases(static: Artifact, alias: str, name: str) -> None:
     assert str(choose_backend(static, alias)) == name
 
 
-def test_trt_is_the_engines_tensorrt(static: Artifact) -> None:
-    assert choose_backend(like(static, "int8", "tensorrt", "tensorrt-rtx"), "trt").name == "tensorrt-rtx"
+def test_trt_is_the_engines_tensorrt(static: Artifact, like: Like) -> None:
+    assert choose_backend(like("int8", "tensorrt", "tensorrt-rtx"), "trt").name == "tensorrt-rtx"
     with pytest.raises(UnavailableError, match="did you mean 'openvino'"):
         choose_backend(static, "openvin")
 
@@ -181,26 +196,26 @@ def test_what_an_export_says(
     ],
 )
 def test_what_is_slow_here(
-    machine: Machine, static: Artifact, precision: str, target: str | None, backend: str, words: list[str]
+    machine: Machine, like: Like, precision: str, target: str | None, backend: str, words: list[str]
 ) -> None:
-    found = runtime_notices(like(static, precision, target), backend)
+    found = runtime_notices(like(precision, target), backend)
     assert len(found) == bool(words)
     assert all(word in found[0] for word in words), found
 
 
 @pytest.mark.parametrize(("form", "told"), [("timm", True), ("mobileclip", True), ("llava", False)])
 def test_artifacts_from_before_preprocessing_was_followed(static: Artifact, form: str, told: bool) -> None:
-    own = {**static.manifest.checkpoint, "form": form}
-    current = Artifact(static.path, dataclasses.replace(static.manifest, checkpoint=own))
+    own = replace(static.manifest.checkpoint, form=form)
+    current = Artifact(static.path, static.manifest.replace(checkpoint=own))
     assert runtime_notices(current, "openvino") == []
-    del own["preprocessing_source"]
-    found = runtime_notices(Artifact(static.path, dataclasses.replace(static.manifest, checkpoint=own)), "openvino")
+    own = replace(own, preprocessing_source=UNSET)
+    found = runtime_notices(Artifact(static.path, static.manifest.replace(checkpoint=own)), "openvino")
     assert len(found) == told
     assert all(f"for {form} checkpoints too" in text and "export it again" in text for text in found)
 
 
-def test_the_encoder_warns_once(machine: Machine, static: Artifact) -> None:
-    slow = like(static, "int8", "openvino")
+def test_the_encoder_warns_once(machine: Machine, static: Artifact, like: Like) -> None:
+    slow = like("int8", "openvino")
     with pytest.warns(PlacementWarning, match="made for OpenVINO") as caught:
         encoder = Encoder(slow, "cpu")
     assert len(caught) == 1 and caught[0].filename == __file__
@@ -219,5 +234,5 @@ def test_the_encoder_warns_once(machine: Machine, static: Artifact) -> None:
         ("fp32", None, "onnxruntime, OpenVINO, TensorRT"),
     ],
 )
-def test_where_files_run(static: Artifact, precision: str, target: str | None, words: str) -> None:
-    assert words in runs_on(like(static, precision, target).manifest)
+def test_where_files_run(static: Artifact, like: Like, precision: str, target: str | None, words: str) -> None:
+    assert words in runs_on(like(precision, target).manifest)

@@ -17,6 +17,7 @@ from onnx import TensorProto, numpy_helper
 from fvexport.calibration.options import CalibrationOptions
 from fvexport.core.errors import ConfigError, ExportError
 from fvexport.core.progress import silent
+from fvexport.core.records import plain
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
@@ -110,8 +111,8 @@ def test_verdict(made: Made, case: str) -> None:
     assert verdict.first_bad_layer is None
     assert verdict.layers[0].name == "stem.0" and len(verdict.layers) == 16
     assert manifest.parity == json.loads(json.dumps(verdict.to_dict()))
-    assert manifest.quantization["predicted"] == verdict.torch.to_dict()
-    assert manifest.quantization["blocks"] == {layer.name: layer.torch_rel_l2 for layer in verdict.layers}
+    assert plain(manifest.quantization.predicted) == verdict.torch.to_dict()
+    assert manifest.quantization.blocks == {layer.name: layer.torch_rel_l2 for layer in verdict.layers}
     assert any("scikit-image ships" in notice for notice in report.notices)
 
 

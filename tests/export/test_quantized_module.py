@@ -115,7 +115,7 @@ def test_it_is_the_module_that_was_exported(
     artifact, wanted = exported(case)
     found = quantized_module(artifact)
     record = artifact.manifest.quantization
-    assert bool(record["float"]) == ("in float" in case) and bool(artifact.manifest.fp16) == (case == "inside FP16")
+    assert bool(record.kept_float) == ("in float" in case) and bool(artifact.manifest.fp16) == (case == "inside FP16")
     have, want = found.state_dict(), wanted.state_dict()
     assert have.keys() == want.keys()
     for name, value in want.items():
@@ -140,7 +140,7 @@ def test_kernels_compute_what_the_module_does(
     backend = PyTorchBackend(artifact, "triton", checkpoint="nowhere")
     assert distance(backend.run(pixels), wanted) < 1e-3
     assert distance(PyTorchBackend(artifact, "eager").run(pixels), wanted) < 1e-5
-    total = len(artifact.manifest.quantization["quantized"])
+    total = len(artifact.manifest.quantization.quantized)
     assert backend.computes.endswith(f"Triton kernels, {total} of {total} quantized layers in FP8")
 
 

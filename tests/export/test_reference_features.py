@@ -49,4 +49,4 @@ def test_features_are_those_of_the_own_pipeline(form, files, kind, renamed, gold
         expected = load_encoder(golden_dir / "timm_tiny")(pixel_values)
     found = Encoder(report.artifact)(Image.fromarray(arrays["image large"]))
     assert distance(found, expected) <= 1e-4
-    assert report.artifact.manifest.checkpoint["preprocessing_source"].split(",")[0] in files
+    assert report.artifact.manifest.checkpoint.preprocessing_source.split(",")[0] in files

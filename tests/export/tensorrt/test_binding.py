@@ -8,23 +8,34 @@ from typing import Any
 import pytest
 
 from fvexport.core.errors import ArtifactError, UnavailableError
+from fvexport.export.manifest import EngineSection, Gpu
 from fvexport.export.targets import has_cuda_gpu
 from fvexport.export.tensorrt.api import RTX_CAPABILITIES, Api
-from fvexport.export.tensorrt.binding import Gpu, bound_to, check_binding, check_gpu, current_gpu
+from fvexport.export.tensorrt.binding import bound_to, check_binding, check_gpu, current_gpu
+from fvexport.export.tensorrt.options import EngineOptions, Profile
 
-L4 = Gpu("NVIDIA L4", "8.9", "12.8")
-T4 = Gpu("Tesla T4", "7.5", "12.8")
-RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "12.8")
-A100 = Gpu("NVIDIA A100-SXM4-80GB", "8.0", "12.8")
-H100 = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0")
-V100 = Gpu("Tesla V100-SXM2-32GB", "7.0", "12.8")
+
+def card(name: str, compute_capability: str, driver: str) -> Gpu:
+    return Gpu(name=name, compute_capability=compute_capability, driver=driver)
+
+
+L4 = card("NVIDIA L4", "8.9", "12.8")
+T4 = card("Tesla T4", "7.5", "12.8")
+RTX_4090 = card("NVIDIA GeForce RTX 4090", "8.9", "12.8")
+A100 = card("NVIDIA A100-SXM4-80GB", "8.0", "12.8")
+H100 = card("NVIDIA H100 80GB HBM3", "9.0", "13.0")
+V100 = card("Tesla V100-SXM2-32GB", "7.0", "12.8")
 FULL, RTX = Api(None, "tensorrt", "10.13.3.9"), Api(None, "tensorrt-rtx", "1.7.1.116")
 
 
-def engine(api: Api = FULL, gpu: Gpu | None = L4, **flags: bool) -> dict[str, Any]:
-    options = {"hardware_compatible": False, "version_compatible": False, "strip": False} | flags
-    made_on = gpu.to_dict() if gpu and api.flavour == "tensorrt" else None
-    return {"flavour": api.flavour, "version": api.version, "gpu": made_on, "options": options}
+def engine(
+    api: Api = FULL, gpu: Gpu | None = L4, capabilities: tuple[str, ...] | None = None, **flags: bool
+) -> EngineSection:
+    return EngineSection(
+        flavour=api.flavour, version=api.version, gpu=gpu if api.flavour == "tensorrt" else None,
+        capabilities=capabilities, options=EngineOptions(**flags), profile=Profile((1,) * 3, (64,) * 3, (64,) * 3),
+        memory={}, timing_cache=None, layers=None, parity=None, bound_to="",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -40,7 +51,7 @@ def engine(api: Api = FULL, gpu: Gpu | None = L4, **flags: bool) -> dict[str, An
         (engine(hardware_compatible=True), FULL, H100),
     ],
 )
-def test_what_fits(section: dict[str, Any], api: Api, gpu: Gpu) -> None:
+def test_what_fits(section: EngineSection, api: Api, gpu: Gpu) -> None:
     check_binding("there", section, api, gpu)
 
 
@@ -60,7 +71,7 @@ def test_what_fits(section: dict[str, Any], api: Api, gpu: Gpu) -> None:
         (engine(gpu=V100), FULL, V100, r"TensorRT 10\.13\.3\.9 needs compute capability 7\.5 or later, and this"),
     ],
 )  # fmt: skip
-def test_what_does_not(section: dict[str, Any], api: Api, gpu: Gpu, words: str) -> None:
+def test_what_does_not(section: EngineSection, api: Api, gpu: Gpu, words: str) -> None:
     with pytest.raises(ArtifactError, match=words):
         check_binding("there", section, api, gpu)
 
@@ -76,7 +87,7 @@ def test_bound_to_is_told_in_words() -> None:
         "TensorRT 10, 10.13.3.9 or later, any GPU from Ampere (compute capability 8.0) on"
     )
     assert bound_to(engine(RTX)) == "TensorRT-RTX 1.7.1.116, GPUs of compute capability 8.0, 8.6, 8.9, 12.0, 12.1"
-    assert bound_to(engine(RTX) | {"capabilities": ["8.9"]}) == "TensorRT-RTX 1.7.1.116, GPUs of compute capability 8.9"
+    assert bound_to(engine(RTX, capabilities=("8.9",))) == "TensorRT-RTX 1.7.1.116, GPUs of compute capability 8.9"
 
 
 def test_rtx_is_asked_what_it_runs_on(tensorrt_rtx: Any) -> None:

@@ -63,7 +63,7 @@ def test_types_stand_in_the_graph(rtx: Api, onnx_artifact, precision: str) -> No
     kinds = Counter(layer.type.name for layer in layers)
     typed = {layer.name: layer.get_output(0).dtype.name for layer in layers}
     quantization = artifact.manifest.quantization
-    names = quantization["quantized"] if quantization else []
+    names = quantization.quantized if quantization else ()
     assert kinds["QUANTIZE"] == len(names)
     assert kinds["DEQUANTIZE"] == 2 * len(names)
     eight = {"int8": "INT8", "fp8": "FP8"}.get(precision)

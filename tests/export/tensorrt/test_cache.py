@@ -11,6 +11,7 @@ import pytest
 
 from fvexport.core.errors import ConfigError
 from fvexport.core.progress import silent
+from fvexport.export.manifest import TimingCacheUse
 from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.build import build_plan
 from fvexport.export.tensorrt.cache import TimingCache, default_path
@@ -66,7 +67,7 @@ def test_the_second_build_reads_what_the_first_wrote(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "t.cache"
     assert use(path, b"a").loaded_bytes == 0
     second = use(path, b"b")
-    assert second.to_dict() == {"file": str(path), "loaded_bytes": 1}
+    assert second.use == TimingCacheUse(file=str(path), loaded_bytes=1)
     assert path.read_bytes() == b"a\nb"
     assert [file.name for file in path.parent.iterdir() if not file.name.startswith(".")] == ["t.cache"]
 
@@ -142,7 +143,7 @@ def test_the_real_library(full: Api, onnx_artifact, tmp_path: Path) -> None:
     model = onnx_artifact().model_path
     options = EngineOptions(timing_cache=str(path))
     first = build_plan(full, model, STATIC, options, TimingCache(path), silent)
-    assert first.cache == {"file": str(path), "loaded_bytes": 0} and path.stat().st_size > 50
+    assert first.cache == TimingCacheUse(file=str(path), loaded_bytes=0) and path.stat().st_size > 50
     path.write_bytes(b"no timing cache")
     second = build_plan(full, model, STATIC, options, TimingCache(path), silent)
     assert second.plan and second.notices[0].startswith(f"the timing cache {path} is damaged")

@@ -21,7 +21,7 @@ from fvexport.export.engine import export_trt
 from fvexport.export.options import ExportOptions
 from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.binding import Gpu
-from fvexport.export.tensorrt.options import EngineOptions
+from fvexport.export.tensorrt.options import EngineOptions, Profile
 
 SMALL = ExportOptions(height=64, width=64, precision="fp16")
 FILES = ["encoder.layers.json", "encoder.onnx", "encoder.onnx.data", "encoder.plan", "manifest.json"]
@@ -51,11 +51,11 @@ def test_an_artifact_gains_its_engine(rtx: Api, copied: Path) -> None:
     manifest = Artifact.open(copied, verify=True).manifest
     engine = manifest.engine
     assert engine is not None
-    assert (engine["flavour"], engine["version"], engine["gpu"]) == ("tensorrt-rtx", rtx.version, None)
-    assert engine["profile"] == {"batch": [1, 1, 1], "height": [128] * 3, "width": [128] * 3}
-    assert engine["memory"]["plan"] == manifest.files["encoder.plan"]["bytes"]
-    assert engine["layers"]["layers"] == len(json.loads((copied / "encoder.layers.json").read_text()))
-    assert engine["capabilities"] == ["8.0", "8.6", "8.9", "12.0", "12.1"] and "8.9, 12.0" in engine["bound_to"]
+    assert (engine.flavour, engine.version, engine.gpu) == ("tensorrt-rtx", rtx.version, None)
+    assert engine.profile == Profile((1, 1, 1), (128,) * 3, (128,) * 3)
+    assert engine.memory["plan"] == manifest.files["encoder.plan"].bytes
+    assert engine.layers.layers == len(json.loads((copied / "encoder.layers.json").read_text()))
+    assert engine.capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1") and "8.9, 12.0" in engine.bound_to
     assert any("was not run, for want of an NVIDIA GPU" in notice for notice in report.notices)
 
 
@@ -74,7 +74,7 @@ def test_an_engine_is_replaced_only_by_force(rtx: Api, copied: Path) -> None:
         export_trt(artifact=copied, parity=False)
     assert content(copied) == before
     export_trt(artifact=copied, parity=False, force=True, engine=EngineOptions(opt_level=0))
-    assert Artifact.open(copied).manifest.engine["options"]["opt_level"] == 0  # type: ignore[index]
+    assert Artifact.open(copied).manifest.engine.options.opt_level == 0  # type: ignore[union-attr]
 
 
 def test_from_a_checkpoint(rtx: Api, tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

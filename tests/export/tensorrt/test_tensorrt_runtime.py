@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from fvexport.core.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
@@ -71,10 +72,8 @@ def test_another_version_and_another_flavour(built, tensorrt, gpu_there: None) -
     with pytest.raises(ArtifactError, match="holds an engine of tensorrt-rtx, not of tensorrt"):
         TensorRTBackend(artifact, "tensorrt")
     assert artifact.manifest.engine is not None
-    older = dict(artifact.manifest.engine, version="1.2.0")
-    from dataclasses import replace
-
-    other = Artifact(artifact.path, replace(artifact.manifest, engine=older))
+    older = replace(artifact.manifest.engine, version="1.2.0")
+    other = Artifact(artifact.path, artifact.manifest.replace(engine=older))
     with pytest.raises(ArtifactError, match=r"TensorRT-RTX 1\.2\.0, .*here is TensorRT-RTX \d.*fvexport trt --force"):
         TensorRTBackend(other, "tensorrt-rtx")
 

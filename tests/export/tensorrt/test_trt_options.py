@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fvexport.core.errors import ConfigError, UnavailableError
+from fvexport.core.records import parse, plain
 from fvexport.export.tensorrt.api import Api, install_command, load_api, version_tuple
 from fvexport.export.tensorrt.options import (
     EngineOptions,
@@ -22,7 +25,7 @@ SPANS = st.lists(st.integers(1, 9), min_size=3, max_size=3).map(sorted).map(tupl
 @given(SPANS, SPANS, SPANS)
 def test_a_profile_takes_what_lies_within(batch, height, width) -> None:
     profile = Profile(batch, height, width)
-    assert Profile.from_dict(profile.to_dict()) == profile
+    assert parse(json.loads(json.dumps(plain(profile))), Profile) == profile
     assert profile.shapes()[0] == (batch[0], 3, height[0], width[0])
     assert profile.static == (profile.shapes()[0] == profile.shapes()[2])
     for shape in profile.shapes():
