@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from .figures import Figures, decibels
+from .manifest import BoundFigure
 
 Status = Literal["pass", "fail", "non-finite"]
-
-BoundFigure = Literal["stricter", "plain"]
-"""Which SQNR a bound in dB is about: the lower of the plain and the centred one, or (in files of earlier versions) the
-plain one."""
-BOUND_FIGURES: tuple[BoundFigure, ...] = get_args(BoundFigure)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Imports nothing heavy: the command line reads its choices from here.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, cast, get_args
 
 from ..calibration.policy import CPU_TARGETS, SCHEMES, Policy, QuantTarget
 from ..core.errors import ConfigError
@@ -161,10 +161,6 @@ class ExportOptions:
         if self.attention_plugin:
             parts.append("plugin")
         return "-".join(parts)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for the manifest."""
-        return asdict(self)
 
 
 def parse_resolution(text: str) -> tuple[int, int]:

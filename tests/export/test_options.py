@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvexport.core.errors import ConfigError
+from fvexport.core.records import plain
 from fvexport.encoder.config import FastViTHDConfig
 from fvexport.export import options as export_options
 from fvexport.export import targets
@@ -135,7 +136,7 @@ def test_batch(text: str, batch: int | None) -> None:
 
 def test_to_dict_holds_every_option() -> None:
     options = ExportOptions(batch=None, opset=21, io="model", precision="int8", target="openvino", reduce_range=True)
-    assert ExportOptions(**json.loads(json.dumps(options.to_dict()))) == options
+    assert ExportOptions(**json.loads(json.dumps(plain(options)))) == options
 
 
 @pytest.mark.parametrize(
