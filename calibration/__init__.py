@@ -6,6 +6,7 @@
     stats           all of it for one model, resolution and data set, as a file
     observe         runs the photographs through the fused model, resumable
     calibrate       `ranges.json`, for several exports
+    ranges_record   that file as structs
     ranges          from a histogram to a scale: min-max, percentile, entropy, MSE
     policy          which layers carry Q/DQ for which target, and why
     equalize        per-channel scales moved through linear operations, outputs unchanged

@@ -39,6 +39,6 @@ def calibrate(
         loaded = load_checkpoint(checkpoint, variant=variant, revision=revision, seed=seed or 0)
         report = run(loaded, out, height=res[0], width=res[1], options=options, force=force, progress=progress)
     if as_json:
-        render.print_json(report.to_dict() | {"out": str(report.out), "seconds": report.seconds})
+        render.print_json(report.record.to_dict() | {"out": str(report.out), "seconds": report.seconds})
     else:
         render_quantized.calibration(report)

@@ -14,8 +14,9 @@ from ..calibration.options import METHODS
 from .render import facts, notices, size, table
 
 if TYPE_CHECKING:
-    from ..calibration.calibrate import CalibrationReport, TensorRange
+    from ..calibration.calibrate import CalibrationReport
     from ..calibration.findings import LayerNoise
+    from ..calibration.ranges_record import TensorRange
     from ..export.manifest import QuantizationSection
     from ..export.parity import Verdict
 

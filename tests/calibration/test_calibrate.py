@@ -78,7 +78,7 @@ def test_the_pair(made: CalibrationReport, checkpoint: Checkpoint, folder: Path)
     side = side_of(made.out)
     assert names(made.out.parent) == {"ranges.json", side.name, "cache"}
     assert content["statistics"]["sha256"] == hashlib.sha256(side.read_bytes()).hexdigest()
-    assert content | made.to_dict() == content
+    assert content | made.record.to_dict() == content
     wanted = {
         "schema_version": 1, "checkpoint": checkpoint.info.sha256, "height": 128, "width": 64, "framing": "pad",
         "samples": 3, "source": str(folder), "variant": "tiny", "checkpoint_source": "seeded:0", "method": "weighted",
