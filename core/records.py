@@ -41,14 +41,13 @@ class Document(Record, frozen=True, kw_only=True):
         if isinstance(data, dict):
             data = {name: value for name, value in data.items() if name}  # no entry, but `unknown`, has an empty name
         known = parse(data, cls)
-        return msgspec.structs.replace(known, unknown=_unknown(data, plain(known)))
+        return msgspec.structs.replace(known, unknown=unknown_entries(data, plain(known)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, the inverse of `from_dict`."""
         content: dict[str, Any] = plain(self)
         del content[""]
-        _add(content, self.unknown)
-        return content
+        return with_unknown(content, self.unknown)
 
     def replace(self: D, **changes: Any) -> D:
         """A copy with other values; unknown entries within the old ones are left out."""
@@ -79,24 +78,25 @@ def _with_lists(data: Any) -> Any:
     return [_with_lists(value) for value in data] if isinstance(data, list | tuple) else data
 
 
-def _unknown(data: Any, known: Any) -> dict[Any, Any]:
-    """What `data` has and `known`, made of it, has not."""
+def unknown_entries(data: Any, known: Any) -> dict[Any, Any]:
+    """The entries of plain data that are not in `known`, the plain form of the record that was read from it."""
     found = {}
     for key, value in _items(data):
         if isinstance(known, dict) and key not in known:
             found[key] = value
-        elif rest := _unknown(value, known[key]):
+        elif rest := unknown_entries(value, known[key]):
             found[key] = rest
     return found
 
 
-def _add(content: Any, unknown: dict[Any, Any]) -> None:
-    """Puts what `_unknown` found back."""
+def with_unknown(content: Any, unknown: dict[Any, Any]) -> Any:
+    """Puts what `unknown_entries` found back into `content`, and returns it."""
     for key, value in unknown.items():
         if isinstance(content, dict) and key not in content:
             content[key] = value
         else:
-            _add(content[key], value)
+            with_unknown(content[key], value)
+    return content
 
 
 def _items(data: Any) -> Any:

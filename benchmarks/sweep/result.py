@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from ...core.errors import ArtifactError
+from ...core.records import RecordError, parse, plain, unknown_entries, with_unknown
 
 SCHEMA_VERSION = 1
 
@@ -23,8 +24,6 @@ Status = Literal["ok", "unstable", "failed", "timeout", "oom", "crashed", "skipp
 STATUSES: tuple[Status, ...] = get_args(Status)
 MEASURED: tuple[Status, ...] = ("ok", "unstable")
 """Of these a result has a latency."""
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -306,6 +305,7 @@ class Environment:
         platform, python: as Python tells them.
         versions: distribution -> version, fvexport's own included.
         settings: how it was measured: seconds of a window, rounds, tolerance.
+        unknown: entries that a newer version wrote.
     """
 
     date: str
@@ -317,11 +317,17 @@ class Environment:
     python: str
     versions: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
+    unknown: dict[Any, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        content: dict[str, Any] = plain(self)
+        return with_unknown(content, content.pop("unknown"))
 
     @property
     def id(self) -> str:
         """12 hex digits; the same for every sweep on this machine with these versions and settings, whenever it ran."""
-        known = asdict(self)
+        known = self.to_dict()
         del known["date"], known["command"]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -333,47 +339,29 @@ _TYPES: dict[str, type[Record]] = {"environment": Environment, "absent": Absent,
 def to_line(record: Record) -> str:
     """One line of JSON, without its line break."""
     name = next(name for name, kind in _TYPES.items() if isinstance(record, kind))
-    return json.dumps({"schema": SCHEMA_VERSION, "type": name} | asdict(record), allow_nan=False)
+    content = record.to_dict() if isinstance(record, Environment) else asdict(record)
+    return json.dumps({"schema": SCHEMA_VERSION, "type": name} | content, allow_nan=False)
 
 
 def from_line(line: str, where: str) -> Record:
-    """The inverse of `to_line`; raises ArtifactError, naming `where`, for anything else."""
+    """The inverse of `to_line`; raises ArtifactError, naming `where`, for anything else.
+
+    Entries of newer versions stay in the file, which is only ever appended to; of an environment, whose id depends on
+    them, they are kept.
+    """
     try:
         data = json.loads(line)
         if not isinstance(data, dict) or "schema" not in data or data.get("type") not in _TYPES:
-            raise TypeError("it is no line of a sweep's results")
+            raise RecordError("it is no line of a sweep's results")
         schema = data.pop("schema")
         if schema != SCHEMA_VERSION:
-            raise TypeError(f"it has schema {schema!r}, this fvexport reads {SCHEMA_VERSION}")
-        return _record(data.pop("type"), data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RecordError(f"it has schema {schema!r}, this fvexport reads {SCHEMA_VERSION}")
+        record = parse(data, _TYPES[data.pop("type")])
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} cannot be read ({error}); measure again with `fvexport sweep`") from None
-
-
-def _record(name: str, data: dict[str, Any]) -> Record:
-    if name == "environment":
-        return _made(Environment, data | {"gpus": tuple(data["gpus"])})
-    if name == "absent":
-        return _made(Absent, data)
-    inner: dict[str, Any] = {"cell": _made(Cell, data["cell"])}
-    if data["status"] not in STATUSES:
-        raise TypeError(f"unknown status {data['status']!r}")
-    if (latency := data.get("latency")) is not None:
-        windows = tuple(_made(Window, window) for window in latency["windows"])
-        inner["latency"] = _made(Latency, latency | {"windows": windows})
-    if data.get("parity") is not None:
-        inner["parity"] = _made(Parity, data["parity"])
-    if data.get("ttft") is not None:
-        inner["ttft"] = _made(Ttft, data["ttft"])
-    return _made(Result, data | inner)
-
-
-def _made(kind: type[T], data: Mapping[str, Any]) -> T:
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # every kind here is a dataclass
-    unknown = sorted(data.keys() - known)
-    if unknown:
-        raise TypeError(f"{kind.__name__} has no {unknown[0]!r}")
-    return kind(**data)
+    if isinstance(record, Environment):
+        return replace(record, unknown=unknown_entries(data, plain(record)))
+    return record
 
 
 def percentile(values: Sequence[float], share: float) -> float:

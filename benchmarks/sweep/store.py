@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError
+from ...core.records import parse
 from .figures import Taken
 from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
 
@@ -126,11 +127,8 @@ class Rounds:
         append_lines(self.file, lines)
 
     def _read(self, data: dict[str, Any]) -> None:
-        cell, environment = data.pop("cell"), data.pop("environment")
-        if environment == self.environment:
-            parts = tuple(tuple(part) for part in data.pop("parts_ms"))
-            window = Taken(**data | {"times_ms": tuple(data["times_ms"]), "parts_ms": parts})
-            self.windows.setdefault(cell, []).append(window)
+        if data["environment"] == self.environment:
+            self.windows.setdefault(data["cell"], []).append(parse(data, Taken))
 
 
 def _records(file: Path) -> Iterator[Record]:
