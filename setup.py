@@ -15,7 +15,10 @@ NAME = "fvexport"
 
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text("utf-8"), re.M)[1]
 
-PACKAGES = [NAME, *(f"{NAME}.{package}" for package in find_packages(str(ROOT), exclude=["tests", "tests.*"]))]
+# The second needs `tests/data`.
+EXCLUDED = ["tests", "tests.*", "benchmarks.studies.trained"]
+
+PACKAGES = [NAME, *(f"{NAME}.{package}" for package in find_packages(str(ROOT), exclude=EXCLUDED))]
 
 
 class BuildWithoutSetup(build_py):
