@@ -15,7 +15,10 @@ NAME = "fvexport"
 
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "__init__.py").read_text("utf-8"), re.M)[1]
 
-PACKAGES = [NAME, *(f"{NAME}.{package}" for package in find_packages(str(ROOT), exclude=["tests", "tests.*"]))]
+# The second needs `tests/data`.
+EXCLUDED = ["tests", "tests.*", "benchmarks.studies.trained"]
+
+PACKAGES = [NAME, *(f"{NAME}.{package}" for package in find_packages(str(ROOT), exclude=EXCLUDED))]
 
 
 class BuildWithoutSetup(build_py):
@@ -36,6 +39,9 @@ RUNTIME = [
 # The first that reads our fp16 files.
 OPENVINO = ["openvino>=2025.0"]
 
+# The page of `fvexport sweep` and `fvexport report`.
+REPORT = ["jinja2>=3.1", "markupsafe>=2.1", "matplotlib>=3.9", "scipy>=1.11"]
+
 # The language model behind the encoder: Qwen2 and its tokenizer.
 VLM = ["transformers>=5"]
 
@@ -47,10 +53,12 @@ TRITON = ['triton>=3.4; sys_platform == "linux" and platform_machine in "x86_64 
 # libraries of ONNX Runtime need none: torch's default build for Linux brings the same ones.
 EXTRAS = {
     "openvino": OPENVINO,
+    "report": REPORT,
     "triton": TRITON,
     "vlm": VLM,
     "dev": [
         *OPENVINO,
+        *REPORT,
         *TRITON,
         *VLM,
         "build",
@@ -104,10 +112,6 @@ setup(
         "lazy_loader>=0.4",
         # Its wheel carries the photographs that parity compares on where the user names none.
         "scikit-image>=0.22",
-        # The report of a sweep; scipy comes with scikit-image anyway.
-        "jinja2>=3.1",
-        "matplotlib>=3.9",
-        "scipy>=1.11",
     ],
     extras_require=EXTRAS,
 )

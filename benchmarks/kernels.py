@@ -156,7 +156,7 @@ def gpu_environment() -> dict[str, Any]:
 
     from ..core.versions import versions_of
     from ..kernels.table import kernels_digest
-    from .paired import environment
+    from .studies.results import environment
 
     found = environment()
     found["versions"] |= versions_of("triton")

@@ -38,6 +38,8 @@ OPTIONAL = {
     "onnxsim": "simpler ONNX graphs",
     "skimage": "photographs for parity without --images",
     "transformers": "the language model",
+    "matplotlib": "plots of a sweep's report",
+    "jinja2": "a sweep's report",
     "openvino": "Intel CPUs and GPUs",
     "tensorrt": "NVIDIA engines",
     "tensorrt_rtx": "the same for RTX GPUs, built anywhere",
@@ -144,6 +146,8 @@ def examine(progress: Progress = silent) -> Machine:
         installs.append("pip install scikit-image")
     if not found["transformers"].usable:
         installs.append('pip install "fvexport[vlm]"')
+    if not (found["matplotlib"].usable and found["jinja2"].usable):
+        installs.append('pip install "fvexport[report]"')
     return Machine(
         packages=packages,
         providers=_providers(),

@@ -132,11 +132,12 @@ def sweep(
         res, backends, precisions, batches, checkpoint, revision, variant, seed or 0, llms or (), prompt_tokens,
         threads, samples, peers, budget, timeout, memory, retry,
     )  # fmt: skip
-    from ..benchmarks.report.write import write_report
+    from ..benchmarks.report.write import check_packages, write_report
     from ..benchmarks.sweep.run import run_sweep
     from . import render, render_sweep
     from .progress import progress_bar
 
+    check_packages()  # before hours of measuring
     measuring = Measuring(min_rounds=rounds, max_rounds=max(rounds, Measuring.max_rounds))
     with progress_bar() as progress:
         found = run_sweep(options, out, measuring=measuring, command=_command(), progress=progress)

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...export.options import QUANTIZED
 from ...export.targets import get_target
-from ..peers import get_peer
+from ..peers.table import get_peer
 from .plan import Weights, quant_target
 from .process import Worker, WorkerError
 from .result import Cell

@@ -20,7 +20,7 @@ from ...export.runtime.eager import EagerBackend
 from ...export.runtime.pytorch import PyTorchBackend
 from ...export.targets import Target, get_target
 from ...export.trace import DTYPES
-from ..peers import get_peer, load_peer
+from ..peers.table import get_peer, load_peer
 from .result import Cell
 
 COMPILES = ("torch-compile", "plain-torch-compile")

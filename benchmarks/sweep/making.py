@@ -29,7 +29,7 @@ from ...export.parity_runs import tokens_of
 from ...export.prepare import stored_type
 from ...export.runtime.eager import EagerBackend
 from ...export.trace import DTYPES
-from ..peers import get_peer, make_peer_file
+from ..peers.table import get_peer, make_peer_file
 from .reference import Reference
 
 

@@ -11,7 +11,7 @@ from ...core import hardware
 from ...core.errors import ConfigError, first_line
 from ...export.options import QUANTIZED, Precision
 from ...export.targets import TARGETS, Target, get_target, why_absent
-from ..peers import PEERS, why_peer_absent
+from ..peers.table import PEERS, why_peer_absent
 from .options import SweepOptions
 from .result import Absent, Cell, Kind
 
