@@ -15,7 +15,7 @@ FP16_SAMPLES = 4
 """Pictures that FP16's largest values are looked for on where none are named; the headroom covers the rest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """One calibration, and the bound that its quantized model has to meet.
 

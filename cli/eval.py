@@ -57,7 +57,7 @@ def evaluation(
     from .progress import progress_bar
 
     options = EvalOptions(
-        task, artifacts=artifacts, backends=backends or (AUTO,), prompt=prompt,
+        task=task, artifacts=artifacts, backends=backends or (AUTO,), prompt=prompt,
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
     with progress_bar() as progress:

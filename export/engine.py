@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace as replace_fields
 
 from ..calibration.options import CalibrationOptions
-from ..core.errors import ArtifactError, ConfigError, ExportError, UnavailableError
+from ..core.errors import ArtifactError, ExportError, UnavailableError
 from ..core.place import scratch_beside
 from ..core.progress import Progress, silent
 from ..core.records import parse
-from ..encoder.checkpoint import Checkpoint, load_checkpoint
-from ..encoder.config import FastViTHDConfig, get_variant
+from ..encoder.checkpoint import Checkpoint
+from ..encoder.weight_options import WeightOptions
 from .artifact import (
     LAYERS_FILE,
     MANIFEST_FILE,
@@ -31,17 +32,21 @@ from .artifact import (
 )
 from .clock import Clock
 from .manifest import EngineSection, Gpu, VerdictSection
-from .onnx import export_onnx
+from .onnx import run_export
 from .options import ExportOptions
-from .parity import Images, Verdict, check_parity, photographs
+from .parity import Verdict, check_parity, photographs
+from .requests import EngineKeywords, EngineRequest, OutputOptions, engine_request
 from .reuse import standing
 from .tensorrt.api import Api, load_api
 from .tensorrt.binding import bound_to, check_gpu, current_gpu
 from .tensorrt.build import build_plan
 from .tensorrt.cache import TimingCache, default_path
-from .tensorrt.options import EngineOptions, Profile, Span
+from .tensorrt.options import EngineOptions, Profile
 from .tensorrt.summary import EngineSummary, summarize
 from .tensorrt.trtexec import command_line
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -70,10 +75,7 @@ class EngineReport:
 def export_trt(
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None, out: str | os.PathLike[str] | None = None, *,
     artifact: Artifact | str | os.PathLike[str] | None = None, options: ExportOptions | None = None,
-    batch: Span | None = None, resolutions: tuple[Span, Span] | None = None, engine: EngineOptions | None = None,
-    variant: str | None = None, revision: str | None = None, seed: int = 0, force: bool = False, parity: bool = True,
-    images: Images = None, calibration: CalibrationOptions | None = None, dry_run: bool = False,
-    progress: Progress = silent,
+    engine: EngineOptions | None = None, progress: Progress = silent, **keywords: Unpack[EngineKeywords],
 ) -> EngineReport:  # fmt: skip
     """Builds a TensorRT engine, and checks it where a GPU can run it.
 
@@ -82,65 +84,75 @@ def export_trt(
         out: the folder to write; None for the artifact's own, or one named after its content.
         artifact: an ONNX artifact to build from, instead of exporting one.
         options: of the ONNX file; 1024 x 1024, batch 1, FP16 by default.
-        batch: fewest, usual and most images per call, where the file takes any number; 1 by default.
-        resolutions: the same of height and of width, where the file takes any; its own by default.
         engine: of the build.
-        variant, revision, seed, images, calibration: as `export_onnx` takes them.
-        force: replace an engine, or another artifact, that stands at `out`.
-        parity: compare the ONNX file with the eager model, and the engine where a GPU can run it; what fails is not
-            written.
-        dry_run: write the ONNX artifact alone; needs no TensorRT.
         progress: called as phases go on.
+        keywords: of the following
+            batch: fewest, usual and most images per call, where the file takes any number; 1 by default.
+            resolutions: the same of height and of width, where the file takes any; its own by default.
+            variant, revision, seed, images, calibration: as `export_onnx` takes them.
+            force: replace an engine, or another artifact, that exists at `out`.
+            parity: compare the ONNX file with the eager model, and the engine where a GPU can run it, unless False;
+                what fails is not written.
+            dry_run: write the ONNX artifact alone; needs no TensorRT.
 
     Raises:
         FvexportError: one of its kinds, saying what to do; an artifact at `out` is then as it was. Where the engine
             alone failed and nothing stood at `out`, the ONNX artifact stays there.
     """
-    engine = engine or EngineOptions()
-    api = None if dry_run else load_api(engine.flavour)
+    request = engine_request(
+        checkpoint, out, options or ExportOptions(precision="fp16"), artifact, engine or EngineOptions(), keywords
+    )
+    return run_engine(request, progress)
+
+
+def run_engine(request: EngineRequest, progress: Progress = silent) -> EngineReport:
+    """Does what `export_trt` does, for a request."""
+    checks = request.export.checks
+    api = None if request.dry_run else load_api(request.engine.flavour)
     gpu = current_gpu()
     if api is not None:
-        api.check(engine)
-        check_gpu(api, gpu, runs=parity)
-    if images is not None:
-        photographs(images)  # that are missing or none, told before the work
-    clock = Clock(progress)
-    build = _Build(engine, api, gpu, batch, resolutions, parity, images, clock, progress)
-    if artifact is not None:
-        source = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        _prepare_plugin(api, source.manifest.options.attention_plugin)
-        build.profile(source)
-        target = Path(out) if out is not None else source.path
-        _check_target(target, source, force=force or dry_run)
-        return build.run(source, target, reused=True)
+        api.check(request.engine)
+        check_gpu(api, gpu, runs=checks.parity)
+    if checks.images is not None:
+        photographs(checks.images)  # raises for missing ones before the work
+    build = _Build(request=request, api=api, gpu=gpu, clock=Clock(progress), progress=progress)
+    return _from_checkpoint(build) if request.artifact is None else _from_artifact(build, request.artifact)
 
-    options = options or ExportOptions(precision="fp16")
+
+def _from_artifact(build: _Build, artifact: Artifact | str | os.PathLike[str]) -> EngineReport:
+    """The engine of an ONNX artifact."""
+    source = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+    _prepare_plugin(build.api, source.manifest.options.attention_plugin)
+    build.profile(source)
+    output = build.request.export.output
+    target = Path(output.out) if output.out is not None else source.path
+    _check_target(target, source, force=output.force or build.request.dry_run)
+    return build.run(source, target, reused=True)
+
+
+def _from_checkpoint(build: _Build) -> EngineReport:
+    """The engine of an ONNX artifact that is exported first, or was exported before."""
+    export = build.request.export
+    options = export.graph
     if options.quantized and options.chooses_target:
         options = replace(options, target="tensorrt")
     options = options.resolved()
-    config = FastViTHDConfig() if variant is None else get_variant(variant)
+    config = export.weights.architecture
     options.check(config)
-    _prepare_plugin(api, options.attention_plugin)
+    _prepare_plugin(build.api, options.attention_plugin)
     sides = (None, None) if options.dynamic_res else (options.height, options.width)
-    _fill_profile(batch, resolutions, (options.batch, *sides), (options.height, options.width), config)
-    with clock("load"):
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = load_checkpoint(
-                checkpoint, variant=variant, revision=revision, seed=seed, require_connector=options.projector
-            )
-    build.checkpoint = checkpoint
-    calibration = calibration or CalibrationOptions()
-    target = Path(out) if out is not None else Path(options.default_name(checkpoint.info.variant))
-    existing = _standing(target, checkpoint, options, calibration, force)
+    build.request.profile.fill((options.batch, *sides), (options.height, options.width), config)
+    with build.clock("load"):
+        build.checkpoint = checkpoint = export.weights.load(require_connector=options.projector)
+    target = export.output.folder(options, checkpoint.info.variant)
+    existing = _standing(target, checkpoint, options, export.calibration, export.output.force)
     if existing is not None:
         build.notices += checkpoint.info.notices
         return build.run(existing, target, reused=True)
     with _onnx_first(target) as staged:
-        report = export_onnx(
-            checkpoint, staged, options=options, parity=parity, images=images, calibration=calibration,
-            progress=progress,
-        )  # fmt: skip
-        clock.add(report.seconds)
+        loaded, output = WeightOptions(checkpoint=checkpoint), OutputOptions(out=staged)
+        report = run_export(replace(export, weights=loaded, graph=options, output=output), build.progress)
+        build.clock.add(report.seconds)
         build.notices += report.notices
         return build.run(report.artifact, target, reused=False)
 
@@ -159,17 +171,13 @@ def _prepare_plugin(api: Api | None, wanted: bool) -> None:
     register_attention()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Build:
     """One build: what was asked for, and what was found out on the way."""
 
-    engine: EngineOptions
+    request: EngineRequest
     api: Api | None
     gpu: Gpu | None
-    batch: Span | None
-    resolutions: tuple[Span, Span] | None
-    parity: bool
-    images: Images
     clock: Clock
     progress: Progress
     checkpoint: Checkpoint | None = None
@@ -179,14 +187,14 @@ class _Build:
         """The input sizes to build for."""
         shape, prepared = source.manifest.input.shape, source.manifest.preprocessor
         own = (prepared.height, prepared.width)
-        return _fill_profile(self.batch, self.resolutions, (shape[0], *shape[2:]), own, source.manifest.architecture)
+        return self.request.profile.fill((shape[0], *shape[2:]), own, source.manifest.architecture)
 
     def run(self, source: Artifact, target: Path, *, reused: bool) -> EngineReport:
         """The engine added to `source`, at `target`; without TensorRT (a dry run) `source` alone."""
         profile = self.profile(source)
-        flavour = self.api.flavour if self.api else self.engine.flavour or "tensorrt"
+        flavour = self.api.flavour if self.api else self.request.engine.flavour or "tensorrt"
         dynamic = any(isinstance(size, str) for size in source.manifest.input.shape)
-        words = command_line(flavour, target / MODEL_FILE, target / PLAN_FILE, profile, dynamic, self.engine)
+        words = command_line(flavour, target / MODEL_FILE, target / PLAN_FILE, profile, dynamic, self.request.engine)
         if self.api is None:
             if target.absolute() != source.path.absolute():
                 with writing(target) as folder:
@@ -202,7 +210,7 @@ class _Build:
             engine = self._add(folder, source, profile, self.api)
             files, verdict = describe_files(folder), None
             manifest = source.manifest.replace(engine=engine, files=files)
-            if self.parity and self.gpu is not None:
+            if self.request.export.checks.parity and self.gpu is not None:
                 with self.clock("parity"):
                     verdict = self._judged(Artifact(folder, manifest), self.api)
                 section = parse(verdict.to_dict(), VerdictSection)
@@ -221,11 +229,11 @@ class _Build:
         """Builds into `folder`; returns the engine's section of the manifest, without a verdict."""
         cache = None
         if api.flavour == "tensorrt":
-            named = self.engine.timing_cache
+            named = self.request.engine.timing_cache
             file = Path(named) if named else default_path(api, self.gpu.name if self.gpu else None)
             cache = TimingCache(file, named=named is not None)
         with self.clock("build"):
-            built = build_plan(api, source.model_path, profile, self.engine, cache, self.progress)
+            built = build_plan(api, source.model_path, profile, self.request.engine, cache, self.progress)
         self.notices += built.notices
         record = source.manifest.quantization
         quantized = dict.fromkeys(record.quantized, record.format) if record else {}
@@ -240,7 +248,7 @@ class _Build:
             # An engine of RTX is bound to no GPU, wherever it was built.
             gpu=self.gpu if api.flavour == "tensorrt" else None,
             capabilities=api.capabilities() if api.flavour == "tensorrt-rtx" else None,
-            options=self.engine,
+            options=self.request.engine,
             profile=profile,
             memory=built.memory | {"plan": len(built.plan)},
             timing_cache=built.cache,
@@ -252,42 +260,17 @@ class _Build:
 
     def _judged(self, staged: Artifact, api: Api) -> Verdict:
         verdict = check_parity(
-            staged, checkpoint=self.checkpoint, images=self.images, backend=api.flavour, progress=self.progress
+            staged,
+            checkpoint=self.checkpoint,
+            images=self.request.export.checks.images,
+            backend=api.flavour,
+            progress=self.progress,
         )
         if not verdict.passed:
             raise ExportError(
                 f"parity of the engine failed, nothing written: {verdict.reason}; --no-parity writes it anyway"
             )
         return verdict
-
-
-def _fill_profile(
-    batch: Span | None, resolutions: tuple[Span, Span] | None, sizes: Sequence[int | str | None],
-    own: tuple[int, int], config: FastViTHDConfig,
-) -> Profile:  # fmt: skip
-    """The input sizes that were asked for, and the file's own where they were not.
-
-    Args:
-        batch, resolutions: as `export_trt` takes them.
-        sizes: batch, height and width of the file: a number where it is fixed.
-        own: height and width that it was made at.
-        config: the architecture.
-
-    Raises:
-        ConfigError: the file, or the model, has no such sizes.
-    """
-    fixed = sizes[0] if isinstance(sizes[0], int) else 1
-    spans = resolutions or ((own[0],) * 3, (own[1],) * 3)
-    profile = Profile(batch or (fixed, fixed, fixed), *spans)
-    asked = (("batch", profile.batch), ("height", profile.height), ("width", profile.width))
-    for (name, span), size in zip(asked, sizes, strict=True):
-        if isinstance(size, int) and span != (size, size, size):
-            option = "--batch dynamic" if name == "batch" else "--dynamic-res"
-            found = ":".join(map(str, span))
-            raise ConfigError(f"the ONNX file takes {name} {size} alone, not {found}; export it with {option}")
-    for height, width in zip(profile.height, profile.width, strict=True):
-        config.check_resolution(height, width)
-    return profile
 
 
 # --- what stands at the target -----------------------------------------------------------------

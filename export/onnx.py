@@ -16,15 +16,14 @@ from msgspec.structs import replace
 from safetensors.torch import save
 
 from .. import __version__
-from ..calibration.options import CalibrationOptions
 from ..core.errors import CheckpointError, ExportError
 from ..core.progress import Progress, silent
 from ..core.records import parse
 from ..core.versions import versions_of
-from ..encoder.checkpoint import Checkpoint, load_checkpoint
+from ..encoder.checkpoint import Checkpoint
 from ..encoder.checkpoint.load import rounded_sha256
-from ..encoder.config import FastViTHDConfig, get_variant
 from ..encoder.fastvithd import FastViTHD
+from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
@@ -42,6 +41,7 @@ from .options import ExportOptions
 from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
 from .placement import export_notices
 from .prepare import Prepared, prepare
+from .requests import ExportKeywords, ExportRequest, export_request
 from .reuse import standing
 from .rules import check_quantized, check_rules
 from .saturation import count_saturating
@@ -51,6 +51,7 @@ from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from typing_extensions import Unpack
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
 """Per weight, at most: of a quantized file's, a few stay in float32."""
@@ -87,9 +88,7 @@ class ExportReport:
 
 def export_onnx(
     checkpoint: Checkpoint | str | os.PathLike[str] | None = None, out: str | os.PathLike[str] | None = None, *,
-    options: ExportOptions | None = None, variant: str | None = None, revision: str | None = None, seed: int = 0,
-    force: bool = False, parity: bool = True, images: Images = None, calibration: CalibrationOptions | None = None,
-    progress: Progress = silent,
+    options: ExportOptions | None = None, progress: Progress = silent, **keywords: Unpack[ExportKeywords],
 ) -> ExportReport:  # fmt: skip
     """Exports FastViTHD to an ONNX artifact and checks it.
 
@@ -99,35 +98,33 @@ def export_onnx(
         checkpoint: a file, folder or Hugging Face id; None for seeded weights, which mean nothing.
         out: the folder to write; None for one in the current folder, named after its content.
         options: what to export; 1024 x 1024, batch 1, float32 by default.
-        variant, revision, seed: see `load_checkpoint`.
-        force: replace an artifact that exists at `out`, even one that is the same.
-        parity: compare with the eager model; a file that fails is not written.
-        images: photographs to compare on, and to measure a bound on.
-        calibration: pictures, method and bound of a quantized file; also what FP16's largest values are looked for on.
         progress: called as phases end.
+        keywords: of the following
+            variant, revision, seed: see `load_checkpoint`.
+            force: replace an artifact that exists at `out`, even one that is the same.
+            parity: compare with the eager model, unless False; a file that fails is not written.
+            images: photographs to compare on, and to measure a bound on.
+            calibration: pictures, method and bound of a quantized file; also the pictures on which FP16's largest
+                values are measured.
 
     Raises:
         FvexportError: one of its kinds, saying what to do; `out` is then as it was.
     """
-    asked = options or ExportOptions()
-    options = asked.resolved()
-    calibration = calibration or CalibrationOptions()
-    options.check(FastViTHDConfig() if variant is None else get_variant(variant))
-    if out is not None and (force or not (Path(out) / MANIFEST_FILE).is_file()):
-        check_writable(Path(out), force=force)
-    bound = options.quantized and calibration.bound is not None
-    shown = photographs(images) if parity or bound else {}
+    return run_export(export_request(checkpoint, out, options or ExportOptions(), keywords), progress)
 
+
+def run_export(request: ExportRequest, progress: Progress = silent) -> ExportReport:
+    """Does what `export_onnx` does, for a request."""
+    options, calibration, force = request.graph.resolved(), request.calibration, request.output.force
+    shown = _check_request(request, options)
     clock = Clock(progress)
     with clock("load"):
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = load_checkpoint(
-                checkpoint, variant=variant, revision=revision, seed=seed, require_connector=options.projector
-            )
+        checkpoint = request.weights.load(require_connector=options.projector)
     info = checkpoint.info
     if options.projector and checkpoint.connector is None:
         raise CheckpointError(f"{info.source}: has no connector; leave out --projector, or give a FastVLM checkpoint")
-    target = Path(out) if out is not None else Path(options.default_name(info.variant))
+    target = request.output.folder(options, info.variant)
+    parity = request.checks.parity
     if not force and (found := standing(target, checkpoint, options, calibration, parity=parity)) is not None:
         told = f"{target} was made before from the same weights with the same options, and is used as it is."
         return ExportReport(found, None, clock.seconds, [*info.notices, told], reused=True)
@@ -136,7 +133,7 @@ def export_onnx(
 
     with clock("prepare"):
         prepared = prepare(checkpoint, options, calibration, shown, progress)
-    notices = [*export_notices(asked, options), *prepared.notices]
+    notices = [*export_notices(request.graph, options), *prepared.notices]
     if options.attention_plugin:
         notices.append(PLUGIN_NOTICE)
     model, graph = _graph(checkpoint, prepared, options, clock)
@@ -148,14 +145,7 @@ def export_onnx(
                 (folder / BLOCK_SCALES_FILE).write_bytes(save(prepared.block_scales))  # save_file's only we could read
             del model
         with clock("check"):
-            onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
-            proto = onnx.load(str(folder / MODEL_FILE), load_external_data=False)
-            check_rules(
-                proto, checkpoint.encoder.config, projector=options.projector,
-                attention_plugin=options.attention_plugin,
-            )  # fmt: skip
-            if prepared.quantization is not None:
-                check_quantized(proto, prepared.quantization.quantized)
+            proto = _checked(folder, checkpoint, options, prepared)
             manifest = _draft(checkpoint, options, graph, tensors, prepared)
             if manifest.quantization is not None and options.precision == "int8":
                 saturation = count_saturating(onnx.load(str(folder / MODEL_FILE)))
@@ -171,6 +161,28 @@ def export_onnx(
             (folder / MANIFEST_FILE).write_text(manifest.to_json() + "\n", encoding="utf-8")
     notices = [text for text in (*info.notices, graph.kept_unsimplified, *notices) if text]
     return ExportReport(Artifact(target, manifest), verdict, clock.seconds, notices, module=prepared.encoder)
+
+
+def _check_request(request: ExportRequest, options: ExportOptions) -> dict[str, ImageLike]:
+    """Checks what can be checked before weights are read; returns the photographs that the file is judged on."""
+    options.check(request.weights.architecture)
+    out, force = request.output.out, request.output.force
+    if out is not None and (force or not (Path(out) / MANIFEST_FILE).is_file()):
+        check_writable(Path(out), force=force)
+    bound = options.quantized and request.calibration.bound is not None
+    return photographs(request.checks.images) if request.checks.parity or bound else {}
+
+
+def _checked(folder: Path, checkpoint: Checkpoint, options: ExportOptions, prepared: Prepared) -> onnx.ModelProto:
+    """The graph that was written, without its weights; raises ExportError if it breaks a rule."""
+    onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
+    proto = onnx.load(str(folder / MODEL_FILE), load_external_data=False)
+    check_rules(
+        proto, checkpoint.encoder.config, projector=options.projector, attention_plugin=options.attention_plugin
+    )
+    if prepared.quantization is not None:
+        check_quantized(proto, prepared.quantization.quantized)
+    return proto
 
 
 def _judged(

@@ -29,7 +29,7 @@ QDQ_OPSET = 19
 """The first opset whose QuantizeLinear takes float16 and makes FP8."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """One export.
 

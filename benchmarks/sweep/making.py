@@ -93,7 +93,9 @@ class Maker:
             return known
         quantized = precision in QUANTIZED
         start = time.perf_counter()
-        options = ExportOptions(height, width, batch, precision=precision, target=target if quantized else None)
+        options = ExportOptions(
+            height=height, width=width, batch=batch, precision=precision, target=target if quantized else None
+        )
         report = export_onnx(
             self.checkpoint, folder, force=True, parity=False, options=options,
             calibration=CalibrationOptions(samples=samples) if quantized else None,

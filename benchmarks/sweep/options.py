@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from ...core.errors import ConfigError
-from ...encoder.config import FastViTHDConfig, get_variant
+from ...encoder.weight_options import WeightOptions
 from ...export.options import PRECISIONS, Precision
 from ...export.targets import get_target
 
@@ -18,7 +17,7 @@ DEFAULT_PROMPT_TOKENS = 32
 UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measuring:
     """How a cell is timed. Part of the environment: results with other settings are other results.
 
@@ -45,7 +44,7 @@ class Measuring:
             raise ConfigError(f"--rounds must be at least {self.last}; found {self.min_rounds}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SweepOptions:
     """One sweep.
 
@@ -54,7 +53,7 @@ class SweepOptions:
         backends: names of the table of targets; None for all.
         precisions: None for all that each backend runs natively.
         batches: images per call.
-        checkpoint, revision, variant, seed: which weights, see `load_checkpoint`.
+        weights: whose encoder is measured.
         llms: of `LLMS`, each measured behind the encoder for the time to first token.
         prompt_tokens: of the text beside the visual tokens.
         threads: of one call on the CPU; None for the physical cores.
@@ -70,10 +69,7 @@ class SweepOptions:
     backends: tuple[str, ...] | None = None
     precisions: tuple[Precision, ...] | None = None
     batches: tuple[int, ...] = (1,)
-    checkpoint: str | None = None
-    revision: str | None = None
-    variant: str | None = None
-    seed: int = 0
+    weights: WeightOptions = field(default_factory=WeightOptions)
     llms: tuple[str, ...] = ()
     prompt_tokens: int = DEFAULT_PROMPT_TOKENS
     threads: int | None = None
@@ -85,9 +81,8 @@ class SweepOptions:
     retry: bool = False
 
     def __post_init__(self) -> None:
-        config = FastViTHDConfig() if self.variant is None else get_variant(self.variant)
         for height, width in self.resolutions:
-            config.check_resolution(height, width)
+            self.weights.architecture.check_resolution(height, width)
         for name in self.backends or ():
             get_target(name)
         for precision in self.precisions or ():
@@ -105,10 +100,6 @@ class SweepOptions:
                 raise ConfigError(f"--{name} must be above 0; found {amount:g}")
         if not self.resolutions:
             raise ConfigError("no resolution to sweep over; give --res 256,512,1024")
-
-    def weights(self) -> dict[str, Any]:
-        """The arguments of `load_checkpoint`."""
-        return {"source": self.checkpoint, "revision": self.revision, "variant": self.variant, "seed": self.seed}
 
 
 def parse_seconds(text: str) -> float:

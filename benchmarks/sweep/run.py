@@ -95,7 +95,7 @@ class _Sweep:
         self.threads = options.threads or len(hardware.usable_cores())
         self.cpus = (hardware.usable_cores() + hardware.usable_cpus())[: self.threads]
         self.environment = find_environment(how, command)
-        self.files = Files(out, options.weights(), self._start, self._ask, self.cpus)
+        self.files = Files(out, options.weights.arguments(), self._start, self._ask, self.cpus)
         self.rounds = Rounds(out, self.environment.id)
         self.results: dict[str, Result] = {}
         self.heat: Heat | None = None
@@ -177,8 +177,8 @@ class _Sweep:
         self._say("loading", cell)
         worker = self._start(cell.id)
         job = {
-            "do": "load", "cell": asdict(cell), "weights": self.options.weights(), "file": files[cell.id].path,
-            "reference": reference, "own": own, "cpus": self.cpus,
+            "do": "load", "cell": asdict(cell), "weights": self.options.weights.arguments(),
+            "file": files[cell.id].path, "reference": reference, "own": own, "cpus": self.cpus,
         }  # fmt: skip
         try:
             info = self._ask(worker, job, reserve=reserve)

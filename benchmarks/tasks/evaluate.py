@@ -33,7 +33,7 @@ PROMPTS: dict[Task, str] = {
 MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 32, "caption": 64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """What is evaluated.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ...encoder.fastvlm import FastVLM, Tiling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOptions:
     """A checkpoint and its settings.
 

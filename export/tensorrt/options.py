@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ...core.errors import ConfigError
+from ...encoder.config import FastViTHDConfig
 from ..options import parse_resolution
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
@@ -19,7 +21,7 @@ Span = tuple[int, int, int]
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """Input sizes that one engine takes; where all three values of each are equal, it is static.
 
@@ -58,7 +60,44 @@ class Profile:
                 raise ConfigError(f"the engine takes {name} {span}; found {value}: build it with another {option}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions:
+    """The input sizes that an engine is asked for; what is None is taken from the ONNX file.
+
+    Attributes:
+        batch: fewest, usual and most images per call.
+        resolutions: the same of height and of width, in pixels.
+    """
+
+    batch: Span | None = None
+    resolutions: tuple[Span, Span] | None = None
+
+    def fill(self, sizes: Sequence[int | str | None], own: tuple[int, int], config: FastViTHDConfig) -> Profile:
+        """The profile of an ONNX file.
+
+        Args:
+            sizes: batch, height and width of the file: a number where it is fixed.
+            own: height and width that it was made at.
+            config: the architecture.
+
+        Raises:
+            ConfigError: the file, or the model, has no such sizes.
+        """
+        fixed = sizes[0] if isinstance(sizes[0], int) else 1
+        height, width = self.resolutions or ((own[0],) * 3, (own[1],) * 3)
+        profile = Profile(batch=self.batch or (fixed, fixed, fixed), height=height, width=width)
+        asked = (("batch", profile.batch), ("height", profile.height), ("width", profile.width))
+        for (name, span), size in zip(asked, sizes, strict=True):
+            if isinstance(size, int) and span != (size, size, size):
+                option = "--batch dynamic" if name == "batch" else "--dynamic-res"
+                found = ":".join(map(str, span))
+                raise ConfigError(f"the ONNX file takes {name} {size} alone, not {found}; export it with {option}")
+        for heights, widths in zip(profile.height, profile.width, strict=True):
+            config.check_resolution(heights, widths)
+        return profile
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """One build.
 

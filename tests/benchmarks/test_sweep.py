@@ -22,12 +22,13 @@ from fvexport.benchmarks.sweep.result import Result
 from fvexport.benchmarks.sweep.run import LOCK_FILE, SweepReport, run_sweep
 from fvexport.benchmarks.sweep.store import RESULTS_FILE, ROUNDS_FILE, complete_lines, read_sweep
 from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError
+from fvexport.encoder.weight_options import WeightOptions
 
 ACTOR = Path(__file__).with_name("acting_worker.py")
 HOW = Measuring(window_s=0.0, min_rounds=3, max_rounds=5)
 OPTIONS = SweepOptions(
-    resolutions=((64, 64),), backends=("onnxruntime-cpu", "openvino", "eager"), precisions=("fp32",), variant="tiny",
-    threads=1, peers=False,
+    resolutions=((64, 64),), backends=("onnxruntime-cpu", "openvino", "eager"), precisions=("fp32",),
+    weights=WeightOptions(variant="tiny"), threads=1, peers=False,
 )  # fmt: skip
 SERIES = ["onnxruntime-cpu fp32", "openvino fp32", "eager train fp32", "eager channels-last fp32", "eager fused fp32"]
 

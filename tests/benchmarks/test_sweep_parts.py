@@ -19,6 +19,7 @@ from fvexport.benchmarks.sweep.plan import COMPILERS, Plan, Weights, make_plan, 
 from fvexport.calibration.policy import QUANT_TARGETS
 from fvexport.cli.sweep import sweep
 from fvexport.core.errors import ConfigError, UnavailableError
+from fvexport.encoder.weight_options import WeightOptions
 from fvexport.export.targets import TARGETS
 
 WEIGHTS = Weights("seeded:0", "tiny", "0123456789abcdef")
@@ -55,7 +56,7 @@ def test_a_time_without_sense_is_refused(text: str) -> None:
         ({"batches": (1, 0)}, "--batch must be at least 1"),
         ({"budget_s": 0.0}, "--budget must be above 0"),
         ({"memory_gb": -1.0}, "--memory must be above 0"),
-        ({"variant": "huge"}, "huge"),
+        ({"weights": WeightOptions(variant="huge")}, "huge"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(changes: dict[str, Any], said: str) -> None:
@@ -74,7 +75,9 @@ def everything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(**changes: Any) -> Plan:
-    return make_plan(SweepOptions(**{"threads": 2, "variant": "tiny"} | changes), WEIGHTS, "here")
+    return make_plan(
+        SweepOptions(**{"threads": 2, "weights": WeightOptions(variant="tiny")} | changes), WEIGHTS, "here"
+    )
 
 
 @pytest.mark.usefixtures("everything_runs")

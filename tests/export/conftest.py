@@ -135,8 +135,8 @@ def engine_section() -> Callable[..., EngineSection]:
     def make(**values: Any) -> EngineSection:
         defaults = {
             "flavour": "tensorrt", "version": "10.13.3.9", "gpu": None, "options": EngineOptions(),
-            "profile": Profile((1, 1, 1), (128,) * 3, (128,) * 3), "memory": {}, "timing_cache": None, "layers": None,
-            "parity": None, "bound_to": "",
+            "profile": Profile(batch=(1, 1, 1), height=(128,) * 3, width=(128,) * 3), "memory": {},
+            "timing_cache": None, "layers": None, "parity": None, "bound_to": "",
         }  # fmt: skip
         return EngineSection(**{**defaults, **values})
 

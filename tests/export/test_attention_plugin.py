@@ -68,7 +68,7 @@ def test_fewer_nodes_and_the_same_work(exported: Callable[..., Artifact]) -> Non
 
 
 def test_parity(tmp_path, tiny: Checkpoint) -> None:
-    wanted = ExportOptions(64, 128, batch=None, dynamic_res=True, precision="fp16", attention_plugin=True)
+    wanted = ExportOptions(height=64, width=128, batch=None, dynamic_res=True, precision="fp16", attention_plugin=True)
     report = export_onnx(tiny, tmp_path / "a", options=wanted)
     assert report.verdict is not None and report.verdict.passed
     assert any("experimental" in notice for notice in report.notices)
@@ -130,7 +130,7 @@ def test_refusals(tiny: Checkpoint) -> None:
 def test_quantized_for_tensorrt(tmp_path) -> None:
     from fvexport.calibration.options import CalibrationOptions
 
-    options = ExportOptions(64, 64, precision="int8", attention_plugin=True)
+    options = ExportOptions(height=64, width=64, precision="int8", attention_plugin=True)
     report = export_onnx(
         load_checkpoint(None, variant="tiny"), tmp_path / "a", options=options, parity=False,
         calibration=CalibrationOptions(samples=1),

@@ -25,7 +25,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fvexport.export.options import ExportOptions
 
     folder = tmp_path_factory.mktemp("features") / "tiny"
-    export_onnx(None, folder, options=ExportOptions(128, 64, batch=2), variant="tiny", parity=False)
+    export_onnx(None, folder, options=ExportOptions(height=128, width=64, batch=2), variant="tiny", parity=False)
     return folder
 
 

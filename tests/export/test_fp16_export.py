@@ -176,7 +176,7 @@ def test_other_precisions_are_not_looked_at(
     monkeypatch.setattr(preparing, "observe_peaks", None)
     for checkpoint in (tiny, large):
         for precision in ("fp32", "bf16"):
-            options = ExportOptions(128, 128, precision=precision)
+            options = ExportOptions(height=128, width=128, precision=precision)
             found = prepare(checkpoint, options, CalibrationOptions(), {}, silent)
             assert not found.changed and found.notices == [] and found.block_scales == {}
 
@@ -202,7 +202,7 @@ def test_peaks_of_ranges(large: Checkpoint, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="another checkpoint"):
         prepare(other, HALF, CalibrationOptions(ranges=out), {}, silent)
     with pytest.raises(ConfigError, match="128x128, the export is at 64x64"):
-        prepare(large, ExportOptions(64, 64, precision="fp16"), CalibrationOptions(ranges=out), {}, silent)
+        prepare(large, ExportOptions(height=64, width=64, precision="fp16"), CalibrationOptions(ranges=out), {}, silent)
 
 
 def test_pictures_of_the_users(tiny: Checkpoint, tmp_path: Path, photographs: dict[str, Path]) -> None:

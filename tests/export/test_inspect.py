@@ -23,7 +23,7 @@ NAMES = ["stem", *(f"stage {i}" for i in range(1, 6)), "final_conv"]
 @pytest.fixture(scope="module")
 def dynamic(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inspect") / "dynamic"
-    options = ExportOptions(192, 128, batch=None, dynamic_res=True, precision="fp16", projector=True)
+    options = ExportOptions(height=192, width=128, batch=None, dynamic_res=True, precision="fp16", projector=True)
     export_onnx(None, folder, options=options, variant="tiny", parity=False)
     return folder
 
@@ -72,7 +72,7 @@ def test_activations_of_the_stem(dynamic: Path) -> None:
 
 
 def test_fixed_batch_counts_one_image(tmp_path: Path, dynamic: Path) -> None:
-    options = ExportOptions(192, 128, batch=2, precision="fp16", projector=True)
+    options = ExportOptions(height=192, width=128, batch=2, precision="fp16", projector=True)
     export_onnx(None, tmp_path / "two", options=options, variant="tiny", parity=False)
     one, two = inspect_artifact(dynamic), inspect_artifact(tmp_path / "two")
     assert two.inputs[0].shape == (2, 3, 192, 128)
@@ -84,7 +84,7 @@ def test_fixed_batch_counts_one_image(tmp_path: Path, dynamic: Path) -> None:
 
 @pytest.mark.slow
 def test_the_released_size(tmp_path: Path) -> None:
-    export_onnx(None, tmp_path / "full", options=ExportOptions(256, 256), parity=False)
+    export_onnx(None, tmp_path / "full", options=ExportOptions(height=256, width=256), parity=False)
     found = inspect_artifact(tmp_path / "full")
     assert found.gmacs == pytest.approx(14.8, abs=0.05)
     assert found.parameters == pytest.approx(122.7e6, abs=0.05e6)

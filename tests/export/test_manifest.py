@@ -69,7 +69,7 @@ def full(
     engine = engine_section(
         gpu=Gpu(name="NVIDIA L4", compute_capability="8.9", driver="12.8"), capabilities=("8.9",),
         options=EngineOptions(flavour="tensorrt", workspace=1 << 30, timing_cache="here"),
-        profile=Profile((1, 2, 4), (128,) * 3, (128,) * 3), memory={"plan": 9, "weights": 8},
+        profile=Profile(batch=(1, 2, 4), height=(128,) * 3, width=(128,) * 3), memory={"plan": 9, "weights": 8},
         timing_cache=TimingCacheUse(file="here", loaded_bytes=3), layers=layers, parity=verdict, bound_to="a GPU",
     )  # fmt: skip
     quantization = quantization_section(

@@ -25,7 +25,7 @@ def timm(golden_dir):
 @pytest.fixture(scope="module", params=["float", "uint8"])
 def exported(request, timm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("normalized") / request.param
-    return export_onnx(timm, folder, options=ExportOptions(64, 64, input=request.param), parity=False)
+    return export_onnx(timm, folder, options=ExportOptions(height=64, width=64, input=request.param), parity=False)
 
 
 def test_the_artifact_normalizes_as_the_checkpoint_does(exported, timm, photographs, tmp_path):

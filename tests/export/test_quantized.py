@@ -220,7 +220,12 @@ def test_a_quantized_file_that_fails_is_not_written(
 )
 def test_nothing_to_calibrate_on(tmp_path: Path, tiny: Checkpoint, calibration: CalibrationOptions) -> None:
     with pytest.raises(Exception, match="nowhere") as caught:
-        export_onnx(tiny, tmp_path / "out", options=ExportOptions(64, 64, precision="int8"), calibration=calibration)
+        export_onnx(
+            tiny,
+            tmp_path / "out",
+            options=ExportOptions(height=64, width=64, precision="int8"),
+            calibration=calibration,
+        )
     assert type(caught.value).__name__ in ("ConfigError", "ImageError")
     assert not list(tmp_path.iterdir())
 
@@ -231,5 +236,10 @@ def test_a_bound_out_of_reach_is_found_before_the_trace(
     monkeypatch.setattr(onnx_export, "trace", None)
     calibration = CalibrationOptions(samples=2, min_sqnr=150)
     with pytest.raises(ConfigError, match=r"no quantized model reaches 150\.0 dB.*--min-sqnr"):
-        export_onnx(tiny, tmp_path / "out", options=ExportOptions(64, 64, precision="int8"), calibration=calibration)
+        export_onnx(
+            tiny,
+            tmp_path / "out",
+            options=ExportOptions(height=64, width=64, precision="int8"),
+            calibration=calibration,
+        )
     assert not list(tmp_path.iterdir())

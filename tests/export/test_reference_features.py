@@ -41,7 +41,9 @@ def test_features_are_those_of_the_own_pipeline(form, files, kind, renamed, gold
     for file, content in case["files"].items():
         (folder / file).write_text(json.dumps(content))
     height, width = case["size"]
-    report = export_onnx(str(folder), tmp_path / "made", options=ExportOptions(height, width, input=kind), parity=False)
+    report = export_onnx(
+        str(folder), tmp_path / "made", options=ExportOptions(height=height, width=width, input=kind), parity=False
+    )
 
     mean, std = (np.array(case[key]).reshape(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():

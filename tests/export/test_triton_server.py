@@ -144,7 +144,7 @@ def with_engine(tmp_path: Path, engine_section: Callable[..., EngineSection]) ->
         (folder / "encoder.plan").write_bytes(b"a plan")
         engine = engine_section(
             flavour=flavour, version="10.13.3.9", gpu=Gpu(name="NVIDIA L4", compute_capability="8.9", driver="12.8"),
-            options=EngineOptions(strip=strip), profile=Profile(batch, (128,) * 3, (128,) * 3),
+            options=EngineOptions(strip=strip), profile=Profile(batch=batch, height=(128,) * 3, width=(128,) * 3),
         )  # fmt: skip
         files = source.manifest.files | {"encoder.plan": FileEntry(bytes=6, sha256="0" * 64)}
         manifest = source.manifest.replace(engine=engine, files=files)

@@ -41,7 +41,9 @@ def run(job: Job) -> None:
         from ....export.onnx import export_onnx
         from ....export.options import ExportOptions
 
-        options = ExportOptions(size.height, size.width, size.batch, precision="fp32" if job.dry else "fp16")
+        options = ExportOptions(
+            height=size.height, width=size.width, batch=size.batch, precision="fp32" if job.dry else "fp16"
+        )
         export_onnx(None, out, options=options, variant=scope.variant, parity=False)
     except (FvexportError, ImportError) as error:
         facts("absent", name="export", problem=first_line(error))

@@ -33,8 +33,9 @@ def engine(
 ) -> EngineSection:
     return EngineSection(
         flavour=api.flavour, version=api.version, gpu=gpu if api.flavour == "tensorrt" else None,
-        capabilities=capabilities, options=EngineOptions(**flags), profile=Profile((1,) * 3, (64,) * 3, (64,) * 3),
-        memory={}, timing_cache=None, layers=None, parity=None, bound_to="",
+        capabilities=capabilities, options=EngineOptions(**flags),
+        profile=Profile(batch=(1,) * 3, height=(64,) * 3, width=(64,) * 3), memory={},
+        timing_cache=None, layers=None, parity=None, bound_to="",
     )  # fmt: skip
 
 

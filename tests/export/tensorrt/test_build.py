@@ -20,8 +20,8 @@ from fvexport.export.tensorrt.api import Api
 from fvexport.export.tensorrt.build import Log, _cancellable, build_plan
 from fvexport.export.tensorrt.options import EngineOptions, Profile
 
-STATIC = Profile((1, 1, 1), (128, 128, 128), (128, 128, 128))
-RANGE = Profile((1, 2, 4), (64, 128, 192), (64, 128, 256))
+STATIC = Profile(batch=(1, 1, 1), height=(128, 128, 128), width=(128, 128, 128))
+RANGE = Profile(batch=(1, 2, 4), height=(64, 128, 192), width=(64, 128, 256))
 HALF = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16", "int8": "HALF", "fp8": "HALF"}
 PRECISIONS = list(HALF)
 BLOCKS = ["stages.3.blocks.0.token_mixer", "stages.4.blocks.0.token_mixer"]

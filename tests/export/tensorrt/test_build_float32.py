@@ -17,7 +17,7 @@ from fvexport.export.tensorrt.build import build_plan
 from fvexport.export.tensorrt.options import EngineOptions, Profile
 from fvexport.export.tensorrt.trtexec import command_line
 
-STATIC = Profile((1, 1, 1), (64, 64, 64), (64, 64, 64))
+STATIC = Profile(batch=(1, 1, 1), height=(64, 64, 64), width=(64, 64, 64))
 
 
 @pytest.fixture

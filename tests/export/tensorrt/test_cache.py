@@ -17,7 +17,7 @@ from fvexport.export.tensorrt.build import build_plan
 from fvexport.export.tensorrt.cache import TimingCache, default_path
 from fvexport.export.tensorrt.options import EngineOptions, Profile
 
-STATIC = Profile((1, 1, 1), (128, 128, 128), (128, 128, 128))
+STATIC = Profile(batch=(1, 1, 1), height=(128, 128, 128), width=(128, 128, 128))
 
 
 class Entries:

@@ -52,7 +52,7 @@ def test_an_artifact_gains_its_engine(rtx: Api, copied: Path) -> None:
     engine = manifest.engine
     assert engine is not None
     assert (engine.flavour, engine.version, engine.gpu) == ("tensorrt-rtx", rtx.version, None)
-    assert engine.profile == Profile((1, 1, 1), (128,) * 3, (128,) * 3)
+    assert engine.profile == Profile(batch=(1, 1, 1), height=(128,) * 3, width=(128,) * 3)
     assert engine.memory["plan"] == manifest.files["encoder.plan"].bytes
     assert engine.layers.layers == len(json.loads((copied / "encoder.layers.json").read_text()))
     assert engine.capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1") and "8.9, 12.0" in engine.bound_to

@@ -90,7 +90,7 @@ class Recorded:
     """A backend that takes 2 to 3 images at once and returns their sums."""
 
     name, computes, stores = "recorded", "sums", None
-    profile = Profile((2, 2, 3), (128,) * 3, (128,) * 3)
+    profile = Profile(batch=(2, 2, 3), height=(128,) * 3, width=(128,) * 3)
 
     def __init__(self) -> None:
         self.counts: list[int] = []

@@ -24,7 +24,7 @@ SPANS = st.lists(st.integers(1, 9), min_size=3, max_size=3).map(sorted).map(tupl
 
 @given(SPANS, SPANS, SPANS)
 def test_a_profile_takes_what_lies_within(batch, height, width) -> None:
-    profile = Profile(batch, height, width)
+    profile = Profile(batch=batch, height=height, width=width)
     assert parse(json.loads(json.dumps(plain(profile))), Profile) == profile
     assert profile.shapes()[0] == (batch[0], 3, height[0], width[0])
     assert profile.static == (profile.shapes()[0] == profile.shapes()[2])
@@ -41,9 +41,10 @@ def test_a_profile_takes_what_lies_within(batch, height, width) -> None:
 
 @given(st.permutations([1, 2, 3]).filter(lambda span: span != [1, 2, 3]).map(tuple))
 def test_a_profile_that_does_not_grow(span) -> None:
-    for spans in ((span, (1,) * 3, (1,) * 3), ((1,) * 3, span, (1,) * 3), ((1,) * 3, (1,) * 3, span)):
+    one = (1, 1, 1)
+    for batch, height, width in ((span, one, one), (one, span, one), (one, one, span)):
         with pytest.raises(ConfigError, match="goes MIN:OPT:MAX, each at least the one before"):
-            Profile(*spans)
+            Profile(batch=batch, height=height, width=width)
 
 
 @pytest.mark.parametrize(
