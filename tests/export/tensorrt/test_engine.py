@@ -84,7 +84,7 @@ def test_from_a_checkpoint(rtx: Api, tiny: Checkpoint, tmp_path: Path, monkeypat
     assert not first.reused and first.artifact.manifest.parity is not None
     assert listing(tmp_path) == ["out"] and listing(out) == FILES
     calls: list[Any] = []
-    monkeypatch.setattr(module, "export_onnx", lambda *a, **k: calls.append(a) or pytest.fail("exported again"))
+    monkeypatch.setattr(module, "run_export", lambda *a, **k: calls.append(a) or pytest.fail("exported again"))
     again = export_trt(tiny, out, options=SMALL, force=True)
     assert again.reused and calls == []
     for options, calibration, words in (
@@ -159,7 +159,7 @@ def test_no_tensorrt_fails_before_the_export(
     without_tensorrt: None, tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(module, "export_onnx", lambda *a, **k: pytest.fail("exported"))
+    monkeypatch.setattr(module, "run_export", lambda *a, **k: pytest.fail("exported"))
     with pytest.raises(UnavailableError, match="is not installed: `pip install tensorrt"):
         export_trt(tiny, tmp_path / "out", options=SMALL)
     assert listing(tmp_path) == []
@@ -233,9 +233,15 @@ def test_a_damaged_engine_is_seen(rtx: Api, copied: Path, damage: str) -> None:
 def test_a_gpu_that_rtx_does_not_run_on_is_refused_before_any_work(
     rtx: Api, onnx_artifact: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "current_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
-    for started in ("load_checkpoint", "export_onnx", "build_plan"):
-        monkeypatch.setattr(module, started, lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr(
+        module, "current_gpu", lambda: Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="13.0")
+    )
+    for started in (
+        f"{module.__name__}.run_export",
+        f"{module.__name__}.build_plan",
+        "fvexport.encoder.checkpoint.load_checkpoint",
+    ):
+        monkeypatch.setattr(started, lambda *_, **__: pytest.fail("work was begun"))
     engine = EngineOptions(flavour="tensorrt-rtx")
     for source in ({"variant": "tiny"}, {"artifact": onnx_artifact()}):
         with pytest.raises(
@@ -243,6 +249,8 @@ def test_a_gpu_that_rtx_does_not_run_on_is_refused_before_any_work(
         ):
             export_trt(out=tmp_path / "out", engine=engine, **source)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "current_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
+    monkeypatch.setattr(
+        module, "current_gpu", lambda: Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="13.0")
+    )
     report = export_trt(out=tmp_path / "out", engine=engine, artifact=onnx_artifact(), parity=False)  # for another GPU
     assert report.artifact.manifest.engine is not None

@@ -55,7 +55,9 @@ def test_without_a_gpu(built) -> None:
 def gpu_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the point where TensorRT itself is asked, as if a GPU were there."""
     monkeypatch.setattr(module, "require", lambda row: None)
-    monkeypatch.setattr(module, "current_gpu", lambda: Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0"))
+    monkeypatch.setattr(
+        module, "current_gpu", lambda: Gpu(name="NVIDIA GeForce RTX 4090", compute_capability="8.9", driver="13.0")
+    )
 
 
 def test_a_plan_that_was_changed(built, tmp_path: Path, gpu_there: None) -> None:
@@ -163,7 +165,9 @@ def test_targets_of_tensorrt_know_which_gpus_they_run_on(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == plugin else find_spec(name))
 
     def reasons(capability: str) -> dict[str, str | None]:
-        monkeypatch.setattr(binding, "current_gpu", lambda: Gpu("a GPU", capability, "13.0"))
+        monkeypatch.setattr(
+            binding, "current_gpu", lambda: Gpu(name="a GPU", compute_capability=capability, driver="13.0")
+        )
         return {t.name: why_absent(t) for t in TARGETS if "tensorrt" in t.name}
 
     assert set(reasons("8.9").values()) == {None}
