@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 
 from ..core.errors import PromptError
 from ..export.options import AUTO
+from .option_groups import passed_as
 from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
@@ -18,6 +20,59 @@ if TYPE_CHECKING:
     from ..benchmarks.tasks.model import ModelOptions
     from ..benchmarks.tasks.session import Chat, Session
     from ..encoder.fastvlm import Answer, Piece, Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """Questions about the same images, answered one after another.
+
+    Attributes:
+        images: what is asked about.
+        questions: the first turns.
+        chat: take further questions from the terminal.
+        stream: print each word as it comes.
+        profiled: measure the time to first token.
+    """
+
+    images: list[Path]
+    questions: list[str]
+    chat: bool
+    stream: bool
+    profiled: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Items of the file `data`, whose answers are added to the file `out`."""
+
+    data: Path
+    out: Path
+
+
+def _asked(
+    *, words: tuple[str, ...], then: tuple[str, ...], batch: Path | None, out: Path | None, **how: bool
+) -> Conversation | Batch:
+    if batch is None:
+        if out is not None:
+            raise click.UsageError("--out has no effect without --batch", _context())
+        images, questions = _arguments(words, how["chat"])
+        return Conversation(images=images, questions=[*questions, *then], **how)
+    alone = {
+        "--then": then, "--chat": how["chat"], "--stream": how["stream"], "--profile": how["profiled"],
+        "IMAGE... QUESTION": words,
+    }  # fmt: skip
+    for name, value in alone.items():
+        if value:
+            raise click.UsageError(f"{name} and --batch exclude each other", _context())
+    if out is None:
+        raise click.UsageError("--batch needs --out, the file that answers are added to", _context())
+    return Batch(data=batch, out=out)
+
+
+def _sampling(**given: Any) -> Sampling:
+    from ..encoder.fastvlm import Sampling
+
+    return Sampling(**given)
 
 
 @click.command("ask")
@@ -54,56 +109,35 @@ if TYPE_CHECKING:
 @max_pixels_option
 @json_option
 @verbose_option
+@passed_as("asked", _asked, ("words", "then", "chat", "stream", "profiled", "batch", "out"))
+@passed_as("sampling", _sampling, ("max_new_tokens", "temperature", "top_p", "seed"))
 def ask(
-    words: tuple[str, ...], model: ModelOptions, artifact: Path | None, backend: str | None, then: tuple[str, ...],
-    chat: bool, max_new_tokens: int, temperature: float, top_p: float | None, seed: int | None, stream: bool,
-    profiled: bool, batch: Path | None, out: Path | None, as_json: bool,
+    model: ModelOptions, artifact: Path | None, backend: str | None, asked: Conversation | Batch, sampling: Sampling,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Ask FastVLM about images, with PyTorch's encoder or an artifact in its place.
 
     The last argument is the question. After the answer stand the encoder's and the language model's time.
     """
-    alone = {"--then": then, "--chat": chat, "--stream": stream, "--profile": profiled, "IMAGE... QUESTION": words}
-    _check_usage(batch, out, artifact, backend, alone)
-    if as_json and (stream or chat):
-        raise click.UsageError(f"--json and --{'stream' if stream else 'chat'} exclude each other", _context())
-    images, questions = ([], []) if batch else _arguments(words, chat)
-
-    from ..encoder.fastvlm import Sampling
-
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    runs_on = backend or AUTO
-    if batch is not None and out is not None:
-        _ask_batch(model, sampling, artifact, runs_on, batch, out, as_json)
-        return
-
+    if backend is not None and artifact is None:
+        raise click.UsageError("--backend has no effect without --artifact", _context())
     from ..benchmarks.tasks.session import open_session
     from ..encoder.image import load_image
     from .progress import progress_bar
 
-    for image in images:
+    runs_on = backend or AUTO
+    if isinstance(asked, Batch):
+        _ask_batch(model, sampling, artifact, runs_on, asked, as_json=as_json)
+        return
+    if as_json and (asked.stream or asked.chat):
+        raise click.UsageError(f"--json and --{'stream' if asked.stream else 'chat'} exclude each other", _context())
+    for image in asked.images:
         load_image(image)  # before gigabytes are read
     with progress_bar() as progress:
         session = open_session(
-            model, sampling, artifact=artifact, backend=runs_on, keep_eager=profiled, progress=progress
+            model, sampling, artifact=artifact, backend=runs_on, keep_eager=asked.profiled, progress=progress
         )
-    _converse(session, images, [*questions, *then], chat=chat, stream=stream, profiled=profiled, as_json=as_json)
-
-
-def _check_usage(
-    batch: Path | None, out: Path | None, artifact: Path | None, backend: str | None, alone: dict[str, Any]
-) -> None:
-    if backend is not None and artifact is None:
-        raise click.UsageError("--backend has no effect without --artifact", _context())
-    if batch is None:
-        if out is not None:
-            raise click.UsageError("--out has no effect without --batch", _context())
-        return
-    for name, value in alone.items():
-        if value:
-            raise click.UsageError(f"{name} and --batch exclude each other", _context())
-    if out is None:
-        raise click.UsageError("--batch needs --out, the file that answers are added to", _context())
+    _converse(session, asked, as_json=as_json)
 
 
 def _arguments(words: tuple[str, ...], chat: bool) -> tuple[list[Path], list[str]]:
@@ -120,25 +154,23 @@ def _arguments(words: tuple[str, ...], chat: bool) -> tuple[list[Path], list[str
     return [Path(image) for image in images], [question]
 
 
-def _converse(
-    session: Session, images: list[Path], questions: list[str], *, chat: bool, stream: bool, profiled: bool,
-    as_json: bool,
-) -> None:  # fmt: skip
+def _converse(session: Session, asked: Conversation, *, as_json: bool) -> None:
     from ..benchmarks.tasks.session import Chat, profile
     from . import render, render_answers
 
+    images, questions = asked.images, asked.questions
     talk = Chat(session, images)
     answers: list[Answer] = []
     for question in questions:
         if answers and not as_json:
             click.echo(f"\n> {question}")
-        answers.append(_one(session, talk, question, stream=stream, quiet=as_json))
-    while chat and (line := _next_question()) is not None:
+        answers.append(_one(session, talk, question, stream=asked.stream, quiet=as_json))
+    while asked.chat and (line := _next_question()) is not None:
         try:
-            answers.append(_one(session, talk, line, stream=stream, quiet=as_json))
+            answers.append(_one(session, talk, line, stream=asked.stream, quiet=as_json))
         except PromptError as error:
             render.error(str(error))
-    measured = profile(session, images, answers[0].prompt_tokens) if profiled and answers else None
+    measured = profile(session, images, answers[0].prompt_tokens) if asked.profiled and answers else None
     if as_json:
         render.print_json(render_answers.conversation(session, images, questions, answers, measured))
     elif measured:
@@ -172,12 +204,13 @@ def _next_question() -> str | None:
 
 
 def _ask_batch(
-    model: ModelOptions, sampling: Sampling, artifact: Path | None, backend: str, data: Path, out: Path, as_json: bool
+    model: ModelOptions, sampling: Sampling, artifact: Path | None, backend: str, asked: Batch, *, as_json: bool
 ) -> None:
     from ..benchmarks.tasks.session import answer_batch
     from . import render, render_answers
     from .progress import progress_bar
 
+    data, out = asked.data, asked.out
     with progress_bar() as progress:
         report = answer_batch(model, sampling, data, out, artifact=artifact, backend=backend, progress=progress)
     if as_json:

@@ -9,11 +9,21 @@ import click
 
 from ..benchmarks.tasks.items import TASKS
 from ..export.options import AUTO
+from .option_groups import passed_as
 from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
 if TYPE_CHECKING:
+    from ..benchmarks.tasks.evaluate import EvalOptions
     from ..benchmarks.tasks.model import ModelOptions
+
+
+def _options(*, backends: tuple[str, ...], **given: Any) -> EvalOptions:
+    if backends and not given["artifacts"]:
+        raise click.UsageError("--backend has no effect without --artifact", click.get_current_context())
+    from ..benchmarks.tasks.evaluate import EvalOptions
+
+    return EvalOptions(backends=backends or (AUTO,), **given)
 
 
 @click.command("eval")
@@ -40,26 +50,17 @@ if TYPE_CHECKING:
 @max_pixels_option
 @json_option
 @verbose_option
-def evaluation(
-    task: Any, data: Path, out: Path, model: ModelOptions, artifacts: tuple[Path, ...], backends: tuple[str, ...],
-    prompt: str | None, max_new_tokens: int | None, as_json: bool,
-) -> None:  # fmt: skip
+@passed_as("options", _options, ("task", "artifacts", "backends", "prompt", "max_new_tokens"))
+def evaluation(data: Path, out: Path, model: ModelOptions, options: EvalOptions, as_json: bool) -> None:
     """Run a task with PyTorch's encoder and with artifacts, and compare them item by item.
 
     Answers are greedy. Without labels in the data there is no metric, but still agreement with PyTorch. A bad image is
     reported and the others go on; the exit code is then 1.
     """
-    if backends and not artifacts:
-        raise click.UsageError("--backend has no effect without --artifact", click.get_current_context())
-
-    from ..benchmarks.tasks.evaluate import EvalOptions, evaluate
+    from ..benchmarks.tasks.evaluate import evaluate
     from . import render, render_answers
     from .progress import progress_bar
 
-    options = EvalOptions(
-        task=task, artifacts=artifacts, backends=backends or (AUTO,), prompt=prompt,
-        max_new_tokens=max_new_tokens,
-    )  # fmt: skip
     with progress_bar() as progress:
         report = evaluate(model, data, out, options, progress=progress)
     if as_json:
