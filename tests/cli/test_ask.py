@@ -299,7 +299,7 @@ def progress(task, done, total):
     if task == "answer" and done == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 
-model = ModelOptions(sys.argv[1], resolution=(64, 64))
+model = ModelOptions(checkpoint=sys.argv[1], resolution=(64, 64))
 answer_batch(model, Sampling(max_new_tokens=4), Path(sys.argv[2]), Path(sys.argv[3]), progress=progress)
 """
 
