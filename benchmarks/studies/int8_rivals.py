@@ -14,7 +14,9 @@ stand in another environment, for ModelOpt wants older releases of onnx and onnx
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -34,34 +36,29 @@ from .results import environment, out_option, write_json
 @click.option("--only", help="Candidates, comma-separated; the baseline always runs.")
 @click.option("--work", default="build/int8_rivals", show_default=True, type=click.Path(path_type=Path))
 @out_option
-def main(
-    res: int, variant: str, samples: int, rounds: int, threads: int, outliers: float, only: str | None, work: Path,
-    out: Path | None,
-) -> None:  # fmt: skip
+def main(res: int, only: str | None, work: Path, out: Path | None, **given: Any) -> None:
     """Prints a table of all candidates, and writes what was found to `--out`."""
     import torch
 
     from ...core.versions import versions_of
     from ..peers.photos import CALIBRATION, TEST
     from .rivals.candidates import BASELINE, HEADER, chosen
-    from .rivals.measure import TIMED_ON, measure
+    from .rivals.measure import TIMED_ON, Setting, measure
 
-    torch.set_num_threads(threads)
+    setting = Setting(resolution=res, **given)
+    torch.set_num_threads(setting.threads)
     try:
         rows = measure(
-            chosen(only), work, resolution=res, variant=variant, samples=samples, rounds=rounds, threads=threads,
-            outliers=outliers, progress=lambda phase, _done, _total: click.echo(f"... {phase}", err=True),
-        )  # fmt: skip
+            chosen(only), work, setting, progress=lambda phase, _done, _total: click.echo(f"... {phase}", err=True)
+        )
     except FvexportError as error:
         raise click.ClickException(str(error)) from None
     click.echo("\n".join([HEADER, *map(str, rows)]))
     if out is not None:
         about = environment()
         about["versions"] |= versions_of("nncf", "nvidia-modelopt")
-        settings = {
-            "resolution": res, "variant": variant, "samples": samples, "rounds": rounds, "threads": threads,
-            "outliers": outliers, "calibration": CALIBRATION, "test": TEST, "timed_on": TIMED_ON, "baseline": BASELINE,
-        }  # fmt: skip
+        fixed = {"calibration": CALIBRATION, "test": TEST, "timed_on": TIMED_ON, "baseline": BASELINE}
+        settings = asdict(setting) | fixed
         write_json(out, {"environment": about, "settings": settings, "rows": [row.to_dict() for row in rows]})
 
 

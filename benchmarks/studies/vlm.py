@@ -91,15 +91,10 @@ class Setting:
 @click.option("--variant", default="fastvithd", show_default=True)
 @click.option("--artifacts", type=click.Path(path_type=Path), help="Keep the files here; made where they are missing.")
 @out_option
-def main(
-    res: int, threads: int, rounds: int, crops: int, memory: bool, language_model: Any, prompt_tokens: int,
-    samples: int, variant: str, artifacts: Path | None, out: Path | None,
-) -> None:  # fmt: skip
+def main(rounds: int, crops: int, memory: bool, artifacts: Path | None, out: Path | None, **given: Any) -> None:
     """Prints tables, and writes them to `--out`."""
     with tempfile.TemporaryDirectory() as scratch:
-        setting = Setting(
-            artifacts or Path(scratch), language_model, res, threads, prompt_tokens, samples=samples, variant=variant
-        )
+        setting = Setting(artifacts=artifacts or Path(scratch), **given)
         make_artifacts(setting)
         result: dict[str, Any] = {"environment": environment(), "setting": asdict(setting) | {"artifacts": None}}
         if memory:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ...calibration.policy import QUANT_TARGETS, QuantTarget
 from ...core import hardware
@@ -83,7 +84,7 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
     heats = []
     for batch in sorted(options.batches):
         for height, width in _ordered(options.resolutions):
-            cells = [c for row, p in pairs for c in base.ours(row, p, height, width, batch)]
+            cells = [c for row, p in pairs for c in base.ours(row, p, (height, width, batch))]
             if options.peers:
                 for peer in PEERS:
                     for precision in peer.precisions:
@@ -91,7 +92,7 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
                             continue
                         reason = why_peer_absent(peer, precision, height, width, batch)
                         if reason is None:
-                            cells.append(base.cell("peer", peer.name, precision, height, width, batch))
+                            cells.append(base.cell("peer", peer.name, precision, (height, width, batch)))
                         else:
                             note("peer", peer.name, precision, reason, get_target(peer.target).install)
             heats.append(sorted(cells, key=_rank))
@@ -116,20 +117,20 @@ class _Base:
     threads: int
     samples: int
 
-    def cell(
-        self, kind: Kind, backend: str, precision: str, height: int, width: int, batch: int, *, form: str = "",
-        llm: str | None = None, prompt_tokens: int | None = None, tiles: int = 1,
-    ) -> Cell:  # fmt: skip
-        known = self.weights
+    def cell(self, kind: Kind, backend: str, precision: str, size: tuple[int, int, int], **own: Any) -> Cell:
+        """The cell of a `size` (height, width, batch); `own` are further fields of it."""
+        height, width, batch = size
+        weights = self.weights
         return Cell(
-            kind, backend, precision, height, width, batch, self.threads, known.variant, known.checkpoint,
-            known.sha256[:12], form, self.samples if precision in QUANTIZED else None, llm, prompt_tokens, tiles,
+            kind=kind, backend=backend, precision=precision, height=height, width=width, batch=batch,
+            threads=self.threads, variant=weights.variant, checkpoint=weights.checkpoint, weights=weights.sha256[:12],
+            samples=self.samples if precision in QUANTIZED else None, **own,
         )  # fmt: skip
 
-    def ours(self, row: Target, precision: Precision, height: int, width: int, batch: int) -> Iterator[Cell]:
+    def ours(self, row: Target, precision: Precision, size: tuple[int, int, int]) -> Iterator[Cell]:
         """The cells of one row of the table: `eager` has three."""
         for form in EAGER_FORMS if row.name == "eager" else ("",):
-            yield self.cell("ours", row.name, precision, height, width, batch, form=form)
+            yield self.cell("ours", row.name, precision, size, form=form)
 
 
 def _why_absent(row: Target) -> str | None:
@@ -169,7 +170,7 @@ def _ttft_heats(
             for tiles in (1, ANYRES_TILES) if (height, width) == anyres else (1,):
                 cells = [
                     base.cell(
-                        "ttft", row.name, precision, height, width, 1, form=form, llm=llm,
+                        "ttft", row.name, precision, (height, width, 1), form=form, llm=llm,
                         prompt_tokens=options.prompt_tokens, tiles=tiles,
                     )
                     for row, precision in pairs

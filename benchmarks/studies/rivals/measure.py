@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +27,28 @@ TIMED_ON = "chelsea"
 PROBE_ROUNDS = 3
 
 
-def measure(
-    names: Sequence[str], work: Path, *, resolution: int, variant: str = "fastvithd", samples: int = 32,
-    rounds: int = 10, threads: int = 2, outliers: float = 0.0, progress: Progress = silent,
-) -> list[Row]:  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How candidates are made and measured.
+
+    Attributes:
+        resolution: side of the square in pixels.
+        variant: name of the architecture.
+        samples: images to calibrate on.
+        rounds: of timing; 0 makes and compares only.
+        threads: of each runtime.
+        outliers: spread of the channel gains, see `with_outliers`.
+    """
+
+    resolution: int
+    variant: str = "fastvithd"
+    samples: int = 32
+    rounds: int = 10
+    threads: int = 2
+    outliers: float = 0.0
+
+
+def measure(names: Sequence[str], work: Path, setting: Setting, *, progress: Progress = silent) -> list[Row]:
     """One row per candidate. What a candidate lacks or trips over is written in its row, and the rest goes on.
 
     At most one model at a time is in memory, until all files that will be timed are loaded.
@@ -37,17 +56,16 @@ def measure(
     Args:
         names: of `CANDIDATES`, the baseline among them.
         work: where files stay; those of an earlier call are taken as they are.
-        resolution, variant, samples, threads: what to run.
-        rounds: of timing; 0 makes and compares only.
-        outliers: spread of the channel gains, see `with_outliers`.
+        setting: how they are made and measured.
         progress: told of each file and candidate.
 
     Raises:
         FvexportError: no such model; no photographs; our FP32 file could not be made.
     """
+    resolution, variant, outliers = setting.resolution, setting.variant, setting.outliers
     get_variant(variant).check_resolution(resolution, resolution)
-    place = (work / f"{variant}-{resolution}-samples{samples}-outliers{outliers:g}").resolve()
-    photographs = Photographs.write(place / "calibration.txt", samples, resolution)
+    place = (work / f"{variant}-{resolution}-samples{setting.samples}-outliers{outliers:g}").resolve()
+    photographs = Photographs.write(place / "calibration.txt", setting.samples, resolution)
     job = Job(photographs, partial(_checkpoint, variant, outliers), place / "fp32" / "artifact" / MODEL_FILE)
     wanted = {CANDIDATES[name].tool for name in names}
     made: dict[str, Made | str] = {}
@@ -61,11 +79,11 @@ def measure(
     rows = []
     for name in names:
         progress(f"compare {name}", 0, None)
-        rows.append(_compared(name, made[CANDIDATES[name].tool], tests, references, threads))
+        rows.append(_compared(name, made[CANDIDATES[name].tool], tests, references, setting.threads))
         release()
-    if rounds:
+    if setting.rounds:
         progress("time", 0, None)
-        _time(rows, tests[TIMED_ON], rounds, threads)
+        _time(rows, tests[TIMED_ON], setting.rounds, setting.threads)
     return rows
 
 
