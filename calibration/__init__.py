@@ -18,5 +18,5 @@
     findings        what an artifact records of the last two
 
 Every step is a function from module to module that leaves its input alone; the exporter writes down what it is given.
-May import `encoder` and `fvexport`; is imported by `export`, `benchmarks` and `cli`.
+May import `encoder` and `core`; is imported by `export`, `benchmarks` and `cli`.
 """
