@@ -64,6 +64,18 @@ class Prepared:
         return self.quantization is not None or self.fp16 is not None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What `prepare` was called with, and the `frame` that images are prepared in."""
+
+    checkpoint: Checkpoint
+    options: ExportOptions
+    calibration: CalibrationOptions
+    images: Mapping[str, ImageLike]
+    frame: Preprocessor
+    progress: Progress
+
+
 def prepare(
     checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions, images: Mapping[str, ImageLike],
     progress: Progress,
@@ -83,12 +95,15 @@ def prepare(
     progress("fuse", 0, None)
     normalization = checkpoint.info.preprocessing.normalization
     fused = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8", normalization=normalization)
-    frame = _frame(checkpoint, options.height, options.width)
+    job = _Job(
+        checkpoint=checkpoint, options=options, calibration=calibration, images=images, progress=progress,
+        frame=_frame(checkpoint, options.height, options.width),
+    )  # fmt: skip
     if options.quantized:
-        return _quantized(fused, checkpoint, options, calibration, images, frame, progress)
+        return _quantized(fused, job)
     result = Prepared(fused)
     if options.float_precision == "fp16":
-        peaks = _peaks(fused, checkpoint, calibration, frame, result.notices, progress)
+        peaks = _peaks(fused, job, result.notices)
         _fit(result, plan_fp16(fused, peaks))
     return result
 
@@ -97,16 +112,14 @@ def _frame(checkpoint: Checkpoint, height: int, width: int) -> Preprocessor:
     return Preprocessor(height, width, checkpoint.info.preprocessing)
 
 
-def _peaks(
-    fused: FastViTHD, checkpoint: Checkpoint, calibration: CalibrationOptions, frame: Preprocessor,
-    notices: list[str], progress: Progress,
-) -> dict[str, float]:  # fmt: skip
+def _peaks(fused: FastViTHD, job: _Job, notices: list[str]) -> dict[str, float]:
+    calibration = job.calibration
     if calibration.ranges is not None:
-        return _stats(checkpoint, Path(calibration.ranges), frame).amax
+        return _stats(job.checkpoint, Path(calibration.ranges), job.frame).amax
     data = calibration_data(calibration.calib, calibration.samples or FP16_SAMPLES, seed=calibration.seed)
     if calibration.calib is not None:
         notices += data.notices
-    return observe_peaks(fused, data, frame, progress=progress)
+    return observe_peaks(fused, data, job.frame, progress=job.progress)
 
 
 def _stats(checkpoint: Checkpoint, ranges: Path, frame: Preprocessor) -> Stats:
@@ -144,19 +157,17 @@ def stream_scales(model: FastViTHD, plan: Fp16Plan) -> dict[str, Tensor]:
     return scales
 
 
-def _quantized(
-    fused: FastViTHD, checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions,
-    images: Mapping[str, ImageLike], frame: Preprocessor, progress: Progress,
-) -> Prepared:  # fmt: skip
+def _quantized(fused: FastViTHD, job: _Job) -> Prepared:
+    options, calibration, progress = job.options, job.calibration, job.progress
     result = Prepared(fused)
     policy = options.policy
     if calibration.ranges is not None:
-        stats = _stats(checkpoint, Path(calibration.ranges), frame)
+        stats = _stats(job.checkpoint, Path(calibration.ranges), job.frame)
     else:
         data = calibration_data(calibration.calib, calibration.samples or DEFAULT_SAMPLES, seed=calibration.seed)
         result.notices += data.notices
         fast = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        stats = observe(fast, checkpoint.info, data, frame, progress=progress)
+        stats = observe(fast, job.checkpoint.info, data, job.frame, progress=progress)
     equalized = equalize(fused, stats, policy)
     result.encoder, result.block_scales = equalized.model, equalized.block_scales
     if options.float_precision == "fp16":
@@ -164,9 +175,7 @@ def _quantized(
     plain = result.encoder
     result.encoder = quantize(plain, equalized.stats, policy, method=calibration.method, progress=progress)
     layers = quantizable(plain, policy)
-    bounded = _bounded(
-        fused, plain, result.encoder, options, calibration, images, frame, checkpoint, progress
-    )  # fmt: skip
+    bounded = _bounded(fused, plain, result.encoder, job)
     if bounded is not None:
         result.encoder = bounded.model
     kept = bounded.kept if bounded else []
@@ -195,13 +204,10 @@ def _quantized(
     return result
 
 
-def _bounded(
-    reference: FastViTHD, plain: FastViTHD, quantized: FastViTHD, options: ExportOptions,
-    calibration: CalibrationOptions, images: Mapping[str, ImageLike], frame: Preprocessor, checkpoint: Checkpoint,
-    progress: Progress,
-) -> Bounded | None:  # fmt: skip
+def _bounded(reference: FastViTHD, plain: FastViTHD, quantized: FastViTHD, job: _Job) -> Bounded | None:
     """The quantized model with as many layers in float as the bound asks for, or None where there is none."""
-    if calibration.bound is None:
+    checkpoint, options, images, frame = job.checkpoint, job.options, job.images, job.frame
+    if job.calibration.bound is None:
         return None
     # As the verdict will have it: behind the connector, in the half type that the runtime stores.
     connector, stores = checkpoint.connector if options.projector else None, stored_type(options)
@@ -222,7 +228,7 @@ def _bounded(
     sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))
     small = _frame(checkpoint, *sides)
     probe = torch.cat([model_input(reference, small.pixels(image), small) for image in list(images.values())[:2]])
-    return meet_bound(plain, quantized, calibration.bound, measure, probe, progress=progress)
+    return meet_bound(plain, quantized, job.calibration.bound, measure, probe, progress=job.progress)
 
 
 def stored_type(options: ExportOptions) -> torch.dtype | None:
