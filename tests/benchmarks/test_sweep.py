@@ -277,7 +277,7 @@ def test_two_sweeps_do_not_share_a_folder(sweeping: Sweeping, tmp_path: Path) ->
 
 def test_weights_that_cannot_be_loaded_end_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such file"):
-        run_sweep(replace(OPTIONS, checkpoint="nowhere"), tmp_path / "out")
+        run_sweep(replace(OPTIONS, weights=WeightOptions(checkpoint="nowhere")), tmp_path / "out")
 
 
 def test_nothing_to_measure_is_said(sweeping: Sweeping) -> None:

@@ -52,7 +52,7 @@ def source_of(case: str, tiny: Checkpoint) -> Checkpoint:
 
 
 def options_of(report: ExportReport) -> ExportOptions:
-    return ExportOptions(**{k: v for k, v in report.artifact.manifest.options.items() if k != "connector"})
+    return ExportOptions(**{k: v for k, v in vars(report.artifact.manifest.options).items() if k != "connector"})
 
 
 # --- what it computes --------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_verdict(made: Made, case: str) -> None:
     assert verdict.backend.startswith(judge)
     assert verdict.first_bad_layer is None
     assert verdict.layers[0].name == "stem.0" and len(verdict.layers) == 16
-    assert manifest.parity == json.loads(json.dumps(verdict.to_dict()))
+    assert plain(manifest.parity) == json.loads(json.dumps(verdict.to_dict()))
     assert plain(manifest.quantization.predicted) == verdict.torch.to_dict()
     assert manifest.quantization.blocks == {layer.name: layer.torch_rel_l2 for layer in verdict.layers}
     assert any("scikit-image ships" in notice for notice in report.notices)
