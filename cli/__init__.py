@@ -4,7 +4,11 @@ What lives here
     main        the group, and what becomes of errors
     onnx, parity, inspect, encode, ask, eval, doctor
                 one command each
-    options     option types and option groups that commands share
+    options     option types, and single options that commands share
+    option_groups
+                several options of a command as one object
+    request_options
+                the options of exports, and the request that they become
     vlm_options those of `ask` and `eval`
     render      tables for reports and verdicts
     render_answers

@@ -1,6 +1,7 @@
 """FastViTHD in PyTorch: the model, its exact fusion, its checkpoints, its connector, its images.
 
 What lives here
+    weight_options  which weights a command or function works on
     config          the architecture as a dataclass, and the named variants
     fastvithd       the model, in its train, released and fused forms
     reparameterize  train or released form -> fused form, exactly

@@ -2,6 +2,7 @@
 
 What lives here
     options         what an export is asked for, checked before anything expensive
+    requests        an export or an engine build as one object
     trace           PyTorch module -> ONNX graph, quietly and with readable names
     attention_plugin  attention as one node, for TensorRT's plugin
     passes          our own graph clean-up, and onnxsim, with weights standing aside

@@ -3,9 +3,13 @@ from .drop_in import Patch as Patch
 from .drop_in import patch as patch
 from .engine import EngineReport as EngineReport
 from .engine import export_trt as export_trt
+from .engine import run_engine as run_engine
 from .onnx import ExportReport as ExportReport
 from .onnx import export_onnx as export_onnx
+from .onnx import run_export as run_export
 from .options import ExportOptions as ExportOptions
 from .parity import Verdict as Verdict
 from .parity import check_parity as check_parity
+from .requests import EngineRequest as EngineRequest
+from .requests import ExportRequest as ExportRequest
 from .runtime import Encoder as Encoder
