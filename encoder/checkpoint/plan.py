@@ -40,17 +40,36 @@ def plan_model(source: str, store: TensorStore, settings: Settings, wanted: Fast
         CheckpointError: another model, another architecture than `wanted`, or unfit tensors.
     """
     _check_one_encoder(source, store)
+    naming, names, described, config = _recognize(source, store, settings)
+    _check_variant(source, config, wanted)
+    form = model_form(names)
+    with torch.device("meta"):
+        encoder = FastViTHD(config, form=form)
+    seems = f"a FastViTHD in {naming.form.title}, {form}, with depths {config.depths} and dims {config.dims}"
+    if any(name.endswith(".mlp.conv.weight") for name in names):
+        seems = f"a FastViTHD that was fused already, in {naming.form.title}"
+    findings = Findings(store.original, _depths_hint(settings, names, described))
+    findings.compare(shapes_of(encoder), described, names, naming.file_name)
+    connector = _plan_connector(source, store, settings, naming, config, findings)
+    if unfitness := findings.error(source, seems):
+        raise unfitness
+    return Plan(naming, encoder, names, connector, seems)
+
+
+def _recognize(
+    source: str, store: TensorStore, settings: Settings
+) -> tuple[Naming, dict[str, str], dict[str, TensorInfo], FastViTHDConfig]:
+    """The form, the file's names by canonical name, what is known of these tensors, and the architecture."""
     naming = detect(store.names)
     names = {c: n for n in store.names if naming and (c := naming.canonical(n)) is not None}
     described: dict[str, TensorInfo] = {}
     config = None
     if naming and any(name.startswith("stages.4.") for name in names):  # before any shard is fetched
         described = store.describe(names.values())
-        shapes = {c: described[n].shape for c, n in names.items() if n in described}
         check_names(source, [store.original(n) for n in names.values()], "its image encoder")
         check_layout(source, {store.original(n): info.shape for n, info in described.items()})
         try:
-            config = infer_config(shapes, settings.depths)
+            config = infer_config(_shapes(names, described), settings.depths)
         except ConfigError as error:
             raise unfit(source, f"its tensors are of no FastViTHD: {error}", "give another checkpoint") from None
     if naming is None or config is None:
@@ -61,42 +80,50 @@ def plan_model(source: str, store: TensorStore, settings: Settings, wanted: Fast
             f"is no FastViTHD: it seems to be {seems_to_be(store.names)}, with tensors such as {some(originals)}",
             "give a FastVLM, MobileCLIP2-S3 or timm fastvit_mci3 checkpoint",
         )
-    if wanted is not None and config != wanted:
-        theirs, ours = (f"depths {c.depths} and dims {c.dims}" for c in (config, wanted))
-        known = variant_name(config)
-        mend = f"leave out the variant or give {known}" if known in VARIANTS else "leave out the variant"
-        raise unfit(source, f"has {theirs}; the variant asked for has {ours}", mend)
+    return naming, names, described, config
 
-    form = model_form(names)
-    with torch.device("meta"):
-        encoder = FastViTHD(config, form=form)
-    seems = f"a FastViTHD in {naming.form.title}, {form}, with depths {config.depths} and dims {config.dims}"
-    if any(name.endswith(".mlp.conv.weight") for name in names):
-        seems = f"a FastViTHD that was fused already, in {naming.form.title}"
-    hint = None
-    own = infer_config(shapes) if settings.depths else None
-    if own is not None and own.depths != settings.depths:
-        hint = f"check the depths in config.json {settings.depths} against the tensors' {own.depths}"
-    findings = Findings(store.original, hint)
-    findings.compare(shapes_of(encoder), described, names, naming.file_name)
+
+def _check_variant(source: str, config: FastViTHDConfig, wanted: FastViTHDConfig | None) -> None:
+    """Raises CheckpointError for another architecture than the one asked for."""
+    if wanted is None or config == wanted:
+        return
+    theirs, ours = (f"depths {c.depths} and dims {c.dims}" for c in (config, wanted))
+    known = variant_name(config)
+    mend = f"leave out the variant or give {known}" if known in VARIANTS else "leave out the variant"
+    raise unfit(source, f"has {theirs}; the variant asked for has {ours}", mend)
+
+
+def _depths_hint(settings: Settings, names: dict[str, str], described: dict[str, TensorInfo]) -> str | None:
+    """What to check if the file's tensors are not the model's: depths that config.json gives, but not the tensors."""
+    own = infer_config(_shapes(names, described)) if settings.depths else None
+    if own is None or own.depths == settings.depths:
+        return None
+    return f"check the depths in config.json {settings.depths} against the tensors' {own.depths}"
+
+
+def _shapes(names: dict[str, str], described: dict[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {c: described[n].shape for c, n in names.items() if n in described}
+
+
+def _plan_connector(
+    source: str, store: TensorStore, settings: Settings, naming: Naming, config: FastViTHDConfig, findings: Findings
+) -> ConnectorPlan | None:
+    """The connector's tensors, or None if there are none; adds what does not fit to `findings`."""
     try:
         connector = plan_connector(naming.form, store.names, store.describe, settings.connector, config.out_channels)
     except ConfigError as error:
         raise unfit(source, f"has no usable connector: {error}", "check mm_projector_type in config.json") from None
-    if connector:
-        if naming.form.name == "transformers" and settings.activation not in (None, "gelu"):
-            problem = f"config.json says projector_hidden_act {shown(settings.activation)!r}, which is not supported"
-            raise unfit(source, problem, "give a FastVLM checkpoint, whose connector has gelu")
-        check_names(source, [store.original(n) for n in connector.names.values()], "its connector")
-        if settings.connector and settings.connector != connector.kind:
-            hint = (
-                f"check mm_projector_type in config.json {settings.connector!r} against the tensors' {connector.kind}"
-            )
-            findings.hint = findings.hint or hint
-        findings.compare(shapes_of(connector.module), connector.found, connector.names, connector.name_of)
-    if unfitness := findings.error(source, seems):
-        raise unfitness
-    return Plan(naming, encoder, names, connector, seems)
+    if connector is None:
+        return None
+    if naming.form.name == "transformers" and settings.activation not in (None, "gelu"):
+        problem = f"config.json says projector_hidden_act {shown(settings.activation)!r}, which is not supported"
+        raise unfit(source, problem, "give a FastVLM checkpoint, whose connector has gelu")
+    check_names(source, [store.original(n) for n in connector.names.values()], "its connector")
+    if settings.connector and settings.connector != connector.kind:
+        hint = f"check mm_projector_type in config.json {settings.connector!r} against the tensors' {connector.kind}"
+        findings.hint = findings.hint or hint
+    findings.compare(shapes_of(connector.module), connector.found, connector.names, connector.name_of)
+    return connector
 
 
 def _check_one_encoder(source: str, store: TensorStore) -> None:

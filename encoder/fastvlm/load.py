@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
-from ..checkpoint.load import load_located
+from ..checkpoint.load import CheckpointInfo, load_located
 from ..checkpoint.source import Located, locate
 from ..checkpoint.tensors import TensorStore
 from ..checkpoint.wording import unfit
@@ -60,12 +60,7 @@ def load_fastvlm(
     located = locate(source if isinstance(source, str) else Path(source), revision=revision, progress=progress)
     main = located.configs.get("config.json", {})
     kept = _dtype(dtype, place, main)
-    # The small files first: what they lack is told before gigabytes are read.
-    words = None
-    if tokenizer is True:
-        words = load_tokenizer(located)
-    elif tokenizer is not False:
-        words = tokenizer_from(tokenizer)
+    words = _tokenizer(tokenizer, located)  # the small files first: report what they lack before reading gigabytes
     store = TensorStore(located)
     if not any(own_name(name) for name in store.names):
         raise unfit(located.source, "has no language model", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
@@ -76,11 +71,7 @@ def load_fastvlm(
     language_model, notice = load_language_model(
         located.source, store, main, dtype=kept, device=place, progress=progress
     )
-    info = checkpoint.info
-    if notice is not None:
-        info = replace(info, notice=f"{info.notice} {notice}" if info.notice else notice)
-    if info.notice is not None:
-        logging.getLogger("fvexport").warning("%s: %s", located.source, info.notice)
+    info = _with_notice(checkpoint.info, notice)
     config = language_model.config
     _check_width(located, checkpoint.connector.config.out_channels, config.hidden_size)
     if words is not None:
@@ -100,6 +91,21 @@ def load_fastvlm(
         context_length=_context(main, config),
         image_mark=f"<im_start>{MARK}<im_end>" if main.get("mm_use_im_start_end") else MARK,
     )
+
+
+def _tokenizer(tokenizer: str | os.PathLike[str] | bool, located: Located) -> Any:
+    if tokenizer is True:
+        return load_tokenizer(located)
+    return None if tokenizer is False else tokenizer_from(tokenizer)
+
+
+def _with_notice(info: CheckpointInfo, notice: str | None) -> CheckpointInfo:
+    """The info with a further notice, all of which are logged."""
+    if notice is not None:
+        info = replace(info, notice=f"{info.notice} {notice}" if info.notice else notice)
+    if info.notice is not None:
+        logging.getLogger("fvexport").warning("%s: %s", info.source, info.notice)
+    return info
 
 
 def _dtype(dtype: str | torch.dtype | None, device: torch.device, main: Mapping[str, Any]) -> torch.dtype:
