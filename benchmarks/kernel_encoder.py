@@ -36,7 +36,7 @@ COMPILE_S = {"reduce-overhead": 90.0, "max-autotune": 400.0}
 OURS = "ours"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to measure.
 

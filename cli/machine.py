@@ -75,7 +75,7 @@ class TargetState:
     note: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """Everything `doctor` reports.
 

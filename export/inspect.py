@@ -44,7 +44,7 @@ class StageCost:
     activation_bytes: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Inspection:
     """An artifact, described.
 

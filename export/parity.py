@@ -63,7 +63,7 @@ class LayerFigure:
         return self.rel_l2 is not None and self.rel_l2 <= self.bound
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The result of one comparison.
 
@@ -164,7 +164,7 @@ def check_parity(
     )  # fmt: skip
     sizes = sorted({run.resolution for run in runs}, reverse=True)
     return Verdict(
-        status, reason, precision, figures, torch_figures, thresholds,
+        status=status, reason=reason, precision=precision, figures=figures, torch=torch_figures, thresholds=thresholds,
         images=list(named), resolutions=[f"{height}x{width}" for height, width in sizes],
         backend=f"{candidate.name}, computing {candidate.computes}",
         layers=layer_figures, first_bad_layer=next((f.name for f in layer_figures if not f.passed), None),

@@ -48,7 +48,7 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadlineRow:
     """A row of the table at the top, in words."""
 
@@ -355,7 +355,7 @@ def verdict(comparison: Comparison) -> str:
     return f"Of {counted(len(comparison.differences), 'cell')} in both: " + ", ".join(s for s in said if s) + "."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DifferenceRow:
     """A row of the table of differences, in words."""
 
@@ -382,9 +382,9 @@ def difference_row(difference: Difference) -> DifferenceRow:
     interval = percent_interval(change).partition("(")[2].rstrip(")") if change else ""
     style = {"slower": "bad", "broken": "bad", "faster": "good", "same": "", "unclear": "quiet"}[difference.finding]
     return DifferenceRow(
-        name(difference.new), difference.run, shown(difference.base), shown(difference.new),
-        percent(change.value - 1) if change else "", change.value if change else "", interval, difference.finding,
-        style, difference.reason,
+        name=name(difference.new), run=difference.run, before=shown(difference.base), now=shown(difference.new),
+        change=percent(change.value - 1) if change else "", change_key=change.value if change else "",
+        interval=interval, finding=difference.finding, style=style, reason=difference.reason,
     )  # fmt: skip
 
 

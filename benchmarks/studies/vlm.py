@@ -167,7 +167,19 @@ def make_fastvlm(setting: Setting, tower: str) -> tuple[FastVLM, VisionTower]:
     torch.set_num_threads(setting.threads)
     language_model = seeded_language_model(setting.language_model)
     made = make_tower(setting, tower)
-    info = CheckpointInfo("seeded:0", "seeded", "", setting.variant, None, RELEASED, None, None, False, None, None)
+    info = CheckpointInfo(
+        source="seeded:0",
+        form="seeded",
+        sha256="",
+        variant=setting.variant,
+        revision=None,
+        preprocessing=RELEASED,
+        preprocessing_source=None,
+        resolution=None,
+        trained=False,
+        connector_sha256=None,
+        notice=None,
+    )
     vlm = FastVLM(
         info=info,
         architecture=get_variant(setting.variant),

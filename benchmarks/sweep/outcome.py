@@ -16,11 +16,11 @@ def measured_result(live: Live, file: File, how: Measuring, environment: str, da
     info = live.info
     latency = summarize(live.windows, how, info["timer"])
     return Result(
-        live.cell,
-        "ok" if latency.stable else "unstable",
-        "" if latency.stable else unstable_reason(latency, how, "the budget ended"),
-        environment,
-        date,
+        cell=live.cell,
+        status="ok" if latency.stable else "unstable",
+        reason="" if latency.stable else unstable_reason(latency, how, "the budget ended"),
+        environment=environment,
+        date=date,
         computes=info["computes"],
         latency=latency,
         tokens=info["tokens"],

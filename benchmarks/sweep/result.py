@@ -26,7 +26,7 @@ MEASURED: tuple[Status, ...] = ("ok", "unstable")
 """Of these a result has a latency."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of a sweep. Everything that makes it another measurement is here, and nothing else.
 
@@ -120,7 +120,7 @@ class Window:
     reference_ms: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Of one call (a whole batch), over all rounds.
 
@@ -215,7 +215,7 @@ class Ttft:
     prompt_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One cell's measurement, or why there is none.
 
@@ -292,7 +292,7 @@ class Absent:
     kind: Kind = "ours"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """What a sweep ran on.
 

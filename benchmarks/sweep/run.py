@@ -293,7 +293,15 @@ class _Sweep:
         """A cell that ends without figures."""
         known = file or File(None, None, None)
         self._note(
-            Result(cell, status, reason, self.environment.id, now(), build_s=known.seconds, artifact_mb=known.mb)
+            Result(
+                cell=cell,
+                status=status,
+                reason=reason,
+                environment=self.environment.id,
+                date=now(),
+                build_s=known.seconds,
+                artifact_mb=known.mb,
+            )
         )
 
     def _note(self, result: Result) -> None:

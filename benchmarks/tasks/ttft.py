@@ -54,7 +54,7 @@ class Vision:
     connector: Callable[[Tensor], Tensor] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Ttft:
     """Time to first token of one candidate: medians over rounds, in milliseconds.
 
@@ -206,6 +206,7 @@ def _summary(parts: list[tuple[float, float, float]], visual_tokens: int, prompt
     sums = [sum(part) for part in parts]
     deciles = statistics.quantiles(sums, n=10, method="inclusive") if len(sums) > 1 else sums
     return Ttft(
-        encoder, connector, prefills, statistics.median(sums), deciles[0], deciles[-1],
-        visual_tokens, prompt_tokens, len(sums),
+        encoder_ms=encoder, connector_ms=connector, prefill_ms=prefills, ttft_ms=statistics.median(sums),
+        ttft_p10_ms=deciles[0], ttft_p90_ms=deciles[-1], visual_tokens=visual_tokens, prompt_tokens=prompt_tokens,
+        rounds=len(sums),
     )  # fmt: skip

@@ -31,7 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 SEEDED_NOTICE = "These weights are seeded, not trained: the features mean nothing."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
     """What an artifact has to remember of its weights.
 

@@ -29,7 +29,19 @@ Synthetic = Callable[..., list[Record]]
 
 
 def cell(**changes: object) -> Cell:
-    plain = Cell("ours", "openvino", "int8", 256, 256, 1, 2, "tiny", "seeded:0", "0123456789ab", samples=8)
+    plain = Cell(
+        kind="ours",
+        backend="openvino",
+        precision="int8",
+        height=256,
+        width=256,
+        batch=1,
+        threads=2,
+        variant="tiny",
+        checkpoint="seeded:0",
+        weights="0123456789ab",
+        samples=8,
+    )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 

@@ -63,7 +63,9 @@ def test_onnx_is_written_without_onnxsim(fvexport, monkeypatch: pytest.MonkeyPat
 
 def test_a_gpu_that_rtx_does_not_run_on(fvexport, tensorrt_rtx, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "is_installed", lambda flavour: flavour == "tensorrt-rtx")
-    monkeypatch.setattr(machine, "current_gpu", lambda: Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0"))
+    monkeypatch.setattr(
+        machine, "current_gpu", lambda: Gpu(name="NVIDIA H100 80GB HBM3", compute_capability="9.0", driver="13.0")
+    )
     answer = fvexport("doctor", "--json").json
     title = f"TensorRT-RTX {tensorrt_rtx.__version__}"
     assert answer["commands"]["trt"].startswith(

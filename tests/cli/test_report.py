@@ -13,8 +13,8 @@ from fvexport.benchmarks.sweep.store import append
 def sweep(folder: Path, factor: float = 1.0, date: str = "2000-01-01T00:00:00+00:00") -> Path:
     """A sweep of two cells that nobody measured; the second takes `factor` times as long as it could."""
     environment = Environment(
-        date, "fvexport sweep --res 256", {"model": "Made-up CPU", "usable": 2, "cores": 2}, 8.0, (), "Made-up-1",
-        "3.11", {"fvexport": "0.1.0"},
+        date=date, command="fvexport sweep --res 256", cpu={"model": "Made-up CPU", "usable": 2, "cores": 2},
+        memory_gb=8.0, gpus=(), platform="Made-up-1", python="3.11", versions={"fvexport": "0.1.0"},
     )  # fmt: skip
     records = [
         environment,
@@ -22,10 +22,44 @@ def sweep(folder: Path, factor: float = 1.0, date: str = "2000-01-01T00:00:00+00
     ]
     for form, ms in (("train", 100.0), ("fused", 80.0 * factor)):
         windows = tuple(Window(n, ms * (1 + 0.004 * (n % 3)), 4, 100.0) for n in range(7))
-        cell = Cell("ours", "eager", "fp32", 256, 256, 1, 2, "tiny", "seeded:0", "0" * 12, form)
-        latency = Latency(ms, ms, ms, ms, ms, 28, windows, "wall", True, 0.01)
+        cell = Cell(
+            kind="ours",
+            backend="eager",
+            precision="fp32",
+            height=256,
+            width=256,
+            batch=1,
+            threads=2,
+            variant="tiny",
+            checkpoint="seeded:0",
+            weights="0" * 12,
+            form=form,
+        )
+        latency = Latency(
+            p50_ms=ms,
+            p90_ms=ms,
+            p99_ms=ms,
+            mean_ms=ms,
+            min_ms=ms,
+            count=28,
+            windows=windows,
+            timer="wall",
+            stable=True,
+            spread=0.01,
+        )
         parity = Parity("pass", 120.0, 1.0, 1.0, 1e-6)
-        records.append(Result(cell, "ok", "", environment.id, date, latency=latency, tokens=16, parity=parity))
+        records.append(
+            Result(
+                cell=cell,
+                status="ok",
+                reason="",
+                environment=environment.id,
+                date=date,
+                latency=latency,
+                tokens=16,
+                parity=parity,
+            )
+        )
     append(folder / "results.jsonl", *records)
     return folder
 

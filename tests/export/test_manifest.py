@@ -50,8 +50,9 @@ THRESHOLDS = Thresholds(
     over_torch=2, rel_l2_floor=1e-5, rel_l2_limit=1e-3, centred_floor=2e-5, centred_limit=2e-3, cosine_min=0.9
 )
 VERDICT = Verdict(
-    "pass", "well", "int8", FIGURES, FIGURES, THRESHOLDS, ["a.jpg"], ["64x64"], "openvino",
-    [LayerFigure("stem.0", 1e-3, None, 2e-3)], "stem.0",
+    status="pass", reason="well", precision="int8", figures=FIGURES, torch=FIGURES, thresholds=THRESHOLDS,
+    images=["a.jpg"], resolutions=["64x64"], backend="openvino", layers=[LayerFigure("stem.0", 1e-3, None, 2e-3)],
+    first_bad_layer="stem.0",
 )  # fmt: skip
 
 
