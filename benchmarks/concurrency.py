@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..export.targets import TARGETS
+
 if TYPE_CHECKING:
     from ..export.runtime import Encoder
 
-BACKENDS = ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
+BACKENDS = tuple(row.name for row in TARGETS if not row.gpu)
 IMAGES = 8
 TOLERANCE = 1e-4
 """Largest difference of equal answers, over the largest value."""

@@ -20,12 +20,12 @@ from ..core.versions import version_of
 from ..export.options import PRECISIONS
 from ..export.targets import (
     BROKEN_ORT,
-    GPU_TARGETS,
     ORT_PACKAGE,
     REINSTALL_ORT,
     TARGETS,
     Target,
     fastest_quant_target,
+    get_target,
     has_cuda_gpu,
     import_openvino,
     why_absent,
@@ -132,7 +132,7 @@ def examine(progress: Progress = silent) -> Machine:
     installs = [f"pip install {ORT_PACKAGE if name == 'onnxruntime' else name}" for name in missing]
     gpu = has_cuda_gpu()
     for row in targets:
-        lacks_gpu = row.name in GPU_TARGETS and not gpu  # no package brings one
+        lacks_gpu = get_target(row.name).gpu and not gpu  # no package brings one
         if row.why_not and row.why_not != BROKEN_ORT and not lacks_gpu and row.install not in installs:
             installs.append(row.install)
     if any(t.why_not == BROKEN_ORT for t in targets):

@@ -50,9 +50,6 @@ PLUGIN_NOTICE = (
     "and TensorRT needs fvexport.kernels.tensorrt_plugin.register_attention()"
 )
 
-JUDGES = {"tensorrt": "onnxruntime-cpu", "onnxruntime-cpu": "onnxruntime-cpu", "openvino": "openvino"}
-"""What runs a quantized file for its verdict, by target."""
-
 
 @dataclass(frozen=True)
 class ExportReport:
@@ -168,7 +165,8 @@ def _judged(
     manifest = artifact.manifest
     backend = "onnxruntime-cpu"
     if manifest.quantization:
-        backend = JUDGES[manifest.quantization["target"]]
+        row = get_target(manifest.quantization["target"])
+        backend = row.judge or row.name
         if (reason := why_absent(get_target(backend))) is not None:
             notices.append(f"judged by onnxruntime-cpu, since {reason}: `{get_target(backend).install}`")
             backend = "onnxruntime-cpu"

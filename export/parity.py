@@ -135,7 +135,7 @@ def check_parity(
     uint8 = manifest.input["dtype"] == "uint8"
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
     candidate = make_backend(
-        artifact, backend, stored_half=get_target(backend).rounds_stored, taps=taps, checkpoint=checkpoint
+        artifact, backend, stored_half=get_target(backend).emulates_half, taps=taps, checkpoint=checkpoint
     )
     own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {})

@@ -19,13 +19,6 @@ from .saturation import saturation_of
 from .targets import fastest_quant_target, get_target, has_cuda_gpu, why_absent, why_no_tensorrt_gpu
 from .tensorrt.options import Flavour
 
-ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
-MADE_FOR: dict[str, tuple[str, ...]] = {
-    "tensorrt": ENGINES, "onnxruntime-cpu": ("onnxruntime-cpu", "openvino"), "openvino": ("openvino",),
-}  # fmt: skip
-"""Quantization target -> the backends that run its files fast; OpenVINO runs onnxruntime's as fast as its own."""
-TITLES = {"tensorrt": "TensorRT", "onnxruntime-cpu": "onnxruntime's CPU", "openvino": "OpenVINO"}
-
 
 @dataclass(frozen=True)
 class BackendChoice:
@@ -72,7 +65,7 @@ def choose_backend(
     if gpu is not None:
         return gpu
     target = quant_target(manifest)
-    if target in ("onnxruntime-cpu", "openvino") and why_absent(get_target(target)) is None:
+    if target is not None and not get_target(target).gpu and why_absent(get_target(target)) is None:
         return BackendChoice(target, "the artifact was made for it")
     openvino = not manifest.options.get("attention_plugin") and why_absent(get_target("openvino")) is None
     if manifest.precision == "bf16" and not judging and openvino:
@@ -194,7 +187,7 @@ def runtime_notices(artifact: Artifact, backend: str) -> list[str]:
     manifest = artifact.manifest
     found = (_slow(artifact, backend), _saturation(artifact, backend), _old_preprocessing(artifact))
     notices = [text for text in found if text]
-    if manifest.precision == "bf16" and backend == "onnxruntime-cpu":
+    if manifest.precision == "bf16" and "bf16" not in get_target(backend).precisions:
         notices.append(
             f"{artifact.path} is BF16, which {backend} computes slowly: in float32, rounding each stored value"
         )
@@ -214,18 +207,17 @@ def _old_preprocessing(artifact: Artifact) -> str | None:
 
 def _slow(artifact: Artifact, backend: str) -> str | None:
     target = quant_target(artifact.manifest)
-    fp8 = artifact.manifest.precision == "fp8"
-    if target is None or backend in MADE_FOR.get(target, ENGINES) or (fp8 and backend == "triton"):
+    if target is None or target in get_target(backend).fast_with:
         return None
-    if target == "tensorrt":
+    row = get_target(target)
+    if row.engine:
         where = "builds an engine" if why_no_tensorrt_gpu() is None else "builds an engine on a machine with a GPU"
         fix = f"`fvexport trt --artifact {artifact.path}` {where}"
-        if not fp8:
+        if artifact.manifest.precision != "fp8":
             fix += f", `fvexport onnx --int8 --target {fastest_quant_target(cpu_only=True).target}` a file for this CPU"
-        return f"{artifact.path} was made for TensorRT and is slow on {backend}, slower than an FP32 file; {fix}"
-    absent = why_absent(get_target(target))
-    fix = f"take --backend {target}" if absent is None else f"`{get_target(target).install}`"
-    return f"{artifact.path} was made for {TITLES[target]} and is slow on {backend}, slower than an FP32 file; {fix}"
+    else:
+        fix = f"take --backend {target}" if why_absent(row) is None else f"`{row.install}`"
+    return f"{artifact.path} was made for {row.title} and is slow on {backend}, slower than an FP32 file; {fix}"
 
 
 def _saturation(artifact: Artifact, backend: str) -> str | None:
@@ -234,7 +226,7 @@ def _saturation(artifact: Artifact, backend: str) -> str | None:
     found = saturation_of(artifact)
     share = f"{found['affected']} of {found['pairs']} pairs of weights in {len(found['layers'])} layers"
     begin = f"8-bit products saturate on this CPU (no VNNI), in {share} of {artifact.path}"
-    if backend == "onnxruntime-cpu":
+    if get_target(backend).exact_products:
         return f"{begin}: computed exactly, more slowly; `fvexport onnx --reduce-range` makes a file without them"
     return f"{begin}: features can be wrong; export it with --reduce-range"
 
@@ -244,9 +236,7 @@ def may_saturate(artifact: Artifact, backend: str) -> bool:
     manifest = artifact.manifest
     if manifest.precision != "int8" or not products_saturate():
         return False
-    # Files for TensorRT keep FP16 around their Q/DQ: onnxruntime's CPU then multiplies in float.
-    integers = backend == "openvino" or (backend == "onnxruntime-cpu" and quant_target(manifest) != "tensorrt")
-    return integers and saturation_of(artifact)["affected"] > 0
+    return quant_target(manifest) in get_target(backend).saturates and saturation_of(artifact)["affected"] > 0
 
 
 def runs_on(manifest: Manifest) -> str:
@@ -257,5 +247,5 @@ def runs_on(manifest: Manifest) -> str:
         return "TensorRT on Hopper and later, fvexport's triton from Ada on"
     target = quant_target(manifest)
     if target is not None:
-        return f"{TITLES.get(target, target)}; elsewhere more slowly"
+        return f"{get_target(target).title}; elsewhere more slowly"
     return "onnxruntime, OpenVINO, TensorRT" + ("; fast on GPUs alone" if manifest.precision == "fp16" else "")

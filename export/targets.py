@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from ..calibration.policy import QuantTarget
+from ..calibration.policy import CPU_TARGETS, QUANT_TARGETS, QuantTarget
 from ..core.errors import UnavailableError
 from ..core.hardware import cuda_driver, is_x86, products_saturate
 from .options import Precision
@@ -20,121 +20,179 @@ ORT_PACKAGE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
-    """One row.
+    """One row: a backend, and what is known about it before it is loaded.
 
     Attributes:
         name: what `--backend` takes.
-        precisions: that it runs natively.
-        module: the runtime, as it is imported; says which backend runs it.
+        aliases: short names that `--backend` takes too.
+        title: what reports call it.
+        precisions: precisions that it runs natively.
+        module: the runtime's module; decides which class runs it.
         install: the command that installs it.
-        provider: the runtime's own name for the place: a provider of onnxruntime, a device of OpenVINO.
+        provider: the runtime's own name for the device: a provider of onnxruntime, a device of OpenVINO.
         note: what a user should know.
-        taps: shows the output of every block, for `parity --layers`.
-        rounds_stored: can compute half precision as a GPU stores it (`stored_half`), which parity then asks for.
+        gpu: needs an NVIDIA GPU.
+        engine: runs the engine that `fvexport trt` built, whose flavour is the row's name.
+        compiles: compiles the model when it loads, which takes a minute or more.
+        replays: replays CUDA graphs of its own, which cannot be captured once more. (`triton` can launch without.)
+        taps: can return the output of every block, for `parity --layers`.
+        emulates_half: can round each stored value of a half-precision file as a GPU does, which parity then asks for.
+        stores_bf16: stores INT8 and BF16 files' float values in bfloat16 if the processor has it.
+        exact_products: can add up 8-bit products in 32 bits on a CPU without VNNI.
+        quant_target: the quantization target whose files it is measured with.
+        fast_with: quantization targets whose files it runs fast.
+        saturates: quantization targets whose files it multiplies in 8 bits on the CPU.
+        judge: the backend that judges files quantized for it. [default: itself]
     """
 
     name: str
+    aliases: tuple[str, ...] = ()
+    title: str = ""
     precisions: tuple[Precision, ...]
     module: str
     install: str
     provider: str | None = None
     note: str = ""
+    gpu: bool = False
+    engine: bool = False
+    compiles: bool = False
+    replays: bool = False
     taps: bool = True
-    rounds_stored: bool = False
+    emulates_half: bool = False
+    stores_bf16: bool = False
+    exact_products: bool = False
+    quant_target: QuantTarget = "tensorrt"
+    fast_with: tuple[QuantTarget, ...] = ()
+    saturates: tuple[QuantTarget, ...] = ()
+    judge: str = ""
 
 
 TARGETS: tuple[Target, ...] = (
     Target(
-        "onnxruntime-cpu",
-        ("fp32", "fp16", "int8"),
-        "onnxruntime",
-        f"pip install {ORT_PACKAGE}",
-        "CPUExecutionProvider",
-        "fp16 is computed in float32; bf16 in float32 with every stored value rounded",
-        rounds_stored=True,
+        name="onnxruntime-cpu",
+        aliases=("cpu",),
+        title="onnxruntime's CPU",
+        precisions=("fp32", "fp16", "int8"),
+        module="onnxruntime",
+        install=f"pip install {ORT_PACKAGE}",
+        provider="CPUExecutionProvider",
+        note="fp16 is computed in float32; bf16 in float32 with every stored value rounded",
+        emulates_half=True,
+        exact_products=True,
+        quant_target="onnxruntime-cpu",
+        fast_with=("onnxruntime-cpu",),
+        # Not files for TensorRT: they keep FP16 around their Q/DQ, so onnxruntime's CPU multiplies in float.
+        saturates=CPU_TARGETS,
     ),
     Target(
-        "onnxruntime-cuda",
-        ("fp32", "fp16", "bf16"),
-        "onnxruntime",
-        "pip install onnxruntime-gpu  # in place of onnxruntime, and NVIDIA's CUDA 12 or 13 and cuDNN 9 libraries",
-        "CUDAExecutionProvider",
-        "needs an NVIDIA GPU",
+        name="onnxruntime-cuda",
+        aliases=("cuda", "gpu"),
+        precisions=("fp32", "fp16", "bf16"),
+        module="onnxruntime",
+        install="pip install onnxruntime-gpu  # in place of onnxruntime, and NVIDIA's CUDA 12 or 13 and cuDNN 9 "
+        "libraries",
+        provider="CUDAExecutionProvider",
+        note="needs an NVIDIA GPU",
+        gpu=True,
     ),
     Target(
-        "openvino",
-        ("fp32", "fp16", "bf16", "int8"),
-        "openvino",
-        'pip install "fvexport[openvino]"',
-        "CPU",
-        "fp16 is computed in float32; so is bf16 where the CPU has no bfloat16",
+        name="openvino",
+        title="OpenVINO",
+        precisions=("fp32", "fp16", "bf16", "int8"),
+        module="openvino",
+        install='pip install "fvexport[openvino]"',
+        provider="CPU",
+        note="fp16 is computed in float32; so is bf16 where the CPU has no bfloat16",
+        stores_bf16=True,
+        quant_target="openvino",
+        fast_with=CPU_TARGETS,  # onnxruntime's files as fast as its own
+        saturates=QUANT_TARGETS,
     ),
     Target(
-        "eager",
-        ("fp32", "fp16", "bf16", "fp8"),
-        "torch",
-        "pip install torch",
+        name="eager",
+        precisions=("fp32", "fp16", "bf16", "fp8"),
+        module="torch",
+        install="pip install torch",
         note="PyTorch's own fused model, from the artifact's checkpoint; on a CPU fp16 is computed in float32, and fp8 "
         "anywhere by rounding to it",
-        rounds_stored=True,
+        emulates_half=True,
     ),
     Target(
-        "torch-compile",
-        ("fp32", "fp16", "bf16"),
-        "torch",
-        "apt-get install g++  # or another C++ compiler",
+        name="torch-compile",
+        precisions=("fp32", "fp16", "bf16"),
+        module="torch",
+        install="apt-get install g++  # or another C++ compiler",
         note="the same through torch.compile, which takes a minute at the first image",
+        compiles=True,
+        replays=True,
         taps=False,
     ),
     Target(
-        "triton",
-        ("fp32", "fp16", "bf16", "fp8"),
-        "triton",
-        'pip install "fvexport[triton]"  # on Linux, with a build of torch for CUDA',
+        name="triton",
+        precisions=("fp32", "fp16", "bf16", "fp8"),
+        module="triton",
+        install='pip install "fvexport[triton]"  # on Linux, with a build of torch for CUDA',
         note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later (fp8: Ada or later)",
+        gpu=True,
+        compiles=True,
         taps=False,
+        fast_with=("tensorrt",),
     ),
     Target(
-        "tensorrt",
-        ("fp32", "fp16", "bf16", "int8", "fp8"),
-        "tensorrt",
-        "pip install tensorrt",
+        name="tensorrt",
+        aliases=("trt",),
+        title="TensorRT",
+        precisions=("fp32", "fp16", "bf16", "int8", "fp8"),
+        module="tensorrt",
+        install="pip install tensorrt",
         note="the engine that `fvexport trt` built, on the GPU it was built on",
+        gpu=True,
+        engine=True,
+        compiles=True,
+        replays=True,
         taps=False,
+        fast_with=("tensorrt",),
+        judge="onnxruntime-cpu",
     ),
     Target(
-        "tensorrt-rtx",
-        ("fp32", "fp16", "bf16", "int8", "fp8"),
-        "tensorrt_rtx",
-        "pip install tensorrt-rtx-cu13",
+        name="tensorrt-rtx",
+        precisions=("fp32", "fp16", "bf16", "int8", "fp8"),
+        module="tensorrt_rtx",
+        install="pip install tensorrt-rtx-cu13",
         note="the engine that `fvexport trt` built anywhere, on a GPU that TensorRT-RTX lists",
+        gpu=True,
+        engine=True,
+        compiles=True,
+        replays=True,
         taps=False,
+        fast_with=("tensorrt",),
     ),
     Target(
-        "onnxruntime-tensorrt",
-        ("fp32", "fp16", "bf16", "int8"),
-        "onnxruntime",
-        "pip install onnxruntime-gpu tensorrt",
-        "TensorrtExecutionProvider",
-        "builds an engine of the ONNX file as it starts, which takes minutes",
+        name="onnxruntime-tensorrt",
+        precisions=("fp32", "fp16", "bf16", "int8"),
+        module="onnxruntime",
+        install="pip install onnxruntime-gpu tensorrt",
+        provider="TensorrtExecutionProvider",
+        note="builds an engine of the ONNX file as it starts, which takes minutes",
+        gpu=True,
+        compiles=True,
+        fast_with=("tensorrt",),
     ),
     Target(
-        "onnxruntime-tensorrt-rtx",
-        ("fp32", "fp16", "bf16", "int8", "fp8"),
-        "onnxruntime_ep_nv_tensorrt_rtx",
-        'pip install "onnxruntime>=1.24" onnxruntime-ep-nv-tensorrt-rtx  # in place of onnxruntime-gpu',
+        name="onnxruntime-tensorrt-rtx",
+        precisions=("fp32", "fp16", "bf16", "int8", "fp8"),
+        module="onnxruntime_ep_nv_tensorrt_rtx",
+        install='pip install "onnxruntime>=1.24" onnxruntime-ep-nv-tensorrt-rtx  # in place of onnxruntime-gpu',
         note="TensorRT-RTX as a plug-in of onnxruntime; builds an engine of the ONNX file as it starts",
+        gpu=True,
+        compiles=True,
+        fast_with=("tensorrt",),
     ),
 )
 
-
-GPU_TARGETS = tuple(
-    row.name for row in TARGETS if row.name not in ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
-)
-"""Names of the rows that need an NVIDIA GPU."""
-ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "gpu": "onnxruntime-cuda", "trt": "tensorrt"}
+ALIASES = {alias: row.name for row in TARGETS for alias in row.aliases}
 """Short names that `--backend` takes too."""
 
 
@@ -160,7 +218,7 @@ def why_absent(target: Target) -> str | None:
         return _why_no_provider(target.provider)
     elif target.name == "torch-compile":
         return _why_no_compiler()
-    elif target.module in ("tensorrt", "tensorrt_rtx"):
+    elif target.engine:
         return _why_no_torch_gpu() or _why_not_this_gpu(target.module)
     elif target.module == "onnxruntime_ep_nv_tensorrt_rtx":
         if not has_cuda_gpu():

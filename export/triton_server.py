@@ -25,6 +25,8 @@ from ..core.errors import ArtifactError, ConfigError, one_line
 from ..core.place import check_place
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
 from .manifest import Manifest
+from .placement import quant_target
+from .targets import get_target
 
 Platform = Literal["onnx", "plan"]
 CONFIG_FILE = "config.pbtxt"
@@ -240,8 +242,8 @@ def _kind(model: _Model) -> str:
     manifest = model.artifact.manifest
     if model.platform == "plan" or manifest.float_precision == "bf16":  # onnxruntime's CPU has no BF16 convolution
         return "KIND_GPU"
-    target = (manifest.quantization or {}).get("target")
-    return "KIND_CPU" if target in ("onnxruntime-cpu", "openvino") else "KIND_AUTO"
+    target = quant_target(manifest)
+    return "KIND_AUTO" if target is None or get_target(target).gpu else "KIND_CPU"
 
 
 def _batching(model: _Model) -> list[str]:

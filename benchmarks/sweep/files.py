@@ -11,11 +11,10 @@ from typing import Any
 from ...export.options import QUANTIZED
 from ...export.targets import get_target
 from ..peers import get_peer
-from .plan import Weights, quant_target
+from .plan import Weights
 from .process import Worker, WorkerError
 from .result import Cell
 
-ENGINES = ("tensorrt", "tensorrt_rtx")
 """Modules of the targets that run an engine built into the artifact."""
 MAKE_PATIENCE = 4
 """A file may take so many times the timeout of one step: a calibration runs the model many times."""
@@ -74,9 +73,10 @@ class Files:
             return File(made["file"], made["seconds"], made["mb"])
         if cell.form in ("train", "fused"):
             return File(None, None, None)
-        target = quant_target(cell.backend) if cell.precision in QUANTIZED else None
+        row = get_target(cell.backend)
+        target = row.quant_target if cell.precision in QUANTIZED else None
         name += f"-{cell.precision}" + (f"-{target}-s{cell.samples}" if target else "")
-        engine = cell.backend if get_target(cell.backend).module in ENGINES else None
+        engine = cell.backend if row.engine else None
         path = self.out / "artifacts" / (f"{name}-{engine}" if engine else name)
         asked = {"precision": cell.precision, "target": target, "engine": engine}
         made = self._once("artifact", reserve, path=str(path), **asked, **size)

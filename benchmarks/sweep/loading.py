@@ -23,10 +23,6 @@ from ...export.trace import DTYPES
 from ..peers import get_peer, load_peer
 from .result import Cell
 
-COMPILES = ("torch-compile", "plain-torch-compile")
-REPLAYS = (*COMPILES, "tensorrt", "tensorrt-rtx")
-"""Replay CUDA graphs of their own, which cannot be captured once more. (`triton` does too, but can launch without.)"""
-
 
 @dataclass(frozen=True)
 class Loaded:
@@ -69,7 +65,7 @@ def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     backend = make_backend(Artifact.open(file), cell.backend, threads=cell.threads, checkpoint=checkpoint)
     tensors = backend.run_tensor if isinstance(backend, TensorBackend) else None
     launch = backend.launch if isinstance(backend, PyTorchBackend) and cell.backend == "triton" else None
-    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, cell.backend not in REPLAYS, launch)
+    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, not row.replays, launch)
 
 
 def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:
@@ -99,4 +95,4 @@ def _peer(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
 def _device(row: Target, backend: Any) -> str:
     if (device := getattr(backend, "device", None)) is not None:
         return torch.device(device).type
-    return "cpu" if row.provider in ("CPUExecutionProvider", "CPU") else "cuda"
+    return "cuda" if row.gpu else "cpu"

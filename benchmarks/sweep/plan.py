@@ -6,23 +6,17 @@ import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ...calibration.policy import QUANT_TARGETS, QuantTarget
 from ...core import hardware
 from ...core.errors import ConfigError, first_line
 from ...export.options import QUANTIZED, Precision
 from ...export.targets import TARGETS, Target, get_target, why_absent
-from ..peers import PEERS, why_peer_absent
+from ..peers import PEERS, get_peer, why_peer_absent
 from .options import SweepOptions
 from .result import Absent, Cell, Kind
 
 EAGER_FORMS = ("train", "channels-last", "fused")
 ORDER: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16", "fp8")
 """Of precisions, the most telling first."""
-COMPILERS = (
-    *("torch-compile", "plain-torch-compile", "triton"),
-    *("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"),
-)
-"""Take a minute or more before their first image, so they come last."""
 NATIVE = (1024, 1024)
 ANYRES_TILES = 5
 
@@ -103,11 +97,6 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
     return Plan(heats, list(absent.values()))
 
 
-def quant_target(backend: str) -> QuantTarget:
-    """The row of the quantization policy whose files `backend` runs; all but the CPU's are NVIDIA's."""
-    return backend if backend in QUANT_TARGETS else "tensorrt"
-
-
 @dataclass(frozen=True)
 class _Base:
     """What all cells of a sweep share."""
@@ -146,10 +135,15 @@ def _ordered(resolutions: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return first + [size for size in rest if size not in first]
 
 
+def compiles(cell: Cell) -> bool:
+    """Whether a cell's backend, or the one a peer runs on, compiles for a minute or more before its first image."""
+    return get_target(get_peer(cell.backend).target if cell.kind == "peer" else cell.backend).compiles
+
+
 def _rank(cell: Cell) -> tuple[bool, int, bool, int]:
-    """Sorts the cells of a heat; the first becomes the reference of the others."""
+    """Sorts the cells of a heat, those that compile first last; the first becomes the reference of the others."""
     form = EAGER_FORMS.index(cell.form) if cell.form else 0
-    return cell.backend in COMPILERS, ORDER.index(cell.precision), cell.kind == "peer", form
+    return compiles(cell), ORDER.index(cell.precision), cell.kind == "peer", form
 
 
 def _ttft_heats(

@@ -15,11 +15,11 @@ from fvexport.benchmarks.sweep import plan as planning
 from fvexport.benchmarks.sweep.environment import find_environment
 from fvexport.benchmarks.sweep.figures import Taken, is_stable, spread, summarize, unstable_reason
 from fvexport.benchmarks.sweep.options import Measuring, SweepOptions, parse_seconds
-from fvexport.benchmarks.sweep.plan import COMPILERS, Plan, Weights, make_plan, quant_target
+from fvexport.benchmarks.sweep.plan import Plan, Weights, compiles, make_plan
 from fvexport.calibration.policy import QUANT_TARGETS
 from fvexport.cli.sweep import sweep
 from fvexport.core.errors import ConfigError, UnavailableError
-from fvexport.export.targets import TARGETS
+from fvexport.export.targets import TARGETS, get_target
 
 WEIGHTS = Weights("seeded:0", "tiny", "0123456789abcdef")
 times = st.lists(st.floats(min_value=0.01, max_value=1e4), min_size=1, max_size=9)
@@ -109,7 +109,7 @@ def test_the_most_telling_cells_come_first() -> None:
         assert {(c.batch, c.resolution) for c in heat} == {(heat[0].batch, heat[0].resolution)}
         names = [c.series for c in heat]
         assert names[0] == "onnxruntime-cpu fp32"  # the reference of the others
-        slow = [c.backend in COMPILERS for c in heat]
+        slow = [compiles(c) for c in heat]
         assert slow == sorted(slow) and any(slow)  # those that compile first come last
         assert names.index("openvino fp32") < names.index("openvino int8") < names.index("openvino bf16")
 
@@ -153,8 +153,8 @@ def test_a_broken_runtime_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quantized_files_are_made_for_the_row_that_runs_them() -> None:
-    assert {name: quant_target(name) for name in QUANT_TARGETS} == {name: name for name in QUANT_TARGETS}
-    assert quant_target("tensorrt-rtx") == "tensorrt"
+    assert {name: get_target(name).quant_target for name in QUANT_TARGETS} == {name: name for name in QUANT_TARGETS}
+    assert get_target("tensorrt-rtx").quant_target == "tensorrt"
 
 
 def test_the_environment_names_what_ran() -> None:
