@@ -48,7 +48,7 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
     from ..export.figures import Comparison
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
-    from ..export.runtime.backends import make_backend
+    from ..export.parity_backends import parity_backend
     from ..export.runtime.eager import EagerBackend
 
     checkpoint = large_stream(variant, 2.0**exponent)
@@ -66,7 +66,7 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
             files[precision] = report.artifact
             notices[precision] = " ".join(note for note in report.notices if "FP16" in note)
         for title, file in files.items():
-            runner = file if callable(file) else make_backend(file, "onnxruntime-cpu", stored_half=True).run
+            runner = file if callable(file) else parity_backend(file, "onnxruntime-cpu").run
             found = Comparison()
             for picture, (x, y) in enumerate(zip(pixels, expected, strict=True)):
                 found.add(y[0], runner(x)[0], picture=picture)

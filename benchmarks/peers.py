@@ -83,7 +83,7 @@ def why_peer_absent(peer: Peer, precision: str, height: int, width: int, batch: 
 
         return None if torch.cuda.is_available() else "PyTorch takes minutes for float16 convolutions on a CPU"
     if peer.target == "openvino" and precision == "bf16":
-        from ..export.runtime.openvino import has_bf16
+        from ..export.targets import has_bf16
 
         return None if has_bf16() else "this processor has no BF16"
     return None

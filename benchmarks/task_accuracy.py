@@ -53,7 +53,7 @@ def measure(count: int, samples: int) -> Iterator[dict[str, Any]]:
 
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
-    from ..export.runtime.backends import make_backend
+    from ..export.parity_backends import parity_backend
     from .trained_tiny import RAMP, RESOLUTION, TRAINED, labels_and_pixels, right
 
     listing = labels_and_pixels("train", samples, start=RAMP)[1]  # the first ones are easier
@@ -68,7 +68,7 @@ def measure(count: int, samples: int) -> Iterator[dict[str, Any]]:
                 TRAINED, folder / str(number), options=options, images=shown,
                 calibration=_calibration(options, calib, samples),
             )  # fmt: skip
-            runner = make_backend(report.artifact, backend, stored_half=backend == "onnxruntime-cpu")
+            runner = parity_backend(report.artifact, backend)
             answers = right(_features(runner), count)
             first = answers if first is None else first
             changed = float((answers != first).mean())

@@ -63,9 +63,9 @@ def measure(
     from ..encoder.preprocess import Preprocessor
     from ..export.figures import Comparison
     from ..export.options import ExportOptions
+    from ..export.parity_backends import EagerReference
     from ..export.parity_runs import tokens_of
     from ..export.prepare import prepare, stored_type
-    from ..export.runtime.eager import EagerBackend
 
     encoder = checkpoint.encoder
     frame = Preprocessor(resolution, resolution, checkpoint.info.preprocessing)
@@ -73,7 +73,7 @@ def measure(
     images = [photographs[name] for name in HELD_OUT]
     values = [frame(image) for image in images]
     seen = [tokens_of(frame, image, encoder.config.stride) for image in images]
-    reference = EagerBackend(encoder)
+    reference = EagerReference(encoder)
     expected = [reference.run(x)[0] for x in values]
     for precision in precisions:
         options: Any = {"height": resolution, "width": resolution, "precision": precision}
@@ -81,7 +81,8 @@ def measure(
             options["target"] = "tensorrt"
         wanted = ExportOptions(**options)
         calibration = CalibrationOptions(samples=samples if wanted.quantized else None)
-        own = EagerBackend(prepare(checkpoint, wanted, calibration, {}, silent).encoder, stores=stored_type(wanted))
+        prepared = prepare(checkpoint, wanted, calibration, {}, silent)
+        own = EagerReference(prepared.encoder, emulate_half=stored_type(wanted))
         found = Comparison()
         for picture, (x, features, tokens) in enumerate(zip(values, expected, seen, strict=True)):
             found.add(features, own.run(x)[0], picture=picture, seen=tokens)

@@ -18,6 +18,8 @@ What lives here
     artifact        the folder: opened with checks, written whole or not at all
     figures         error statistics between two sets of features
     parity          the verdict: artifact against the eager model
+    parity_runs     what it runs: photographs in batches
+    parity_backends  what it runs them on: backends with inner tensors, and with half precision emulated
     triton_server   an artifact as a model of Triton Inference Server
     inspect         operators, parameters, multiply-adds and activations of an artifact
     operators       the fused encoder operator by operator: sizes, multiply-adds, weights

@@ -27,12 +27,12 @@ from .figures import Comparison, Figures
 from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from .manifest import Manifest
 from .options import AUTO
+from .parity_backends import EagerReference, TappedBackend, parity_backend
 from .parity_runs import Run, runs_of
 from .placement import choose_backend
-from .runtime.backends import ArtifactBackend, make_backend
-from .runtime.eager import EagerBackend
+from .runtime.base import Backend
 from .source import exported_module, source_checkpoint
-from .targets import get_target
+from .targets import get_target, stored_precision
 from .trace import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
@@ -131,13 +131,12 @@ def check_parity(
     thresholds = THRESHOLDS[precision]
     connector = checkpoint.connector if manifest.options.get("projector") else None
 
-    reference = EagerBackend(checkpoint.encoder, connector)
+    reference = EagerReference(checkpoint.encoder, connector)
     uint8 = manifest.input["dtype"] == "uint8"
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
-    candidate = make_backend(
-        artifact, backend, stored_half=get_target(backend).emulates_half, taps=taps, checkpoint=checkpoint
-    )
-    own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
+    candidate = parity_backend(artifact, backend, taps=taps, checkpoint=checkpoint)
+    stored = stored_precision(get_target(backend), precision, manifest.float_precision)
+    own = _own(checkpoint, manifest, exported, connector, stored)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {})
     record = manifest.quantization or {}
 
@@ -170,14 +169,14 @@ def check_parity(
 
 def _own(
     checkpoint: Checkpoint, manifest: Manifest, exported: FastViTHD | None, connector: Connector | None, stored: str
-) -> EagerBackend | None:
-    """PyTorch with the same scales and quantizers, storing alike; None where only its record is left."""
-    stores = None if stored == "fp32" else DTYPES[stored]
+) -> EagerReference | None:
+    """PyTorch with the same scales and quantizers, storing the same precision; None where only its record is left."""
+    half = None if stored == "fp32" else DTYPES[stored]
     if exported is None:
         if manifest.quantization:
             return None
         exported = exported_module(manifest, checkpoint, uint8_input=False)
-    return EagerBackend(exported, connector, stores=stores)
+    return EagerReference(exported, connector, emulate_half=half)
 
 
 def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -222,9 +221,9 @@ class _Compared:
         torch: of PyTorch.
     """
 
-    reference: EagerBackend
-    own: EagerBackend | None
-    candidate: ArtifactBackend
+    reference: EagerReference
+    own: EagerReference | None
+    candidate: Backend
     scales: dict[str, np.ndarray]
     found: Comparison = field(default_factory=Comparison)
     torch: Comparison = field(default_factory=Comparison)
@@ -245,6 +244,7 @@ class _Compared:
         own_errors: dict[str, float | None] = {}
         if layers:
             expected = self.reference.run_taps(values, blocks.__setitem__)
+            assert isinstance(self.candidate, TappedBackend)  # of a target with `taps`
             actual, inner = self.candidate.run_taps(feed)
         else:
             expected, inner = self.reference.run(values), {}

@@ -29,10 +29,10 @@ from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from .figures import Comparison
 from .options import ExportOptions
+from .parity_backends import EagerReference
 from .parity_runs import tokens_of
 from .runtime.eager import EagerBackend
-from .runtime.openvino import has_bf16
-from .targets import get_target, why_absent
+from .targets import get_target, stored_precision
 from .trace import DTYPES
 
 PROBE_SIDE = 512
@@ -202,7 +202,7 @@ def _bounded(
     if calibration.bound is None:
         return None
     # As the verdict will have it: behind the connector, in the half type that the runtime stores.
-    connector, stores = checkpoint.connector if options.projector else None, stored_type(options)
+    connector, half = checkpoint.connector if options.projector else None, stored_type(options)
     stride = reference.config.stride
     pixels = [model_input(reference, frame.pixels(image), frame) for image in images.values()]
     seen = [tokens_of(frame, image, stride) for image in images.values()]
@@ -210,7 +210,7 @@ def _bounded(
     expected = [eager.run(x.numpy())[0] for x in pixels]
 
     def measure(model: FastViTHD) -> float:
-        backend = EagerBackend(model, connector, stores=stores)
+        backend = EagerReference(model, connector, emulate_half=half)
         found = Comparison()
         for picture, (x, features, tokens) in enumerate(zip(pixels, expected, seen, strict=True)):
             found.add(features, backend.run(x.numpy())[0], picture=picture, seen=tokens)
@@ -225,11 +225,7 @@ def _bounded(
 
 def stored_type(options: ExportOptions) -> torch.dtype | None:
     """The half type of what is not quantized, on the runtime that the verdict comes from; None for float32."""
-    if (
-        options.quantized
-        and options.policy.target == "openvino"
-        and why_absent(get_target("openvino")) is None
-        and has_bf16()
-    ):
-        return torch.bfloat16
-    return None if options.float_precision == "fp32" else DTYPES[options.float_precision]
+    stored = options.float_precision
+    if options.quantized:
+        stored = stored_precision(get_target(options.policy.target), options.precision, stored)
+    return None if stored == "fp32" else DTYPES[stored]

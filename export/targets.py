@@ -39,7 +39,7 @@ class Target:
         replays: replays CUDA graphs of its own, which cannot be captured once more. (`triton` can launch without.)
         taps: can return the output of every block, for `parity --layers`.
         emulates_half: can round each stored value of a half-precision file as a GPU does, which parity then asks for.
-        stores_bf16: stores INT8 and BF16 files' float values in bfloat16 if the processor has it.
+        stores_bf16: stores the float values of INT8 files in bfloat16 if the processor has it.
         exact_products: can add up 8-bit products in 32 bits on a CPU without VNNI.
         quant_target: the quantization target whose files it is measured with.
         fast_with: quantization targets whose files it runs fast.
@@ -349,6 +349,24 @@ def import_openvino() -> Any:
         if hidden:
             del sys.modules[telemetry]
     return openvino
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor."""
+    device = get_target("openvino").provider
+    return "BF16" in import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
+
+
+def stored_precision(target: Target, precision: Precision, float_precision: Precision) -> Precision:
+    """The precision in which a backend stores the float values of a file here.
+
+    Args:
+        target: the backend.
+        precision, float_precision: of the file, and of what it leaves unquantized.
+    """
+    # What int8 leaves out is faster in bfloat16, whatever type it has in the file.
+    bf16 = target.stores_bf16 and precision == "int8" and why_absent(target) is None and has_bf16()
+    return "bf16" if bf16 else float_precision
 
 
 def _why_no_compiler() -> str | None:

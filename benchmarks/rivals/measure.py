@@ -13,7 +13,7 @@ from ...encoder.config import get_variant
 from ...export.artifact import MODEL_FILE
 from ...export.figures import Comparison, Figures, compare
 from ...export.runtime.eager import EagerBackend
-from ...export.runtime.openvino import has_bf16
+from ...export.targets import has_bf16
 from ..paired import time_paired
 from .candidates import BASELINE, CANDIDATES, Row
 from .data import Floats, Photographs

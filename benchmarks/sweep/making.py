@@ -25,6 +25,7 @@ from ...export.artifact import Artifact
 from ...export.onnx import export_onnx
 from ...export.options import QUANTIZED, ExportOptions
 from ...export.parity import photographs
+from ...export.parity_backends import EagerReference
 from ...export.parity_runs import tokens_of
 from ...export.prepare import stored_type
 from ...export.runtime.eager import EagerBackend
@@ -77,7 +78,7 @@ class Maker:
         with contextlib.suppress(OSError, ValueError):
             return dict(json.loads(note.read_text(encoding="utf-8")))
         fused = reparameterize(self.checkpoint.encoder)
-        own = EagerBackend(fused, stores=None if precision == "fp32" else DTYPES[precision])
+        own = EagerReference(fused, emulate_half=None if precision == "fp32" else DTYPES[precision])
         note.parent.mkdir(parents=True, exist_ok=True)
         return _noted(note, {"torch": self._reference(height, width).figures(own.run).to_dict()})
 
@@ -105,7 +106,7 @@ class Maker:
             export_trt(artifact=folder, engine=EngineOptions(flavour=engine), parity=False)
         seconds = time.perf_counter() - start
         assert report.module is not None  # made anew, because of `force`
-        own = EagerBackend(report.module, stores=stored_type(options))
+        own = EagerReference(report.module, emulate_half=stored_type(options))
         return _noted(note, {"seconds": seconds, "torch": self._reference(height, width).figures(own.run).to_dict()})
 
     def peer(self, path: str, name: str, height: int, width: int, batch: int, samples: int) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ encoder alone 1.04; without any spinning (`session.intra_op.allow_spinning=0`) 0
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Set to 1, weights become uint8, whose products onnxruntime adds up in 32 bits on x86 without VNNI too."""
 WORDS = {"fp16": "float16", "bf16": "bfloat16"}
+Edit = Callable[[onnx.ModelProto], onnx.ModelProto]
+"""A step between the file and the session."""
 
 
 class OnnxRuntimeBackend(Opened):
@@ -35,9 +38,6 @@ class OnnxRuntimeBackend(Opened):
         artifact: an opened artifact.
         target: one of those that begin with `onnxruntime`.
         threads: for one operator; None leaves it to onnxruntime.
-        stored_half: compute a half-precision file as a GPU would, rounding each stored value
-            (see `rounding`). Always on for bf16 on the CPU, which has no other way.
-        taps: names of inner tensors to return too, by `run_taps`.
 
     Attributes:
         source: what the session was made of: the file, or the graph with what was put in.
@@ -47,11 +47,8 @@ class OnnxRuntimeBackend(Opened):
         ArtifactError: onnxruntime refuses the file.
     """
 
-    def __init__(
-        self, artifact: Artifact, target: str = "onnxruntime-cpu", *, threads: int | None = None,
-        stored_half: bool = False, taps: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self._opened(artifact, target=target, threads=threads, stored_half=stored_half, taps=taps)
+    def __init__(self, artifact: Artifact, target: str = "onnxruntime-cpu", *, threads: int | None = None) -> None:
+        self._opened(artifact, target=target, threads=threads)
         row = get_target(target)
         require(row)
         import onnxruntime as ort
@@ -59,10 +56,8 @@ class OnnxRuntimeBackend(Opened):
         if target != "onnxruntime-cpu" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
         precision = artifact.manifest.float_precision
-        rounds = precision in WORDS and (stored_half or precision not in row.precisions)
+        rounds = precision in WORDS and self.rounds(precision, row)
         self.name = target
-        self.stores: str | None = None
-        self.taps = tuple(taps)
         self.computes = f"float32, each stored value rounded to {WORDS[precision]}" if rounds else "natively"
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -76,9 +71,12 @@ class OnnxRuntimeBackend(Opened):
         if artifact.manifest.precision == "fp8":
             options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
         self.source: str | bytes = str(artifact.model_path)
-        if rounds or taps or exact:
+        if edits := self.edits(artifact, precision if rounds else None, exact=exact):
             options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
-            self.source = _prepared(artifact, precision if rounds else None, taps, exact=exact)
+            model = onnx.load(str(artifact.model_path), load_external_data=False)
+            for edit in edits:
+                model = edit(model)
+            self.source = model.SerializeToString()
         try:
             self.session = ort.InferenceSession(self.source, options, **_providers(row, precision, options))
         except Exception as error:  # onnxruntime's exceptions share no public base
@@ -96,14 +94,25 @@ class OnnxRuntimeBackend(Opened):
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
-        return self._run(pixel_values)[0]
+        return self.outputs(pixel_values)[0]
 
-    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The features, and the inner tensors asked for, all in float32."""
-        features, *inner = self._run(pixel_values)
-        return features, dict(zip(self.taps, inner, strict=True))
+    def rounds(self, precision: str, row: Target) -> bool:
+        """Whether each stored value of a half-precision file is rounded: BF16 on the CPU has no other way."""
+        return precision not in row.precisions
 
-    def _run(self, pixel_values: np.ndarray) -> list[np.ndarray]:
+    def edits(self, artifact: Artifact, half: str | None, *, exact: bool) -> list[Edit]:
+        """What is done to the graph before it is loaded; its weights stay in their file.
+
+        Args:
+            artifact: whose graph it is.
+            half: the precision that each stored value is rounded to, if any.
+            exact: whether 8-bit products are added up in 32 bits.
+        """
+        found: list[Edit] = [_own_zero_points] if exact else []
+        return [*found, partial(with_rounding, precision=half)] if half else found
+
+    def outputs(self, pixel_values: np.ndarray) -> list[np.ndarray]:
+        """Every output of the graph, in float32."""
         self.check_process()
         feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
         return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
@@ -129,25 +138,8 @@ def _providers(row: Target, precision: str, options: Any) -> dict[str, Any]:
     return {"providers": [row.provider]}
 
 
-def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str], *, exact: bool = False) -> bytes:
-    """The graph with rounding, taps and zero points of its own for `exact` put in; its weights stay in their file."""
-    model = onnx.load(str(artifact.model_path), load_external_data=False)
-    if exact:
-        _own_zero_points(model)
-    if rounding:
-        model = with_rounding(model, rounding)
-    if taps:
-        made = {out for node in model.graph.node for out in node.output}
-        missing = [name for name in taps if name not in made]
-        if missing:
-            raise ArtifactError(f"{artifact.model_path} has no tensor {missing[0]!r} to compare; {AGAIN}")
-        # No type is stated: onnxruntime infers it, whatever the precision of that part of the graph.
-        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
-    return model.SerializeToString()
-
-
-def _own_zero_points(model: onnx.ModelProto) -> None:
-    """Gives each DequantizeLinear its own zero point, in place.
+def _own_zero_points(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, in which each DequantizeLinear has its own zero point.
 
     Up to 1.31, onnxruntime's pass behind `EXACT_PRODUCTS` makes each weight's zero point anew, and fails at the second
     weight that shares one.
@@ -163,3 +155,4 @@ def _own_zero_points(model: onnx.ModelProto) -> None:
             copy.name = f"{node.input[0]}/zero_point"
             node.input[2] = copy.name
         seen.add(node.input[2])
+    return model

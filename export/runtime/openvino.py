@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from ...core.errors import ArtifactError, UnavailableError
 from ...encoder.config import MIXERS
 from ..artifact import AGAIN, Artifact
 from ..manifest import Manifest
-from ..targets import get_target, import_openvino, require
+from ..targets import get_target, has_bf16, import_openvino, require, stored_precision
 from .process import Opened
 
 REQUESTS = 2
@@ -26,8 +25,6 @@ class OpenVinoBackend(Opened):
         artifact: an opened artifact.
         target: `openvino`.
         threads: for one image; None leaves it to OpenVINO.
-        stored_half: as every backend takes it; OpenVINO cannot round each stored value, and computes natively.
-        taps: names of inner tensors to return too, by `run_taps`.
 
     Attributes:
         settings: what the model was compiled with.
@@ -37,11 +34,8 @@ class OpenVinoBackend(Opened):
         ArtifactError: OpenVINO refuses the file.
     """
 
-    def __init__(
-        self, artifact: Artifact, target: str = "openvino", *, threads: int | None = None,
-        stored_half: bool = False, taps: Sequence[str] = (),
-    ) -> None:  # fmt: skip
-        self._opened(artifact, target=target, threads=threads, stored_half=stored_half, taps=taps)
+    def __init__(self, artifact: Artifact, target: str = "openvino", *, threads: int | None = None) -> None:
+        self._opened(artifact, target=target, threads=threads)
         row = get_target(target)
         require(row)
         openvino = import_openvino()
@@ -53,8 +47,7 @@ class OpenVinoBackend(Opened):
                 "export it again without --attention-plugin, or run it with onnxruntime"
             )
         # Left to itself OpenVINO computes float32 files in bfloat16 too, where the CPU has it.
-        # What int8 leaves out is faster in bfloat16, whatever type it has in the file.
-        bf16 = has_bf16() and (manifest.precision == "int8" or manifest.float_precision == "bf16")
+        bf16 = stored_precision(row, manifest.precision, manifest.float_precision) == "bf16" and has_bf16()
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -65,14 +58,12 @@ class OpenVinoBackend(Opened):
         if bf16 and _fuses_wrongly(manifest):
             settings["SNIPPETS_MODE"] = "DISABLE"
         self.name, self.settings = target, settings
-        self.stores: str | None = "bf16" if bf16 else None
-        self.taps = tuple(taps)
         words = "bfloat16" if bf16 else "float32"
         quantized = {"int8": f"int8, all else in {words}", "fp8": f"{words}, rounded to FP8 at each Q/DQ pair"}
         self.computes = quantized.get(manifest.precision, words)
         try:
             model = core.read_model(str(artifact.model_path))
-            _add_taps(model, artifact, self.taps)
+            self.edit(model, artifact)
             self.input_dtype = _input_dtype(model, artifact, openvino)
             self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
         except RuntimeError as error:
@@ -83,30 +74,22 @@ class OpenVinoBackend(Opened):
 
     def run(self, pixel_values: np.ndarray) -> np.ndarray:
         """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
-        return self._run(pixel_values)[0]
+        features: np.ndarray = self.outputs(pixel_values)[self.model.output(0)]
+        return features
 
-    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The features, and the inner tensors asked for, all in float32."""
-        features, *inner = self._run(pixel_values)
-        return features, dict(zip(self.taps, inner, strict=True))
+    def edit(self, model: Any, artifact: Artifact) -> None:
+        """What is done to the graph before it is compiled."""
 
-    def _run(self, pixel_values: np.ndarray) -> list[np.ndarray]:
-        """The features, then the inner tensors."""
+    def outputs(self, pixel_values: np.ndarray) -> Any:
+        """Every output of the graph, by OpenVINO's port."""
         self.check_process()
         values = pixel_values.astype(self.input_dtype, copy=False)
         request = self._requests.get()
         try:
             # The results are copies (`share_outputs` is off), made before the request serves another call.
-            results = request.infer([values], share_inputs=True)
-            return [results[self.model.output(0)], *(results[self.model.output(name)] for name in self.taps)]
+            return request.infer([values], share_inputs=True)
         finally:
             self._requests.put(request)
-
-
-def has_bf16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this processor."""
-    device = get_target("openvino").provider
-    return "BF16" in import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
 def _fuses_wrongly(manifest: Manifest) -> bool:
@@ -122,14 +105,6 @@ def _fuses_wrongly(manifest: Manifest) -> bool:
     config = manifest.architecture
     sizes = enumerate(config.stage_resolutions(height, width))
     return any(MIXERS[stage] == "attention" and h * w == config.num_heads(stage) for stage, (h, w) in sizes)
-
-
-def _add_taps(model: Any, artifact: Artifact, taps: Sequence[str]) -> None:
-    made = {name for node in model.get_ops() for output in node.outputs() for name in output.names}
-    missing = [name for name in taps if name not in made]
-    if missing:
-        raise ArtifactError(f"{artifact.model_path} has no tensor {missing[0]!r} to compare; {AGAIN}")
-    model.add_outputs(list(taps))
 
 
 def _input_dtype(model: Any, artifact: Artifact, openvino: Any) -> np.dtype[Any]:

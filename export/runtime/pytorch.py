@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import cast
 
@@ -39,23 +39,19 @@ class PyTorchBackend(Opened):
             file.
         target: `eager`, `torch-compile` or `triton`.
         threads: of torch while it runs; None leaves them as they are.
-        stored_half: compute half precision in float32, rounding each stored value (`eager` alone).
-        taps: names of blocks whose outputs `run_taps` returns too (`eager` alone).
         checkpoint: the weights, or where they are; the artifact's own source by default.
 
     Raises:
-        UnavailableError: the artifact is quantized in a way that the target does not run, or the target cannot run here
-            or cannot do what is asked.
+        UnavailableError: the artifact is quantized in a way that the target does not run, or the target cannot run
+            here.
         ArtifactError, CheckpointError: see `source_checkpoint`.
     """
 
     def __init__(
-        self, artifact: Artifact, target: str = "eager", *, threads: int | None = None, stored_half: bool = False,
-        taps: Sequence[str] = (), checkpoint: Checkpoint | str | None = None,
+        self, artifact: Artifact, target: str = "eager", *, threads: int | None = None,
+        checkpoint: Checkpoint | str | None = None,
     ) -> None:  # fmt: skip
-        self._opened(
-            artifact, target=target, threads=threads, stored_half=stored_half, taps=taps, checkpoint=checkpoint
-        )
+        self._opened(artifact, target=target, threads=threads, checkpoint=checkpoint)
         check_torch_forked(torch.get_num_threads())
         torch_computed()
         row = get_target(target)
@@ -67,8 +63,6 @@ class PyTorchBackend(Opened):
                 "whose quantized weights stand in its ONNX file alone: take --backend onnxruntime-cpu"
             )
         compiles = target == "torch-compile"
-        if target != "eager" and (taps or stored_half):
-            raise UnavailableError(f"{target} shows no inner tensors and rounds nothing; take --backend eager")
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         fp8 = manifest.precision == "fp8"
         if fp8 and target == "triton":
@@ -80,21 +74,14 @@ class PyTorchBackend(Opened):
         if half == torch.float16 and self.device.type == "cpu":
             # PyTorch's float16 convolutions on a CPU take minutes where float32 takes seconds.
             encoder, connector = encoder.float(), None if connector is None else connector.float()
-        rounds = stored_half and half != torch.float32
-        self.name, self.taps, self.threads = target, tuple(taps), threads
-        self.stores: str | None = None
+        self.name, self.threads = target, threads
         encoder = encoder.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What `accelerate` makes is called like the model, and shows no inner tensors.
         quantized = count_fp8_layers(encoder)
         if target == "triton":
             encoder = cast("FastViTHD", accelerate(encoder, precision="fp8" if fp8 else None))
-        self._model = EagerBackend(
-            encoder,
-            None if connector is None else connector.to(self.device),
-            stores=half if rounds else None,
-        )
-        self.computes = self._model.computes + (f", each stored value in {half_name(half)}" if rounds else "")
-        self.computes += f", on {_device_name(self.device)}"
+        self._model = self.eager(encoder, None if connector is None else connector.to(self.device), half)
+        self.computes = f"{self._model.computes}, on {_device_name(self.device)}"
         self.computes += {"torch-compile": ", torch.compile", "triton": ", Triton kernels"}.get(target, "")
         if fp8:
             count = count_fp8_layers(encoder)
@@ -123,7 +110,7 @@ class PyTorchBackend(Opened):
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
         self.check_process()
-        with _threads(self.threads), self._mode(), self._turn:
+        with threads_of(self.threads), self._mode(), self._turn:
             try:
                 y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -151,20 +138,12 @@ class PyTorchBackend(Opened):
     def launch(self, pixel_values: Tensor) -> Tensor:
         """As `run_tensor`, each kernel launched from Python: what a CUDA graph of the caller's can record."""
         self.check_process()
-        with _threads(self.threads), self._model.mode(), cudnn_trials(self.device):
+        with threads_of(self.threads), self._model.mode(), cudnn_trials(self.device):
             return self._model.forward(self._channels_last(pixel_values))
 
-    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The features, and the outputs of the blocks asked for, all in float32."""
-        self.check_process()
-        inner: dict[str, np.ndarray] = {}
-
-        def see(name: str, y: np.ndarray) -> None:
-            if name in self.taps:
-                inner[name] = y
-
-        with _threads(self.threads):
-            return self._model.run_taps(pixel_values, see), inner
+    def eager(self, encoder: FastViTHD, connector: Connector | None, dtype: torch.dtype) -> EagerBackend:
+        """What runs the modules, which are on the device; `dtype` is that of the file."""
+        return EagerBackend(encoder, connector)
 
 
 def _modules(artifact: Artifact, checkpoint: Checkpoint | str | None) -> tuple[FastViTHD, Connector | None]:
@@ -190,11 +169,6 @@ def _require_fp8(device: torch.device) -> None:
             f"FP8 kernels need compute capability 8.9 (Ada, Hopper or later); {torch.cuda.get_device_name(device)} has "
             f"{found[0]}.{found[1]}: export with --fp16 for it, or take --backend eager"
         )
-
-
-def half_name(dtype: torch.dtype) -> str:
-    """`float16` for torch.float16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _device_name(device: torch.device) -> str:
@@ -229,7 +203,7 @@ _threads_before = 0
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def threads_of(count: int | None) -> Iterator[None]:
     """PyTorch computes with `count` threads, where it is given.
 
     The setting belongs to the process as much as to the thread: all of concurrent uses restore what was set before

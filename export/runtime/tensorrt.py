@@ -7,14 +7,13 @@ alike: shapes, then addresses, then `execute_async_v3` on a stream of our own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.errors import ArtifactError, UnavailableError
+from ...core.errors import ArtifactError
 from ...core.hashing import file_sha256
 from ..artifact import PLAN_FILE, Artifact
 from ..targets import get_target, require
@@ -40,8 +39,7 @@ class TensorRTBackend(Opened):
     Args:
         artifact: an opened artifact with an engine.
         target: `tensorrt` or `tensorrt-rtx`.
-        threads, stored_half, taps: as every backend takes them; an engine has no use for the first two, and shows no
-            inner tensors.
+        threads: ignored; accepted so that backends share a signature.
         cuda_graph: whether graphs are made.
 
     Raises:
@@ -50,20 +48,15 @@ class TensorRTBackend(Opened):
     """
 
     def __init__(
-        self, artifact: Artifact, target: str = "tensorrt", *, threads: int | None = None, stored_half: bool = False,
-        taps: Sequence[str] = (), cuda_graph: bool = True,
-    ) -> None:  # fmt: skip
-        self._opened(
-            artifact, target=target, threads=threads, stored_half=stored_half, taps=taps, cuda_graph=cuda_graph
-        )
+        self, artifact: Artifact, target: str = "tensorrt", *, threads: int | None = None, cuda_graph: bool = True
+    ) -> None:
+        self._opened(artifact, target=target, threads=threads, cuda_graph=cuda_graph)
         row = get_target(target)
         manifest = artifact.manifest
         if manifest.engine is None:
             raise ArtifactError(
                 f"{artifact.path} holds no engine: `fvexport trt --artifact {artifact.path}` builds one"
             )
-        if taps:
-            raise UnavailableError(f"{target} shows no inner tensors; compare blocks with --backend onnxruntime-cpu")
         require(row)
         api = load_api("tensorrt-rtx" if target == "tensorrt-rtx" else "tensorrt", to_build=False)
         check_binding(str(artifact.path), manifest.engine, api, current_gpu())
@@ -71,7 +64,6 @@ class TensorRTBackend(Opened):
         if file_sha256(plan) != manifest.files.get(PLAN_FILE, {}).get("sha256"):
             raise ArtifactError(f"{plan} was changed after it was built (SHA-256 differs): {REBUILD}")
         self.name, self._api = target, api
-        self.stores: str | None = None
         self.profile = Profile.from_dict(manifest.engine["profile"])
         self.computes = f"{api.title}, {manifest.precision}" + (", CUDA graphs" if cuda_graph else "")
         self.device = torch.device("cuda", 0)
@@ -87,10 +79,6 @@ class TensorRTBackend(Opened):
         """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
         features: np.ndarray = self.run_tensor(as_tensor(pixel_values)).float().cpu().numpy()
         return features
-
-    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The features; an engine shows nothing else."""
-        return self.run(pixel_values), {}
 
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the GPU, in the engine's output type.

@@ -19,6 +19,7 @@ from fvexport.encoder.fastvithd import Attention, FastViTHD
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.encoder.seeded import seed_weights
 from fvexport.export.options import ExportOptions
+from fvexport.export.parity_backends import EagerReference
 from fvexport.export.runtime import EagerBackend
 from fvexport.export.runtime.onnxruntime import EXTERNAL_FOLDER
 from fvexport.export.runtime.rounding import with_rounding
@@ -188,7 +189,7 @@ def test_overflow_is_mended(tiny: FastViTHD, pixels: np.ndarray, tmp_path: Path,
     if case == "scores":  # PyTorch's attention never stores them, the file's does
         naive = run(exported(model, tmp_path), tmp_path, pixels)
     else:
-        naive = EagerBackend(model, stores=torch.float16).run(pixels)
+        naive = EagerReference(model, emulate_half=torch.float16).run(pixels)
     assert not np.isfinite(naive).all()
     plan = plan_fp16(model, ranges(model, pixels))
     assert plan.float32 == parts
@@ -196,7 +197,7 @@ def test_overflow_is_mended(tiny: FastViTHD, pixels: np.ndarray, tmp_path: Path,
     assert max(plan.peaks.values()) > FP16_MAX
     fitted = fit_fp16(model, plan)
     np.testing.assert_allclose(EagerBackend(fitted).run(pixels), wanted, rtol=1e-5, atol=1e-6)
-    stored = EagerBackend(fitted, stores=torch.float16).run(pixels)
+    stored = EagerReference(fitted, emulate_half=torch.float16).run(pixels)
     real = EagerBackend(copy.deepcopy(fitted).half()).run(pixels)
     proto = exported(fitted, tmp_path)
     for found in (stored, real, run(proto, tmp_path, pixels)):

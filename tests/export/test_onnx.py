@@ -19,6 +19,7 @@ from fvexport.export import onnx as onnx_export
 from fvexport.export.artifact import Artifact
 from fvexport.export.onnx import export_onnx
 from fvexport.export.options import ExportOptions
+from fvexport.export.parity_backends import ParityOnnxRuntime
 from fvexport.export.runtime import OnnxRuntimeBackend
 
 TOLERANCE = 1e-5
@@ -67,7 +68,7 @@ def test_golden_taps(exported: Any, load_golden: Golden, golden_taps: dict[str, 
     names = [key.removeprefix("tap_256x256/") for key in data if key.startswith("tap_256x256/")]
     assert len(names) >= 12
     for artifact in (exported("llava_tiny", height=256, width=256), exported("llava_tiny", **DYNAMIC, projector=True)):
-        backend = OnnxRuntimeBackend(artifact, taps=[golden_taps[name] for name in names])
+        backend = ParityOnnxRuntime(artifact, taps=[golden_taps[name] for name in names])
         features, inner = backend.run_taps(data["pixels_256x256"])
         assert (
             distance(features, data["projected_256x256" if features.shape[-1] == 64 else "tokens_256x256"]) < TOLERANCE

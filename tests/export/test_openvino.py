@@ -22,7 +22,8 @@ from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.export.artifact import Artifact
 from fvexport.export.parity import check_parity
-from fvexport.export.runtime import EagerBackend, Encoder, OnnxRuntimeBackend, OpenVinoBackend, make_backend
+from fvexport.export.parity_backends import EagerReference, ParityOpenVino, parity_backend
+from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, OpenVinoBackend
 
 openvino = pytest.importorskip("openvino")
 
@@ -39,10 +40,10 @@ def levels(batch: int = 1, height: int = 128, width: int = 128) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (batch, 3, height, width), dtype=np.uint8)
 
 
-def exact(tiny: Checkpoint, *, projector: bool = False, rounded_to: torch.dtype = torch.float32) -> EagerBackend:
+def exact(tiny: Checkpoint, *, projector: bool = False, rounded_to: torch.dtype = torch.float32) -> EagerReference:
     """PyTorch in float64, of weights as they stand in a file of that precision."""
     encoder: FastViTHD = reparameterize(tiny.encoder).to(rounded_to).double()
-    return EagerBackend(encoder, copy.deepcopy(tiny.connector).double() if projector and tiny.connector else None)
+    return EagerReference(encoder, copy.deepcopy(tiny.connector).double() if projector and tiny.connector else None)
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_bf16_loses_what_pytorch_loses(
     pixels = levels(options.get("batch", 1) or 3, options.get("height", 128), options.get("width", 128))
     values = pixels.astype(np.float32) / 255
     wanted = exact(tiny).run(values)
-    own = distance(EagerBackend(reparameterize(tiny.encoder), stores=torch.bfloat16).run(values), wanted)
+    own = distance(EagerReference(reparameterize(tiny.encoder), emulate_half=torch.bfloat16).run(values), wanted)
     backend = OpenVinoBackend(exported(precision="bf16", **options))
     assert distance(backend.run(pixels if "input" in options else values), wanted) < 2 * own
     assert backend.computes == HALF_WORDS
@@ -161,7 +162,7 @@ def test_taps(exported: Export, tiny: Checkpoint, distance: Distance, precision:
     values = levels().astype(np.float32) / 255
     wanted: dict[str, np.ndarray] = {}
     features = exact(tiny).run_taps(values, wanted.__setitem__)
-    found, inner = make_backend(exported(precision=precision), "openvino", taps=names).run_taps(values)
+    found, inner = parity_backend(exported(precision=precision), "openvino", taps=names).run_taps(values)
     assert distance(found, features) < bound
     assert list(inner) == names
     for name in names:
@@ -171,7 +172,7 @@ def test_taps(exported: Export, tiny: Checkpoint, distance: Distance, precision:
 
 def test_refusals(static: Artifact, exported: Export) -> None:
     with pytest.raises(ArtifactError, match=r"no tensor 'stages\.9' to compare"):
-        OpenVinoBackend(static, taps=["final_conv", "stages.9"])
+        ParityOpenVino(static, taps=["final_conv", "stages.9"])
     with pytest.raises(UnavailableError, match="takes bfloat16, which NumPy has not"):
         OpenVinoBackend(exported(precision="bf16", io="model"))
 

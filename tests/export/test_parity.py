@@ -26,6 +26,7 @@ from fvexport.export.figures import compare, worst
 from fvexport.export.onnx import export_onnx
 from fvexport.export.options import ExportOptions
 from fvexport.export.parity import MAX_IMAGES, check_parity
+from fvexport.export.parity_backends import ParityOnnxRuntime
 from fvexport.export.runtime import OnnxRuntimeBackend
 
 Copy = Callable[[Artifact], Path]
@@ -137,7 +138,7 @@ def test_centred_figures_of_a_verdict(exported: Export, tiny: Checkpoint, photog
     with torch.inference_mode():
         wanted = tiny.encoder.double()(torch.from_numpy(pixels).double()).numpy()
     tiny.encoder.float()
-    backend = OnnxRuntimeBackend(artifact, stored_half=True)
+    backend = ParityOnnxRuntime(artifact, emulate_half=True)
     error = np.square(backend.run(pixels[[0, 1, 0]])[:2] - wanted).sum(2).mean(1)
     power = np.square(wanted - wanted.mean((0, 1))).sum(2).mean()
     assert found.centred_rel_l2 == pytest.approx(np.sqrt(error.max() / power), rel=1e-2)

@@ -19,6 +19,7 @@ from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export import targets
 from fvexport.export.artifact import Artifact
 from fvexport.export.parity import check_parity
+from fvexport.export.parity_backends import ParityPyTorch
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, PyTorchBackend, TensorBackend
 from fvexport.export.targets import get_target, why_absent
 
@@ -92,11 +93,11 @@ def test_quantized_files_are_refused(made: Callable[[str], Any]) -> None:
         PyTorchBackend(made("onnxruntime-cpu").artifact)
 
 
-@pytest.mark.parametrize("asked", [{"taps": ["stem.0"]}, {"stored_half": True}])
+@pytest.mark.parametrize("asked", [{"taps": ["stem.0"]}, {"emulate_half": True}])
 @pytest.mark.skipif(why_absent(get_target("torch-compile")) is not None, reason="no C++ compiler")
 def test_what_compiled_code_cannot_do(exported: Export, asked: dict[str, Any]) -> None:
     with pytest.raises(UnavailableError, match="take --backend eager"):
-        PyTorchBackend(exported(), "torch-compile", **asked)
+        ParityPyTorch(exported(), "torch-compile", **asked)
 
 
 @pytest.mark.skipif(why_absent(get_target("torch-compile")) is not None, reason="no C++ compiler")
@@ -130,10 +131,10 @@ def test_kernels(
 
 
 @pytest.mark.usefixtures("without_gpu")
-@pytest.mark.parametrize("asked", [{"taps": ["stem.0"]}, {"stored_half": True}])
+@pytest.mark.parametrize("asked", [{"taps": ["stem.0"]}, {"emulate_half": True}])
 def test_what_kernels_cannot_do(exported: Export, asked: dict[str, Any]) -> None:
     with pytest.raises(UnavailableError, match=r"triton shows no inner tensors .*take --backend eager"):
-        PyTorchBackend(exported(), "triton", **asked)
+        ParityPyTorch(exported(), "triton", **asked)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -25,6 +25,7 @@ from fvexport.export.artifact import Artifact
 from fvexport.export.figures import compare
 from fvexport.export.onnx import ExportReport, export_onnx
 from fvexport.export.options import ExportOptions
+from fvexport.export.parity_backends import ParityOnnxRuntime
 from fvexport.export.prepare import prepare
 from fvexport.export.rules import check_quantized
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, OpenVinoBackend
@@ -163,11 +164,11 @@ def test_openvino_runs_int8(
     assert compare(wanted, backend.run(pixels)).sqnr_db > 22
 
 
-@pytest.mark.parametrize("stored_half", [False, True])
-def test_onnxruntime_runs_fp8(made: Made, photographs: dict[str, Path], stored_half: bool) -> None:
+@pytest.mark.parametrize("emulate_half", [False, True])
+def test_onnxruntime_runs_fp8(made: Made, photographs: dict[str, Path], emulate_half: bool) -> None:
     """Left to itself its optimizer puts FP8 where its own operators refuse it."""
     artifact = made("fp8, projector").artifact
-    backend = OnnxRuntimeBackend(artifact, stored_half=stored_half, taps=["stages.3.blocks.0"])
+    backend = ParityOnnxRuntime(artifact, emulate_half=emulate_half, taps=["stages.3.blocks.0"])
     features, inner = backend.run_taps(Preprocessor(128, 128)(photographs["coffee"]))
     assert np.isfinite(features).all() and np.isfinite(inner["stages.3.blocks.0"]).all()
     assert Encoder(artifact)(photographs["coffee"]).shape == (1, 4, 64)
@@ -177,7 +178,7 @@ def test_simplification_can_run_fp8(made: Made) -> None:
     artifact = made("fp8, projector").artifact
     options = options_of(made("fp8, projector"))
     levels = np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128)).astype(np.uint8)
-    wanted = OnnxRuntimeBackend(artifact, stored_half=True).run(levels.astype(np.float32) / 255)
+    wanted = ParityOnnxRuntime(artifact, emulate_half=True).run(levels.astype(np.float32) / 255)
     assert compare(wanted, _output(ir.load(artifact.model_path), options)).rel_l2 < 1e-6
 
 

@@ -28,7 +28,7 @@ from fvexport.export.figures import Figures
 from fvexport.export.manifest import Manifest
 from fvexport.export.onnx import ExportReport
 from fvexport.export.parity import BLOCK_SCALES_FILE, THRESHOLDS, check_parity
-from fvexport.export.runtime import OnnxRuntimeBackend
+from fvexport.export.parity_backends import ParityOnnxRuntime
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 BLOCKS = [f"stages.{s}.blocks.{i}" for s, depth in enumerate((1, 1, 2, 1, 1)) for i in range(depth)]
@@ -148,7 +148,7 @@ def test_blocks_at_another_scale(made: Made, tiny: Checkpoint, photographs: dict
     scales = load_file(artifact.path / BLOCK_SCALES_FILE)
     convolutional = [b for b in BLOCKS if b < "stages.3"]
     assert list(scales) == convolutional
-    backend = OnnxRuntimeBackend(artifact, taps=convolutional)
+    backend = ParityOnnxRuntime(artifact, taps=convolutional)
     pixels = Preprocessor(128, 128)(photographs["coffee"])
     _, inner = backend.run_taps(pixels)
     wanted: dict[str, np.ndarray] = {}

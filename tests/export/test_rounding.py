@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.export.artifact import Artifact
+from fvexport.export.parity_backends import EagerReference, ParityOnnxRuntime
 from fvexport.export.runtime import EagerBackend, OnnxRuntimeBackend
 from fvexport.export.runtime.rounding import with_rounding
 
@@ -116,9 +117,9 @@ def test_real_graph(exported: Callable[..., Artifact], tiny: Checkpoint, distanc
     pixels = np.random.default_rng(0).random((1, 3, 128, 128), np.float32)
     fused = reparameterize(tiny.encoder)
     exact = EagerBackend(reparameterize(tiny.encoder).double()).run(pixels)
-    backend = OnnxRuntimeBackend(artifact, stored_half=True, taps=["stages.2.blocks.1", "final_conv"])
+    backend = ParityOnnxRuntime(artifact, emulate_half=True, taps=["stages.2.blocks.1", "final_conv"])
     found, inner = backend.run_taps(pixels)
-    loss = distance(EagerBackend(fused, stores=dtype).run(pixels), exact)
+    loss = distance(EagerReference(fused, emulate_half=dtype).run(pixels), exact)
     assert loss / 2 < distance(found, exact) < 2 * loss
     for value in (found, *inner.values()):
         assert np.array_equal(torch.from_numpy(value).to(dtype).float().numpy(), value)
@@ -128,8 +129,8 @@ def test_real_graph(exported: Callable[..., Artifact], tiny: Checkpoint, distanc
 def test_one_precision_is_not_the_other(exported: Callable[..., Artifact], distance: Distance) -> None:
     pixels = np.random.default_rng(0).random((1, 3, 128, 128), np.float32)
     native = OnnxRuntimeBackend(exported(precision="fp16"))
-    rounded = OnnxRuntimeBackend(exported(precision="fp16"), stored_half=True)
+    rounded = ParityOnnxRuntime(exported(precision="fp16"), emulate_half=True)
     assert native.computes == "natively"
     assert 1e-5 < distance(rounded.run(pixels), native.run(pixels)) < 1e-2
     assert "rounded to bfloat16" in OnnxRuntimeBackend(exported(precision="bf16")).computes
-    assert OnnxRuntimeBackend(exported(), stored_half=True).computes == "natively"  # float32 has nothing to round
+    assert ParityOnnxRuntime(exported(), emulate_half=True).computes == "natively"  # float32 has nothing to round

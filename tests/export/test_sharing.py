@@ -24,7 +24,8 @@ import torch
 from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export.artifact import Artifact
-from fvexport.export.runtime import ArtifactTower, EagerBackend, Encoder, OnnxRuntimeBackend, make_backend
+from fvexport.export.parity_backends import EagerReference, parity_backend
+from fvexport.export.runtime import ArtifactTower, Encoder, OnnxRuntimeBackend
 from fvexport.export.runtime import process as process_module
 from fvexport.export.runtime import pytorch as pytorch_module
 from fvexport.export.runtime import tensorrt as tensorrt_module
@@ -63,7 +64,7 @@ def test_threads_get_their_own_answers(
 
 
 def test_inner_tensors_are_those_of_the_calling_thread(static: Artifact, tiny: Checkpoint) -> None:
-    eager = EagerBackend(tiny.encoder)
+    eager = EagerReference(tiny.encoder)
     inputs = [image.astype(np.float32) / 255 for image in IMAGES]
     wanted = [eager.run(x) for x in inputs]
     last = [name for name, _ in tiny.encoder.named_blocks()][-1]
@@ -86,14 +87,14 @@ def test_threads_of_torch_are_as_before(static: Artifact) -> None:
     before = torch.get_num_threads()
 
     def first() -> None:
-        with pytorch_module._threads(3):
+        with pytorch_module.threads_of(3):
             begun.set()
             ended.wait(10)
 
     thread = threading.Thread(target=first)
     thread.start()
     begun.wait(10)
-    with pytorch_module._threads(2):
+    with pytorch_module.threads_of(2):
         ended.set()
         thread.join()
     assert torch.get_num_threads() == before
@@ -179,7 +180,7 @@ def test_copies_keep_their_options(dynamic: Artifact, tiny: Checkpoint, tmp_path
     assert encoder.backend.session.get_session_options().intra_op_num_threads == 2
     tower = pickle.loads(pickle.dumps(ArtifactTower(dynamic, None, resolution=(64, 128))))
     assert tower.resolution == (64, 128) and tower.encode(torch.zeros(1, 3, 64, 128)).shape == (1, 2, 256)
-    backend = make_backend(dynamic, "onnxruntime-cpu", taps=["final_conv"], stored_half=True)
+    backend = parity_backend(dynamic, "onnxruntime-cpu", taps=["final_conv"])
     assert isinstance(backend, OnnxRuntimeBackend)
     assert copy.deepcopy(backend).taps == ("final_conv",)
     assert copy.deepcopy(Encoder(dynamic, "eager", checkpoint=tiny))._recipe.arguments["checkpoint"] is tiny

@@ -19,6 +19,7 @@ from fvexport.export import targets
 from fvexport.export.artifact import Artifact
 from fvexport.export.engine import export_trt
 from fvexport.export.parity import check_parity
+from fvexport.export.parity_backends import parity_backend
 from fvexport.export.runtime import Encoder, TensorRTBackend
 from fvexport.export.runtime import encoder as encoder_module
 from fvexport.export.runtime import tensorrt as module
@@ -39,7 +40,7 @@ def test_an_artifact_without_an_engine(onnx_artifact: Onnx) -> None:
 
 def test_inner_tensors(built) -> None:
     with pytest.raises(UnavailableError, match="tensorrt-rtx shows no inner tensors"):
-        TensorRTBackend(built(precision="fp16").artifact, "tensorrt-rtx", taps=["stem.0"])
+        parity_backend(built(precision="fp16").artifact, "tensorrt-rtx", taps=["stem.0"])
     assert [t.name for t in TARGETS if not t.taps] == ["torch-compile", "triton", "tensorrt", "tensorrt-rtx"]
 
 
