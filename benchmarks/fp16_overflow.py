@@ -42,10 +42,10 @@ def main(res: int, variant: str, exponent: int, out: Path | None) -> None:
 
 def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
     """One row per file: naive FP16, ours, and BF16, each against the eager model in float32."""
+    from ..core.verdict.figures import Comparison
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
     from ..encoder.reparameterize import reparameterize
-    from ..export.figures import Comparison
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
     from ..export.parity_backends import parity_backend

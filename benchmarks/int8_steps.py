@@ -54,10 +54,10 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
     from ..calibration.options import METHODS
     from ..calibration.policy import Policy
     from ..calibration.quantize import quantize
+    from ..core.verdict.figures import Comparison, compare
     from ..encoder.checkpoint import load_checkpoint
     from ..encoder.preprocess import Preprocessor
     from ..encoder.reparameterize import reparameterize
-    from ..export.figures import Comparison, compare
     from .rivals.data import Photographs
     from .rivals.outliers import with_outliers
 

@@ -46,10 +46,10 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
     import numpy as np
     import torch
 
+    from ..core.verdict.figures import compare
     from ..encoder.checkpoint import load_checkpoint
     from ..encoder.image import sample_images
     from ..encoder.preprocess import Preprocessor
-    from ..export.figures import compare
     from ..export.onnx import export_onnx
     from ..export.options import ExportOptions
     from .paired import time_paired

@@ -59,9 +59,9 @@ def measure(
     """The figures on the two photographs that parity looks at by default, one dictionary per precision."""
     from ..calibration.options import CalibrationOptions
     from ..core.progress import silent
+    from ..core.verdict.figures import Comparison
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
-    from ..export.figures import Comparison
     from ..export.options import ExportOptions
     from ..export.parity_backends import EagerReference
     from ..export.parity_runs import tokens_of

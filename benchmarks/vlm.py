@@ -254,9 +254,9 @@ def agreement(setting: Setting, crops: int) -> list[dict[str, Any]]:
     """
     import torch
 
+    from ..core.verdict.figures import compare
     from ..encoder.fastvlm.splice import splice
     from ..encoder.qwen2 import prefill
-    from ..export.figures import compare
 
     vlm, eager = make_fastvlm(setting, "eager")
     others = {name: make_tower(setting, name) for name in TOWERS[1:]}

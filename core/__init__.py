@@ -5,5 +5,6 @@ hardware.py   the processor, its memory and the GPU of this machine
 hashing.py    SHA-256 of files
 place.py      where results are written, and how an old one survives a failed run
 progress.py   the callback that reports a step
+verdict/      figures of features against the reference's, what is allowed, and the verdict
 versions.py   versions of installed packages
 """

@@ -16,7 +16,6 @@ What lives here
     source          from an artifact back to its checkpoint, and to the module that was exported
     prepare         from a checkpoint to the module that is exported: fused, inside FP16, quantized
     artifact        the folder: opened with checks, written whole or not at all
-    figures         error statistics between two sets of features
     parity          the verdict: artifact against the eager model
     parity_runs     what it runs: photographs in batches
     parity_backends  what it runs them on: backends with inner tensors, and with half precision emulated

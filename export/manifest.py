@@ -7,10 +7,10 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from ..core.errors import ArtifactError, ConfigError
+from ..core.verdict.figures import Figures
+from ..core.verdict.judging import BOUND_FIGURES
 from ..encoder.config import FastViTHDConfig
 from ..encoder.preprocess import Preprocessor
-from .figures import Figures
-from .judging import BOUND_FIGURES
 from .options import PRECISIONS, QUANTIZED
 
 SCHEMA_VERSION = 1

@@ -6,6 +6,7 @@ photographs, and judged against what PyTorch itself loses in the artifact's prec
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file
 
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
+from ..core.verdict.figures import Comparison, Figures, relative_l2
+from ..core.verdict.judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import HELD_OUT, ImageLike, find_images, load_image, sample_images
 from .artifact import Artifact
-from .figures import Comparison, Figures
-from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from .manifest import Manifest
 from .options import AUTO
 from .parity_backends import EagerReference, TappedBackend, parity_backend
@@ -297,10 +297,8 @@ def _recorded(manifest: Manifest, images: Sequence[str], ratio: float | None) ->
 
 
 def _rel_l2(reference: np.ndarray, candidate: np.ndarray) -> float | None:
-    if not np.isfinite(candidate).all():
-        return None
-    a, b = torch.from_numpy(reference), torch.from_numpy(candidate)
-    return float((a - b).double().norm() / a.double().norm().clamp_min(1e-300))
+    found = relative_l2(reference, candidate) if np.isfinite(candidate).all() else math.inf
+    return found if math.isfinite(found) else None
 
 
 def _layer_figure(name: str, found: list[LayerErrors], thresholds: Thresholds) -> LayerFigure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +20,13 @@ from ..calibration.quantize import quantizable, quantize
 from ..calibration.sensitivity import Bounded, meet_bound
 from ..calibration.stats import Stats
 from ..core.progress import Progress
+from ..core.verdict.figures import Comparison
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from .figures import Comparison
 from .options import ExportOptions
 from .parity_backends import EagerReference
 from .parity_runs import tokens_of
@@ -214,7 +213,7 @@ def _bounded(
         found = Comparison()
         for picture, (x, features, tokens) in enumerate(zip(pixels, expected, seen, strict=True)):
             found.add(features, backend.run(x.numpy())[0], picture=picture, seen=tokens)
-        return found.figures.strict_sqnr_db if found.figures.finite else -math.inf
+        return found.figures.strict_sqnr_db
 
     shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
     sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))
@@ -225,7 +224,7 @@ def _bounded(
 
 def stored_type(options: ExportOptions) -> torch.dtype | None:
     """The half type of what is not quantized, on the runtime that the verdict comes from; None for float32."""
-    stored = options.float_precision
+    stored: str = options.float_precision
     if options.quantized:
         stored = stored_precision(get_target(options.policy.target), options.precision, stored)
     return None if stored == "fp32" else DTYPES[stored]

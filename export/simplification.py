@@ -12,10 +12,10 @@ import onnx
 import onnx_ir as ir
 
 from ..core.errors import ArtifactError, ExportError
+from ..core.verdict.figures import compare
+from ..core.verdict.judging import THRESHOLDS
 from ..encoder.config import FastViTHDConfig
 from .artifact import DATA_FILE, MODEL_FILE
-from .figures import compare
-from .judging import THRESHOLDS
 from .options import ExportOptions
 from .passes import Simplification, name_dimensions, simplify, structure, tidy
 from .rules import check_rules
@@ -62,7 +62,7 @@ def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: 
         return None
     try:
         same = _output(after, options), _output(before, options)
-        close = compare(*same).rel_l2 <= THRESHOLDS[options.precision].rel_l2_floor
+        close = THRESHOLDS[options.precision].are_equal(compare(*same))
     except OSError as error:
         raise ArtifactError(
             f"cannot write temporary files in {tempfile.gettempdir()} ({error.strerror}); free some space, set TMPDIR, "

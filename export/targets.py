@@ -357,7 +357,7 @@ def has_bf16() -> bool:
     return "BF16" in import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 
-def stored_precision(target: Target, precision: Precision, float_precision: Precision) -> Precision:
+def stored_precision(target: Target, precision: str, float_precision: str) -> str:
     """The precision in which a backend stores the float values of a file here.
 
     Args:

@@ -174,7 +174,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_thresholds_stand_in_the_docs() -> None:
-    from fvexport.export.judging import THRESHOLDS
+    from fvexport.core.verdict.judging import THRESHOLDS
 
     page = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (fp32|fp16|bf16|int8|fp8) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.M)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.errors import ConfigError
-from ...export.figures import Figures
+from ...core.verdict.figures import Figures
 from ..paired import Timing
 from .quantizers import TOOLS, Made
 from .runners import Hint, Runtime

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ...core.errors import UnavailableError, first_line
 from ...core.progress import Progress, silent
+from ...core.verdict.figures import Comparison, Figures, compare
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.config import get_variant
 from ...export.artifact import MODEL_FILE
-from ...export.figures import Comparison, Figures, compare
 from ...export.runtime.eager import EagerBackend
 from ...export.targets import has_bf16
 from ..paired import time_paired

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...core.place import scratch_beside
-from ...export.figures import Comparison, Figures
+from ...core.verdict.figures import Comparison, Figures
 
 
 @dataclass(frozen=True)

@@ -171,12 +171,12 @@ class Parity:
     """Features against the eager float32 train form on the held-out photographs; the worst of them.
 
     Attributes:
-        status: `pass`, `fail` or `non-finite`, as an export is judged, see export/judging.py.
+        status: `pass`, `fail` or `non-finite`, as an export is judged, see core/verdict/judging.py.
         sqnr_db: signal over error; None where undefined, or infinite for features that are equal bit by bit.
         cosine: mean over tokens; `cosine_min` that of the worst token.
         rel_l2: relative L2 error.
-        centred_sqnr_db, centred_rel_l2: the same of what varies, see export/figures.py; None if nothing does, and in
-            results of earlier versions.
+        centred_sqnr_db, centred_rel_l2: the same of what varies, see core/verdict/figures.py; None if nothing does, and
+            in results of earlier versions.
     """
 
     status: Literal["pass", "fail", "non-finite"]

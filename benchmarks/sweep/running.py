@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...export.figures import Figures
-from ...export.judging import THRESHOLDS, judge, unmeasured
+from ...core.verdict.figures import Figures
+from ...core.verdict.judging import THRESHOLDS, judge, unmeasured
 from .loading import load_cell
 from .process_memory import go_first, peak_mb, reset_peak
 from .reference import Reference

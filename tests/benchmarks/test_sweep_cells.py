@@ -24,10 +24,10 @@ from fvexport.benchmarks.sweep.reference import Reference
 from fvexport.benchmarks.sweep.result import PARITY_FIGURES, Cell
 from fvexport.benchmarks.sweep.running import Running
 from fvexport.benchmarks.sweep.timing import DeviceTimer, Energy, WallTimer, take_window
+from fvexport.core.verdict.figures import compare
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.export import parity
 from fvexport.export.artifact import Artifact
-from fvexport.export.figures import compare
 from fvexport.export.parity import THRESHOLDS
 from fvexport.export.targets import get_target, why_absent
 from fvexport.kernels.timing import CaptureError, HostClock

@@ -16,8 +16,8 @@ from fvexport.calibration.qdq import FP8, QuantizedConv, QuantizedLinear, Quanti
 from fvexport.calibration.quantize import quantizable, quantize
 from fvexport.calibration.stats import Stats
 from fvexport.core.errors import ConfigError
+from fvexport.core.verdict.figures import compare
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.export.figures import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -18,11 +18,11 @@ from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
 from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError, ImageError
+from fvexport.core.verdict.figures import compare, worst
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export import parity
 from fvexport.export.artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact
-from fvexport.export.figures import compare, worst
 from fvexport.export.onnx import export_onnx
 from fvexport.export.options import ExportOptions
 from fvexport.export.parity import MAX_IMAGES, check_parity

@@ -17,12 +17,12 @@ from onnx import TensorProto, numpy_helper
 from fvexport.calibration.options import CalibrationOptions
 from fvexport.core.errors import ConfigError, ExportError
 from fvexport.core.progress import silent
+from fvexport.core.verdict.figures import compare
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export import onnx as onnx_export
 from fvexport.export.artifact import Artifact
-from fvexport.export.figures import compare
 from fvexport.export.onnx import ExportReport, export_onnx
 from fvexport.export.options import ExportOptions
 from fvexport.export.parity_backends import ParityOnnxRuntime

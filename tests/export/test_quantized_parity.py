@@ -21,10 +21,10 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from fvexport.core.errors import ArtifactError
+from fvexport.core.verdict.figures import Figures
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export.artifact import MANIFEST_FILE, MODEL_FILE, Artifact
-from fvexport.export.figures import Figures
 from fvexport.export.manifest import Manifest
 from fvexport.export.onnx import ExportReport
 from fvexport.export.parity import BLOCK_SCALES_FILE, THRESHOLDS, check_parity

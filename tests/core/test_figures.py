@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvexport.calibration.sensitivity import VARIATION
-from fvexport.export.figures import Comparison, Figures, compare, worst
-from fvexport.export.judging import THRESHOLDS, judge
+from fvexport.core.verdict.figures import VARIATION, Comparison, Figures, compare, worst
+from fvexport.core.verdict.judging import THRESHOLDS, judge
 
 
 def figures(rel_l2: float = 0.0, cosine_min: float = 1.0, finite: bool = True) -> Figures:

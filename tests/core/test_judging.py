@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvexport.export.figures import Figures, compare
-from fvexport.export.judging import THRESHOLDS, judge, unmeasured
+from fvexport.core.verdict.figures import Figures, compare
+from fvexport.core.verdict.judging import THRESHOLDS, judge, unmeasured
 
 
 def figures(rel_l2: float = 0.0, cosine_min: float = 1.0, finite: bool = True, centred: float | None = None) -> Figures:

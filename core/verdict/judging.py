@@ -40,6 +40,10 @@ class Thresholds:
     centred_limit: float
     cosine_min: float
 
+    def are_equal(self, figures: Figures) -> bool:
+        """Whether features differ by no more than the noise of summation order."""
+        return figures.rel_l2 <= self.rel_l2_floor
+
     def bound(self, torch_rel_l2: float | None) -> float:
         """The relative L2 error allowed beside PyTorch's own; None if PyTorch's is not finite."""
         return min(self.rel_l2_limit, max(self.rel_l2_floor, self._beside(torch_rel_l2)))

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..calibration.sensitivity import VARIATION
+VARIATION = 1e-5
+"""Least standard deviation of features, relative to their root mean square, that is not the rounding of float32."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Figures:
 
     @property
     def strict_sqnr_db(self) -> float:
-        """The lower of the plain and the centred SQNR, in dB."""
+        """The lower of the plain and the centred SQNR, in dB; -inf if a value is infinite or undefined."""
+        if not self.finite:
+            return -math.inf
         return self.sqnr_db if self.centred_sqnr_db is None else min(self.sqnr_db, self.centred_sqnr_db)
 
     def with_centred(self, rel_l2: float | None) -> Figures:
@@ -208,11 +211,17 @@ def worst(figures: Sequence[Figures]) -> Figures:
     ).with_centred(centred)
 
 
+def relative_l2(reference: np.ndarray, candidate: np.ndarray) -> float:
+    """||candidate - reference|| / ||reference|| of finite arrays of one shape; infinite if only the reference is 0."""
+    error, signal = (
+        float(np.linalg.norm(x.astype(np.float64, copy=False))) for x in (candidate - reference, reference)
+    )
+    return error / signal if signal else (0.0 if error == 0 else math.inf)
+
+
 def _plain(a: np.ndarray, b: np.ndarray) -> Figures:
     """The figures of one picture (N, C), finite float64, but for the centred ones."""
-    error = float(np.linalg.norm(b - a))
-    signal = float(np.linalg.norm(a))
-    rel_l2 = error / signal if signal else (0.0 if error == 0 else math.inf)
+    rel_l2 = relative_l2(a, b)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     dots = (a * b).sum(-1)
     # A token of zeros has no direction: it agrees with zeros alone.
