@@ -42,7 +42,9 @@ def main(res: int, variant: str, exponent: int, out: Path | None) -> None:
 
 def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
     """One row per file: naive FP16, ours, and BF16, each against the eager model in float32."""
-    from ..core.verdict.figures import Comparison
+    import numpy as np
+
+    from ..core.verdict.figures import compare
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
     from ..encoder.reparameterize import reparameterize
@@ -55,7 +57,7 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
     frame, photographs = Preprocessor(res, res), sample_images()
     pixels = [frame(photographs[name]) for name in HELD_OUT]
     reference = EagerBackend(checkpoint.encoder)
-    expected = [reference.run(x) for x in pixels]
+    expected = np.concatenate([reference.run(x) for x in pixels])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = {"fp16, naive": naive(reparameterize(checkpoint.encoder), res, folder / "naive.onnx")}
@@ -67,10 +69,8 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
             notices[precision] = " ".join(note for note in report.notices if "FP16" in note)
         for title, file in files.items():
             runner = file if callable(file) else parity_backend(file, "onnxruntime-cpu").run
-            found = Comparison()
-            for picture, (x, y) in enumerate(zip(pixels, expected, strict=True)):
-                found.add(y[0], runner(x)[0], picture=picture)
-            yield {"name": title, "figures": found.figures.to_dict(), "notice": notices[title]}
+            found = compare(expected, np.concatenate([runner(x) for x in pixels]))
+            yield {"name": title, "figures": found.to_dict(), "notice": notices[title]}
 
 
 def large_stream(variant: str, factor: float) -> Checkpoint:

@@ -47,6 +47,7 @@ def main(res: int, samples: int, variant: str, target: str, outliers: float, out
 
 def measure(res: int, samples: int, variant: str, target: Any, outliers: float) -> Iterator[dict[str, Any]]:
     """One row per way to quantize: its name, worst and mean SQNR, and the centred one over all pictures."""
+    import numpy as np
     import torch
 
     from ..calibration.equalize import equalize
@@ -54,7 +55,7 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
     from ..calibration.options import METHODS
     from ..calibration.policy import Policy
     from ..calibration.quantize import quantize
-    from ..core.verdict.figures import Comparison, compare
+    from ..core.verdict.figures import compare
     from ..encoder.checkpoint import load_checkpoint
     from ..encoder.preprocess import Preprocessor
     from ..encoder.reparameterize import reparameterize
@@ -77,10 +78,7 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
         with torch.inference_mode():
             pairs = [(y.numpy(), model(x).numpy()) for x, y in zip(tests, expected, strict=True)]
         found = [compare(*pair).sqnr_db for pair in pairs]
-        together = Comparison()
-        for picture, (y, z) in enumerate(pairs):
-            together.add(y[0], z[0], picture=picture)
-        centred = together.figures.centred_sqnr_db
+        centred = compare(*(np.concatenate(features) for features in zip(*pairs, strict=True))).centred_sqnr_db
         return {"step": step, "worst_db": min(found), "mean_db": sum(found) / len(found), "centred_db": centred}
 
     kinds: list[str] = []

@@ -59,7 +59,7 @@ def measure(
     """The figures on the two photographs that parity looks at by default, one dictionary per precision."""
     from ..calibration.options import CalibrationOptions
     from ..core.progress import silent
-    from ..core.verdict.figures import Comparison
+    from ..core.verdict.reference import Reference
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
     from ..export.options import ExportOptions
@@ -71,10 +71,8 @@ def measure(
     frame = Preprocessor(resolution, resolution, checkpoint.info.preprocessing)
     photographs = sample_images()
     images = [photographs[name] for name in HELD_OUT]
-    values = [frame(image) for image in images]
     seen = [tokens_of(frame, image, encoder.config.stride) for image in images]
-    reference = EagerReference(encoder)
-    expected = [reference.run(x)[0] for x in values]
+    known = Reference.of(EagerReference(encoder).run, frame(images), seen)
     for precision in precisions:
         options: Any = {"height": resolution, "width": resolution, "precision": precision}
         if precision == "int8":
@@ -83,10 +81,7 @@ def measure(
         calibration = CalibrationOptions(samples=samples if wanted.quantized else None)
         prepared = prepare(checkpoint, wanted, calibration, {}, silent)
         own = EagerReference(prepared.encoder, emulate_half=stored_type(wanted))
-        found = Comparison()
-        for picture, (x, features, tokens) in enumerate(zip(values, expected, seen, strict=True)):
-            found.add(features, own.run(x)[0], picture=picture, seen=tokens)
-        yield {"precision": precision} | found.figures.to_dict()
+        yield {"precision": precision} | known.figures(own.run).to_dict()
 
 
 if __name__ == "__main__":

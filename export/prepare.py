@@ -20,7 +20,7 @@ from ..calibration.quantize import quantizable, quantize
 from ..calibration.sensitivity import Bounded, meet_bound
 from ..calibration.stats import Stats
 from ..core.progress import Progress
-from ..core.verdict.figures import Comparison
+from ..core.verdict.reference import Reference
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import FastViTHD
@@ -203,17 +203,12 @@ def _bounded(
     # As the verdict will have it: behind the connector, in the half type that the runtime stores.
     connector, half = checkpoint.connector if options.projector else None, stored_type(options)
     stride = reference.config.stride
-    pixels = [model_input(reference, frame.pixels(image), frame) for image in images.values()]
+    pixels = torch.cat([model_input(reference, frame.pixels(image), frame) for image in images.values()]).numpy()
     seen = [tokens_of(frame, image, stride) for image in images.values()]
-    eager = EagerBackend(reference, connector)
-    expected = [eager.run(x.numpy())[0] for x in pixels]
+    known = Reference.of(EagerBackend(reference, connector).run, pixels, seen)
 
     def measure(model: FastViTHD) -> float:
-        backend = EagerReference(model, connector, emulate_half=half)
-        found = Comparison()
-        for picture, (x, features, tokens) in enumerate(zip(pixels, expected, seen, strict=True)):
-            found.add(features, backend.run(x.numpy())[0], picture=picture, seen=tokens)
-        return found.figures.strict_sqnr_db
+        return known.figures(EagerReference(model, connector, emulate_half=half).run).strict_sqnr_db
 
     shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
     sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from ...core.errors import UnavailableError, first_line
 from ...core.progress import Progress, silent
-from ...core.verdict.figures import Comparison, Figures, compare
+from ...core.verdict.figures import Figures, compare
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.config import get_variant
 from ...export.artifact import MODEL_FILE
@@ -126,12 +128,9 @@ def _figures(
     runner: Runner, tests: Mapping[str, Floats], references: Mapping[str, Floats]
 ) -> tuple[dict[str, Figures], Figures]:
     """Figures of each photograph, and the worst of all together."""
-    each, together = {}, Comparison()
-    for name, x in tests.items():
-        features = runner(x)
-        each[name] = compare(references[name], features)
-        together.add(references[name][0], features[0], picture=name)
-    return each, together.figures
+    features = {name: runner(x) for name, x in tests.items()}
+    each = {name: compare(references[name], found) for name, found in features.items()}
+    return each, compare(*(np.concatenate([of[name] for name in tests]) for of in (references, features)))
 
 
 def _faster(row: Row, runners: Mapping[Hint, Runner], x: Floats) -> Hint:

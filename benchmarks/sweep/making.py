@@ -13,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ...calibration.options import CalibrationOptions
 from ...core.errors import FvexportError
 from ...core.place import scratch_beside
+from ...core.verdict.reference import Reference
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.preprocess import Preprocessor
 from ...encoder.reparameterize import reparameterize
@@ -31,7 +30,6 @@ from ...export.prepare import stored_type
 from ...export.runtime.eager import EagerBackend
 from ...export.trace import DTYPES
 from ..peers import get_peer, make_peer_file
-from .reference import Reference
 
 
 class Maker:
@@ -66,10 +64,9 @@ class Maker:
             own = Preprocessor(height, width, self.checkpoint.info.preprocessing)
             images = list(photographs(None).values())
             values = own(images)
-            seen = np.stack([tokens_of(own, image, self.checkpoint.encoder.config.stride) for image in images])
+            seen = [tokens_of(own, image, self.checkpoint.encoder.config.stride) for image in images]
             eager = EagerBackend(self.checkpoint.encoder)
-            features = np.concatenate([eager.run(one[None]) for one in values])
-            known = self._references[height, width] = Reference(values, features, seen)
+            known = self._references[height, width] = Reference.of(eager.run, values, seen)
         return known
 
     def torch(self, path: str, precision: Any, height: int, width: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import torch
 
 from ...core.verdict.figures import Figures
 from ...core.verdict.judging import THRESHOLDS, judge, unmeasured
+from ...core.verdict.reference import Reference
 from .loading import load_cell
 from .process_memory import go_first, peak_mb, reset_peak
-from .reference import Reference
 from .result import PARITY_FIGURES, Cell
 from .timing import Energy, Timer, make_timer, take_window
 

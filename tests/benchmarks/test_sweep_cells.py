@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,11 +21,11 @@ from fvexport.benchmarks.sweep import loading
 from fvexport.benchmarks.sweep.loading import Loaded
 from fvexport.benchmarks.sweep.making import Maker
 from fvexport.benchmarks.sweep.prefilling import TtftTimer
-from fvexport.benchmarks.sweep.reference import Reference
 from fvexport.benchmarks.sweep.result import PARITY_FIGURES, Cell
 from fvexport.benchmarks.sweep.running import Running
 from fvexport.benchmarks.sweep.timing import DeviceTimer, Energy, WallTimer, take_window
 from fvexport.core.verdict.figures import compare
+from fvexport.core.verdict.reference import Reference
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.export import parity
 from fvexport.export.artifact import Artifact
@@ -150,16 +151,15 @@ def test_a_cell_gets_the_verdict_of_an_export(
 ) -> None:
     """An error between twice PyTorch's own and what is ever allowed fails both; without PyTorch's figures it passes."""
     own = made(maker, place / "fp32", "fp32")["torch"]
-    make = parity.make_backend
 
-    def make_wrong(*args: Any, **options: Any) -> Any:
+    def with_error(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
         backend = make(*args, **options)
         run = backend.run
         monkeypatch.setattr(backend, "run", lambda x: run(x) * np.float32(1 + wrong))
         return backend
 
-    monkeypatch.setattr(parity, "make_backend", make_wrong)
-    monkeypatch.setattr(loading, "make_backend", make_wrong)
+    monkeypatch.setattr(parity, "parity_backend", partial(with_error, parity.parity_backend))
+    monkeypatch.setattr(loading, "make_backend", partial(with_error, loading.make_backend))
     verdict = parity.check_parity(place / "fp32", checkpoint=maker.checkpoint)
     arguments = (cell(), WEIGHTS, str(place / "fp32"), str(place / "reference.npz"))
     found = Running(*arguments, own).parity

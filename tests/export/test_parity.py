@@ -106,7 +106,7 @@ def test_only_tokens_that_see_the_picture_are_judged(
     exported: Export, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """A wide picture on a high canvas: of three rows of tokens the middle one sees it."""
-    make = parity.make_backend
+    make = parity.parity_backend
 
     def make_wrong(*args: Any, **options: Any) -> Any:
         backend = make(*args, **options)
@@ -121,7 +121,7 @@ def test_only_tokens_that_see_the_picture_are_judged(
         monkeypatch.setattr(backend, "run", wrong)
         return backend
 
-    monkeypatch.setattr(parity, "make_backend", make_wrong)
+    monkeypatch.setattr(parity, "parity_backend", make_wrong)
     picture = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
     verdict = check_parity(exported(height=192, width=64), checkpoint=tiny, images=[picture])
     assert verdict.status == ("pass" if where == "padding" else "fail")

@@ -1,15 +1,15 @@
-"""What cells are compared with: the held-out photographs, and the eager model's features of them."""
+"""What features are compared with: photographs at one resolution, and the eager model's features of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ...core.place import scratch_beside
-from ...core.verdict.figures import Comparison, Figures
+from ..place import scratch_beside
+from .figures import Comparison, Figures
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,19 @@ class Reference:
     """The photographs at one resolution.
 
     Attributes:
-        values: (P, 3, H, W) float32, as the checkpoint's own preprocessing makes them.
-        features: (P, N, C) of the eager train form in float32.
+        values: (P, 3, H, W), as the reference takes them.
+        features: (P, N, C) float32, of the reference.
         seen: (P, N) bool, the tokens to judge: those that see a part of the photograph, not padding alone.
     """
 
     values: np.ndarray
     features: np.ndarray
     seen: np.ndarray
+
+    @classmethod
+    def of(cls, run: Callable[[np.ndarray], np.ndarray], values: np.ndarray, seen: Sequence[np.ndarray]) -> Reference:
+        """What `run` makes of each photograph of `values`, one at a time; `seen` has (N,) bool for each."""
+        return cls(values, np.concatenate([run(one[None]) for one in values]), np.stack(seen))
 
     def save(self, file: Path) -> None:
         """Writes an `.npz` file; killed at any moment, `file` is whole or not there."""
