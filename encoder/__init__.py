@@ -2,6 +2,7 @@
 
 What lives here
     config          the architecture as a dataclass, and the named variants
+    layers          the fused model layer by layer, with names and sizes
     fastvithd       the model, in its train, released and fused forms
     reparameterize  train or released form -> fused form, exactly
     float32         islands of float32 in a half-precision model
