@@ -13,6 +13,7 @@ from typing import Any
 
 from ...core import hardware
 from ...core.errors import ArtifactError, CheckpointError
+from ...core.locks import locked
 from ...core.place import check_place
 from ...core.progress import Progress, silent
 from .environment import find_environment, now
@@ -320,20 +321,13 @@ def _check_out(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keeps a second sweep out of the folder while this process lives, where the system can."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stream = (out / LOCK_FILE).open("ab")
-    except OSError as error:
-        raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
-    with stream:
+    """Keeps a second sweep out of the folder while this process lives."""
+    with contextlib.ExitStack() as held:
         try:
-            import fcntl
-        except ImportError:  # no such lock on Windows
-            yield
-            return
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArtifactError(f"another sweep is writing {out}; wait for it, or choose another --out") from None
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(
+                locked(out / LOCK_FILE, f"another sweep is writing {out}; wait for it, or choose another --out")
+            )
+        except OSError as error:
+            raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
         yield
