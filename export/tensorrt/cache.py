@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from ...core.cache import cache_folder
 from ...core.errors import ConfigError
 from ...core.place import prepare, scratch_beside
 from .api import Api
@@ -23,9 +24,8 @@ LOCK_SECONDS = 60.0
 
 def default_path(api: Api, gpu: str | None) -> Path:
     """In the user's cache, one file per flavour, version and GPU."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{api.flavour}-{api.version}-{gpu or 'any-gpu'}")
-    return home / "fvexport" / "timing" / f"{name}.cache"
+    return cache_folder("timing") / f"{name}.cache"
 
 
 class TimingCache:
@@ -88,9 +88,14 @@ class TimingCache:
         cache = config.get_timing_cache()
         if cache is None or not self.usable:
             return
+        import filelock
+
         try:
             prepare(self.path)
-            with _locked(self.path), scratch_beside(self.path) as scratch:
+            with ExitStack() as held, scratch_beside(self.path) as scratch:
+                lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCK_SECONDS)
+                with suppress(filelock.Timeout):  # another build that saves now; one that hangs holds up no engine
+                    held.enter_context(lock)
                 if self.path.is_file():
                     other = _parsed(config, self.path.read_bytes())
                     if other is not None:
@@ -111,20 +116,3 @@ def _parsed(config: Any, stored: bytes) -> Any:
         return config.create_timing_cache(stored)
     except Exception:  # pybind turns TensorRT's refusals into several kinds
         return None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds `path` against other builds that save now; one that hangs is not waited for longer than a minute."""
-    import filelock
-
-    lock = filelock.FileLock(str(path.with_name(f".{path.name}.lock")), timeout=LOCK_SECONDS)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
