@@ -6,12 +6,12 @@ Imports nothing heavy: the command line reads the targets from here.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..core.errors import ConfigError
+from ..core.phrases import did_you_mean
 
 QuantTarget = Literal["tensorrt", "onnxruntime-cpu", "openvino"]
 QUANT_TARGETS: tuple[QuantTarget, ...] = get_args(QuantTarget)
@@ -116,8 +116,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         if self.target not in QUANT_TARGETS:
-            near = difflib.get_close_matches(self.target, QUANT_TARGETS, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(QUANT_TARGETS)}"
+            hint = did_you_mean(self.target, QUANT_TARGETS, cutoff=0.3)
             raise ConfigError(f"unknown quantization target {self.target!r}; {hint}")
         if self.fmt == "fp8" and self.target != "tensorrt":
             raise ConfigError(f"FP8 runs on TensorRT alone; found --target {self.target}: take --int8 for it")

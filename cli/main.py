@@ -7,7 +7,6 @@ keeps its traceback.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import sys
@@ -19,6 +18,7 @@ import click
 
 from .. import __version__
 from ..core.errors import FvexportError
+from ..core.phrases import did_you_mean
 from . import render
 from .ask import ask
 from .calibrate import calibrate
@@ -52,9 +52,7 @@ class Commands(click.Group):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
-            ctx.fail(f"No such command {name!r}. {hint}")
+            ctx.fail(f"No such command {name!r}. {did_you_mean(name, known, sentence=True)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -126,8 +124,8 @@ def _usage(error: click.ClickException) -> str:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.possibilities:
         # click's own wording differs by release, and lists all that are similar.
-        (near,) = difflib.get_close_matches(error.option_name, error.possibilities, n=1, cutoff=0)
-        message = f"No such option {error.option_name!r}. Did you mean {near!r}?"
+        hint = did_you_mean(error.option_name, error.possibilities, cutoff=0, sentence=True)
+        message = f"No such option {error.option_name!r}. {hint}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         end = "" if message.endswith((".", "?", ")")) else "."
         return f"{message}{end} See `{error.ctx.command_path} --help`"

@@ -5,7 +5,6 @@ What may be mistyped answers with the nearest name. Whether a value makes sense 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import re
@@ -19,6 +18,7 @@ import click
 from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
 from ..core.errors import ConfigError
+from ..core.phrases import did_you_mean
 from ..encoder.config import VARIANTS
 from ..export.options import AUTO, DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
 from ..export.targets import ALIASES, TARGETS, get_target
@@ -38,9 +38,7 @@ class Named(click.Choice):  # type: ignore[type-arg]  # not generic before click
         known = [str(choice) for choice in self.choices]
         if value in known:
             return str(value)
-        near = difflib.get_close_matches(str(value), known, n=1, cutoff=0.4)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
-        return self.fail(f"{value!r} is unknown. {hint}", param, ctx)
+        return self.fail(f"{value!r} is unknown. {did_you_mean(value, known, sentence=True)}", param, ctx)
 
 
 class BackendName(Named):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import one_line
+from ..core.phrases import first_few
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,12 +97,6 @@ def preprocessing(manifest: Manifest) -> str:
     return config.describe() + (f" (from {one_line(source)})" if source else "")
 
 
-def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
-
-
 # --- reports -----------------------------------------------------------------------------------
 
 
@@ -173,7 +168,7 @@ def verdict(found: Verdict, *, blocks: bool = True) -> None:
             ("allowed", f"{allowed.over_torch:g} x PyTorch's own error, yet never under "
                         f"{allowed.rel_l2_floor:.1e} or over {allowed.rel_l2_limit:.1e} "
                         f"(centred: {allowed.centred_floor:.1e}, {allowed.centred_limit:.1e})"),
-            ("images", some(found.images)),
+            ("images", first_few(found.images, MAX_NAMES)),
             ("resolutions", ", ".join(found.resolutions)),
             ("backend", found.backend),
         ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.phrases import first_few
 from .render import border, facts, notices, size, table, verdict
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def summary(found: EngineSummary) -> None:
     facts(
         [
             ("attention", f"{len(fused)} of {len(found.attention)} blocks in one kernel each"
-                          + (f"; {_some(apart)}" if apart else "")),
+                          + (f"; {first_few(apart, MANY)}" if apart else "")),
             ("wider than asked", _fallbacks(found)),
             ("moved about", f"{found.moves} layers only lay values out anew{moved}"),
             ("largest", ", ".join(f"{where} {dtype} {size(count)}" for where, dtype, _, count in found.largest[:3])
@@ -111,8 +112,4 @@ def _fallbacks(found: EngineSummary) -> str:
     if not found.fallbacks:
         return "nothing"
     told = [f"{fall.node} in {fall.found}, not {fall.wanted}" for fall in found.fallbacks]
-    return f"{len(told)}: {_some(told)}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:MANY]) + (f" and {len(names) - MANY} more" if len(names) > MANY else "")
+    return f"{len(told)}: {first_few(told, MANY)}"

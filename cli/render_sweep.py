@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..core.phrases import first_few
 from . import render
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _reasons(results: list[Result]) -> list[str]:
             batch = f" b{result.cell.batch}" if result.cell.batch > 1 else ""
             name = f"{result.cell.resolution}{batch} {result.cell.series}"
             cells.setdefault((result.status, result.reason), []).append(name)
-    return [f"{render.some(names)}: {status}, {reason}" for (status, reason), names in cells.items()]
+    return [f"{first_few(names, render.MAX_NAMES)}: {status}, {reason}" for (status, reason), names in cells.items()]
 
 
 def _title(results: list[Result]) -> str:

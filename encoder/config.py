@@ -7,11 +7,11 @@ This module imports nothing heavy: the command line reads it for its help.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.phrases import did_you_mean
 
 MIXERS = ("repmixer", "repmixer", "repmixer", "attention", "attention")
 """The token mixer of each stage: convolutions in three, self-attention in two."""
@@ -158,9 +158,7 @@ def get_variant(name: str) -> FastViTHDConfig:
     """The config of a named variant; raises ConfigError with the nearest name otherwise."""
     if name in VARIANTS:
         return VARIANTS[name]
-    near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VARIANTS)}"
-    raise ConfigError(f"unknown variant {name!r}; {hint}")
+    raise ConfigError(f"unknown variant {name!r}; {did_you_mean(name, VARIANTS)}")
 
 
 def variant_name(config: FastViTHDConfig) -> str:

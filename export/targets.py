@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import difflib
 import importlib.util
 import platform
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 from ..calibration.policy import QuantTarget
 from ..core.errors import UnavailableError
 from ..core.hardware import cuda_driver, is_x86, products_saturate
+from ..core.phrases import did_you_mean
 from .options import Precision
 
 ORT_PACKAGE = (
@@ -144,9 +144,7 @@ def get_target(name: str) -> Target:
         if target.name == ALIASES.get(name, name):
             return target
     names = [t.name for t in TARGETS]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-    raise UnavailableError(f"unknown backend {name!r}; {hint}")
+    raise UnavailableError(f"unknown backend {name!r}; {did_you_mean(name, names)}")
 
 
 def why_absent(target: Target) -> str | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...core.phrases import first_few
 from ..sweep.result import Result
 from .axes import Plot
 from .bars import difference_plots
@@ -242,9 +243,7 @@ def headline_row(best: Best) -> HeadlineRow:
 
 
 def _ties_text(ties: Sequence[Result]) -> str:
-    named = ", ".join(result.cell.series for result in ties[:2])
-    more = f" and {len(ties) - 2} more" if len(ties) > 2 else ""
-    return f"or {named}{more}: no difference shown" if ties else ""
+    return f"or {first_few((result.cell.series for result in ties), 2)}: no difference shown" if ties else ""
 
 
 def with_ties(name: str, ties: str) -> str:

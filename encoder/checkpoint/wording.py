@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ...core.errors import CheckpointError, one_line
+from ...core.phrases import first_few
 
 
 def shown(text: object, limit: int = 160) -> str:
@@ -16,9 +17,7 @@ def shown(text: object, limit: int = 160) -> str:
 
 def some(items: Iterable[object], limit: int = 3) -> str:
     """The first few items and how many follow: `a, b, c and 12 more`."""
-    words = [shown(item) for item in items]
-    rest = len(words) - limit
-    return ", ".join(words[:limit]) + (f" and {rest} more" if rest > 0 else "")
+    return first_few(map(shown, items), limit)
 
 
 def unfit(source: object, what: str, mend: str) -> CheckpointError:
