@@ -1,8 +1,8 @@
 """Which kernel computes which part of the model, in one table with its reasons.
 
-For an H100 in float16 the choices at 256² and 1024², batch 1, were measured (`benchmarks/results/kernels-h100.json`). The
-others follow from bytes and FLOPs (`ffn_floor`) and from the performance model in `benchmarks/gpu/model.py`. A part that
-no row fits is PyTorch's.
+For an H100 in float16 the choices at 256² and 1024², batch 1, were measured
+(`benchmarks/results/kernels-h100.json`). The others follow from bytes and FLOPs (`ffn_floor`) and from the performance
+model in `benchmarks/gpu/model.py`. A part that no row fits is PyTorch's.
 """
 
 from __future__ import annotations

@@ -58,8 +58,9 @@ def test_every_product_has_a_kernel_in_half_precision(part: str) -> None:
     ("part", "channels", "rows", "wanted"),
     [
         ("ConvFFN", 96, 65536, "mlp"), ("ConvFFN", 96, 4096, None), ("ConvFFN", 192, 16384, "mlp"),
-        ("ConvFFN", 384, 4096, None), ("fc1", 768, 1024, "linear_tma"), ("fc2", 1536, 256, "split_k"),
-        ("fc2", 1536, 4096, "linear_tma"), ("fc2", 1536, 32768, "cublas"), ("fc2", 3072, 1024, "cublas"),
+        ("ConvFFN", 384, 4096, None), ("fc1", 768, 1024, "cublas"), ("fc1", 384, 4096, "linear_tma"),
+        ("fc2", 1536, 256, "split_k"), ("fc2", 1536, 4096, "linear_tma"),
+        ("fc2", 1536, 32768, "cublas"), ("fc2", 3072, 1024, "cublas"),
         ("fc2", 6144, 16, "split_k"), ("qkv", 768, 1024, "cublas"), ("proj", 1536, 16, "split_k"),
         ("proj", 768, 1024, "linear_tma"), ("pointwise", 96, 65536, "linear_tma"),
     ],
