@@ -164,10 +164,10 @@ def _compiled(encoder: Any, precision: str) -> LoadedPeer:
     """torch.compile of the train form as it is loaded, on the GPU where there is one."""
     import torch
 
+    from ..core.dtypes import torch_dtype
     from ..encoder.exact import exact_float32
-    from ..export.trace import DTYPES
 
-    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[precision]
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch_dtype(precision)
     on_gpu = device.type == "cuda"
     mode = "reduce-overhead" if on_gpu else None
     model = torch.compile(encoder.to(device, dtype), mode=mode)

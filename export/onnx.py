@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from .. import __version__
 from ..calibration.options import CalibrationOptions
+from ..core.dtypes import BITS
 from ..core.errors import CheckpointError, ExportError
 from ..core.progress import Progress, silent
 from ..core.versions import versions_of
@@ -41,9 +42,6 @@ from .trace import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 2, "fp8": 2}
-"""Per weight, at most: of a quantized file's, a few stay in float32."""
 
 PLUGIN_NOTICE = (
     "attention is the node fvexport::Attention, experimental: the verdict is of the function that onnxruntime runs, "
@@ -121,7 +119,9 @@ def export_onnx(
     if not force and (found := standing(target, checkpoint, options, calibration, parity=parity)) is not None:
         told = f"{target} was made before from the same weights with the same options, and is used as it is."
         return ExportReport(found, None, clock.seconds, [*info.notices, told], reused=True)
-    weights = sum(p.numel() for p in checkpoint.encoder.parameters()) * BYTES[options.precision]
+    # Of a quantized file's weights, a few stay in float32: two bytes per weight are enough.
+    bytes_each = max(16, BITS[options.precision]) // 8
+    weights = sum(p.numel() for p in checkpoint.encoder.parameters()) * bytes_each
     check_writable(target, force=force, need_bytes=int(1.1 * weights))
 
     with clock("prepare"):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
+from ..core.dtypes import torch_dtype
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..encoder.checkpoint import Checkpoint
@@ -33,7 +34,6 @@ from .runtime.backends import ArtifactBackend, make_backend
 from .runtime.eager import EagerBackend
 from .source import exported_module, source_checkpoint
 from .targets import get_target
-from .trace import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
 """Photographs to compare on: named ones, files, folders, or None for two that scikit-image ships."""
@@ -172,7 +172,7 @@ def _own(
     checkpoint: Checkpoint, manifest: Manifest, exported: FastViTHD | None, connector: Connector | None, stored: str
 ) -> EagerBackend | None:
     """PyTorch with the same scales and quantizers, storing alike; None where only its record is left."""
-    stores = None if stored == "fp32" else DTYPES[stored]
+    stores = None if stored == "fp32" else torch_dtype(stored)
     if exported is None:
         if manifest.quantization:
             return None

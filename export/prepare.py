@@ -20,6 +20,7 @@ from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOpti
 from ..calibration.quantize import quantizable, quantize
 from ..calibration.sensitivity import Bounded, meet_bound
 from ..calibration.stats import Stats
+from ..core.dtypes import torch_dtype
 from ..core.progress import Progress
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.config import MIXERS
@@ -33,7 +34,6 @@ from .parity_runs import tokens_of
 from .runtime.eager import EagerBackend
 from .runtime.openvino import has_bf16
 from .targets import get_target, why_absent
-from .trace import DTYPES
 
 PROBE_SIDE = 512
 """Longest side at which layers' sensitivities are compared: their order hardly depends on it, their time does."""
@@ -232,4 +232,4 @@ def stored_type(options: ExportOptions) -> torch.dtype | None:
         and has_bf16()
     ):
         return torch.bfloat16
-    return None if options.float_precision == "fp32" else DTYPES[options.float_precision]
+    return None if options.float_precision == "fp32" else torch_dtype(options.float_precision)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..core.dtypes import torch_dtype
 from ..core.errors import ExportError, first_line
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 INPUT_NAME, OUTPUT_NAME = "pixel_values", "image_features"
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
@@ -39,7 +39,7 @@ class ExportModule(nn.Module):
 
     def __init__(self, encoder: FastViTHD, connector: Connector | None, options: ExportOptions) -> None:
         super().__init__()
-        dtype = DTYPES[options.float_precision]
+        dtype = torch_dtype(options.float_precision)
         self.dtype = dtype
         self.io_dtype = torch.float32 if options.io == "fp32" else dtype
         self.encoder = (with_attention_plugin(encoder) if options.attention_plugin else encoder).to(dtype)

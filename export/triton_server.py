@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from .. import __version__
+from ..core.dtypes import DTYPES
 from ..core.errors import ArtifactError, ConfigError, one_line
 from ..core.place import check_place
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
@@ -33,7 +34,7 @@ MAX_BATCH_SIZE = 8
 """Of a file that takes any batch, where none is asked for."""
 
 BACKENDS: dict[Platform, str] = {"onnx": "onnxruntime", "plan": "tensorrt"}
-DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+DATA_TYPES = {"uint8": "TYPE_UINT8"} | {dtype: f"TYPE_{name.upper()}" for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)

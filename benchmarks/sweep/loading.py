@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.dtypes import torch_dtype
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.reparameterize import reparameterize
 from ...export.artifact import Artifact
@@ -19,7 +20,6 @@ from ...export.runtime.base import TensorBackend
 from ...export.runtime.eager import EagerBackend
 from ...export.runtime.pytorch import PyTorchBackend
 from ...export.targets import Target, get_target
-from ...export.trace import DTYPES
 from ..peers import get_peer, load_peer
 from .result import Cell
 
@@ -76,7 +76,7 @@ def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:
     """The checkpoint's own form, or the fused one, in PyTorch's default layout."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = checkpoint.encoder if cell.form == "train" else reparameterize(checkpoint.encoder)
-    encoder = encoder.to(DTYPES[cell.precision])
+    encoder = encoder.to(torch_dtype(cell.precision))
     if cell.precision == "fp16" and device.type == "cpu":
         encoder = encoder.float()  # as `PyTorchBackend`: float16 convolutions on a CPU take minutes
     backend = EagerBackend(encoder.to(device))

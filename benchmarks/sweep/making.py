@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...calibration.options import CalibrationOptions
+from ...core.dtypes import torch_dtype
 from ...core.errors import FvexportError
 from ...core.place import scratch_beside
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
@@ -28,7 +29,6 @@ from ...export.parity import photographs
 from ...export.parity_runs import tokens_of
 from ...export.prepare import stored_type
 from ...export.runtime.eager import EagerBackend
-from ...export.trace import DTYPES
 from ..peers import get_peer, make_peer_file
 from .reference import Reference
 
@@ -77,7 +77,7 @@ class Maker:
         with contextlib.suppress(OSError, ValueError):
             return dict(json.loads(note.read_text(encoding="utf-8")))
         fused = reparameterize(self.checkpoint.encoder)
-        own = EagerBackend(fused, stores=None if precision == "fp32" else DTYPES[precision])
+        own = EagerBackend(fused, stores=None if precision == "fp32" else torch_dtype(precision))
         note.parent.mkdir(parents=True, exist_ok=True)
         return _noted(note, {"torch": self._reference(height, width).figures(own.run).to_dict()})
 

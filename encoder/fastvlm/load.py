@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.dtypes import DTYPES, torch_dtype
 from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
 from ..checkpoint.load import load_located
 from ..checkpoint.source import Located, locate
 from ..checkpoint.tensors import TensorStore
 from ..checkpoint.wording import unfit
-from ..qwen2 import DTYPES, import_qwen2
+from ..qwen2 import import_qwen2
 from .language import load_language_model, own_name, stored_dtype
 from .model import FastVLM
 from .prompt import MARK
@@ -106,9 +107,9 @@ def _dtype(dtype: str | torch.dtype | None, device: torch.device, main: Mapping[
     if dtype is None:
         return torch.float32 if device.type == "cpu" else stored_dtype(main)
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in DTYPES.values():
+        raise ConfigError(f"unknown dtype {name!r}; known are {', '.join(DTYPES.values())}")
+    return torch_dtype(name)
 
 
 def _check_width(located: Located, connector: int, language_model: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError, UnavailableError, first_line
 from ..artifact import AGAIN, Artifact
 from ..placement import may_saturate
@@ -25,7 +26,6 @@ comes next: a language model's prefill, or images being decoded. Measured on two
 encoder alone 1.04; without any spinning (`session.intra_op.allow_spinning=0`) 0.95 and 1.18."""
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Set to 1, weights become uint8, whose products onnxruntime adds up in 32 bits on x86 without VNNI too."""
-WORDS = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 class OnnxRuntimeBackend(Opened):
@@ -59,11 +59,11 @@ class OnnxRuntimeBackend(Opened):
         if target != "onnxruntime-cpu" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
         precision = artifact.manifest.float_precision
-        rounds = precision in WORDS and (stored_half or precision not in row.precisions)
+        rounds = precision != "fp32" and (stored_half or precision not in row.precisions)
         self.name = target
         self.stores: str | None = None
         self.taps = tuple(taps)
-        self.computes = f"float32, each stored value rounded to {WORDS[precision]}" if rounds else "natively"
+        self.computes = f"float32, each stored value rounded to {DTYPES[precision]}" if rounds else "natively"
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry(STOP_SPINNING, "1")

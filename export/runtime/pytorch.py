@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.dtypes import torch_dtype
 from ...core.errors import UnavailableError, first_line
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.connector import Connector
@@ -25,7 +26,6 @@ from ..artifact import Artifact
 from ..quantized_module import quantized_module
 from ..source import exported_module, source_checkpoint
 from ..targets import get_target, require
-from ..trace import DTYPES
 from .eager import EagerBackend
 from .pixels import as_tensor
 from .process import Opened, check_torch_forked, torch_computed
@@ -74,7 +74,7 @@ class PyTorchBackend(Opened):
         if fp8 and target == "triton":
             _require_fp8(self.device)
         encoder, connector = _modules(artifact, checkpoint)
-        half = DTYPES[manifest.float_precision]
+        half = torch_dtype(manifest.float_precision)
         encoder = encoder.to(half)
         connector = None if connector is None else connector.to(half)
         if half == torch.float16 and self.device.type == "cpu":

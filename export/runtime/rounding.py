@@ -10,6 +10,8 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
+from ...core.dtypes import DTYPES
+
 MOVES_ONLY = {"Reshape", "Transpose", "Slice", "Squeeze", "Split", "Identity", "Flatten"}
 """Operators whose outputs are values of their input, rounded already."""
 
@@ -19,7 +21,7 @@ def with_rounding(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 
     Inputs and outputs of the half type become float32. Weights need not be loaded.
     """
-    half = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
+    half = TensorProto.DataType.Value(DTYPES[precision].upper())
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph

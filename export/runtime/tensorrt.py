@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.dtypes import torch_dtype
 from ...core.errors import ArtifactError, UnavailableError
 from ...core.hashing import file_sha256
 from ..artifact import PLAN_FILE, Artifact
 from ..targets import get_target, require
 from ..tensorrt.api import load_api
 from ..tensorrt.binding import REBUILD, check_binding, current_gpu
+from ..tensorrt.layers import NAMES
 from ..tensorrt.options import Profile
 from ..trace import INPUT_NAME, OUTPUT_NAME
 from .pixels import as_tensor
@@ -201,6 +203,5 @@ def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: dict
 
 def _torch_dtype(dtype: Any) -> torch.dtype:
     """By name: TensorRT's own mapping to NumPy has no bfloat16."""
-    names = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8", "INT8": "int8"}
-    found: torch.dtype = getattr(torch, names[dtype.name])
-    return found
+    name = dtype.name.lower()
+    return torch_dtype(NAMES.get(name, name))

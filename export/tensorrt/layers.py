@@ -13,11 +13,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-BITS = {
-    "float": 32, "fp32": 32, "half": 16, "fp16": 16, "bfloat16": 16, "bf16": 16, "int8": 8, "uint8": 8, "fp8": 8,
-    "int32": 32, "int64": 64, "bool": 8, "int4": 4, "fp4": 4,
-}  # fmt: skip
+from ...core.dtypes import BITS
+
 NAMES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16"}
+"""Format as TensorRT writes it -> our name, if it has another."""
 PRODUCTS = ("Conv", "MatMul", "Gemm", "ConvTranspose")
 GENERATED = re.compile(r"_*myl_([A-Z][A-Za-z0-9]*?)_myl\d")
 """A kernel that TensorRT wrote itself, named after what it does: `__myl_CastMulFc_myl0_41`."""

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .layers import BITS, EngineLayer
+from ...core.dtypes import BITS
+from .layers import EngineLayer
 
 LARGEST = 5
 """Tensors listed by size."""
