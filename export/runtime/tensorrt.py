@@ -17,6 +17,7 @@ from torch import Tensor
 from ...core.dtypes import torch_dtype
 from ...core.errors import ArtifactError, UnavailableError
 from ...core.hashing import file_sha256
+from ...kernels.capture import captured
 from ..artifact import PLAN_FILE, Artifact
 from ..targets import get_target, require
 from ..tensorrt.api import load_api
@@ -144,11 +145,7 @@ class TensorRTBackend(Opened):
         self._enqueue(shape)  # also does what TensorRT puts off until a shape is first run, which no graph may hold
         if self._cuda_graph and shape.runs:
             self._stream.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may use the GPU meanwhile.
-            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._enqueue(shape)
-            shape.graph = graph
+            shape.graph, _ = captured(lambda: self._enqueue(shape), stream=self._stream)
         shape.runs += 1
 
     def _enqueue(self, shape: _Shape) -> None:
