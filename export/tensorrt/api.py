@@ -187,11 +187,6 @@ def cuda_major() -> int | None:
     return found[0] if found else None
 
 
-def io_tensors(inspected: dict[str, Any]) -> list[Any]:
-    """Inputs and outputs in an inspector's JSON, under the name of either version."""
-    return list(inspected.get("I/O Tensors", inspected.get("Bindings", [])))
-
-
 def _wanted(flavour: Flavour | None) -> str:
     return {"tensorrt-rtx": "TensorRT-RTX"}.get(flavour or "", "TensorRT")
 

@@ -20,7 +20,6 @@ from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import Attention, FastViTHD
 from fvexport.encoder.float32 import InFloat32
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.encoder.seeded import seed_weights
 from fvexport.export.runtime import EagerBackend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,11 +35,9 @@ PARTS = [
 
 
 @pytest.fixture(scope="module")
-def tiny() -> FastViTHD:
+def tiny(fused_tiny: FastViTHD) -> FastViTHD:
     """Fused, in float32."""
-    model = FastViTHD(get_variant("tiny")).requires_grad_(False)
-    seed_weights(model)
-    return reparameterize(model)
+    return fused_tiny
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.calibration.fp16 import fit_fp16, plan_fp16
-from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import Attention, FastViTHD
-from fvexport.encoder.reparameterize import reparameterize
-from fvexport.encoder.seeded import seed_weights
 from fvexport.export.options import ExportOptions
 from fvexport.export.runtime import EagerBackend
 from fvexport.export.runtime.onnxruntime import EXTERNAL_FOLDER
@@ -35,11 +32,9 @@ BLOCK = "stages.3.blocks.0"
 
 
 @pytest.fixture(scope="module")
-def tiny() -> FastViTHD:
+def tiny(fused_tiny: FastViTHD) -> FastViTHD:
     """Fused, in float32."""
-    model = FastViTHD(get_variant("tiny")).requires_grad_(False)
-    seed_weights(model)
-    return reparameterize(model)
+    return fused_tiny
 
 
 @pytest.fixture(scope="module")
