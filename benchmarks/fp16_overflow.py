@@ -45,11 +45,11 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
     from ..encoder.reparameterize import reparameterize
+    from ..export.export_options import ExportOptions
     from ..export.figures import Comparison
-    from ..export.onnx import export_onnx
-    from ..export.options import ExportOptions
+    from ..export.onnx_export import export_onnx
     from ..export.runtime.backends import make_backend
-    from ..export.runtime.eager import EagerBackend
+    from ..export.runtime.eager_backend import EagerBackend
 
     checkpoint = large_stream(variant, 2.0**exponent)
     frame, photographs = Preprocessor(res, res), sample_images()
@@ -106,10 +106,10 @@ def naive(fused: Any, res: int, path: Path) -> Any:
     import onnx
     import onnxruntime as ort
 
-    from ..export.options import ExportOptions
-    from ..export.runtime.rounding import with_rounding
+    from ..export.export_options import ExportOptions
+    from ..export.runtime.emulate_half import with_rounding
     from ..export.simplification import write_graph
-    from ..export.trace import ExportModule, trace
+    from ..export.tracing import ExportModule, trace
 
     options = ExportOptions(height=res, width=res, precision="fp16")
     path.parent.mkdir(exist_ok=True)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..calibration.options import Method
+    from ..calibration.calibration_options import Method
     from ..calibration.policy import Policy
-    from ..calibration.stats import Stats
+    from ..calibration.ranges_file import Stats
     from ..encoder.fastvithd import FastViTHD
 
 
@@ -49,9 +49,9 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
     """One row per way to quantize: its name, worst and mean SQNR, and the centred one over all pictures."""
     import torch
 
+    from ..calibration.calibration_options import METHODS
     from ..calibration.equalize import equalize
     from ..calibration.observe import observe
-    from ..calibration.options import METHODS
     from ..calibration.policy import Policy
     from ..calibration.quantize import quantize
     from ..encoder.checkpoint import load_checkpoint
@@ -100,8 +100,8 @@ def _nearest(model: FastViTHD, stats: Stats, policy: Policy, method: Method = "w
 
     import torch
 
+    from ..calibration.histograms import Moments
     from ..calibration.quantize import quantize
-    from ..calibration.statistics import Moments
 
     alone = {}
     for name, m in stats.moments.items():

@@ -19,7 +19,7 @@ from ..encoder.exact import exact_float32
 from ..encoder.reparameterize import reparameterize
 from ..export.gpus import Gpu, get_gpu
 from ..export.roofline import roofline
-from ..export.trace import DTYPES
+from ..export.tracing import DTYPES
 from ..kernels.accelerate import accelerate
 from .compiled import SAMPLES, measure_in_child, save
 from .kernel_rows import ALLOWED, error_of, figures, medians, replays_of, timed

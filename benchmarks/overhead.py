@@ -138,7 +138,7 @@ def _bare_module(artifact: Artifact, values: np.ndarray) -> Run:
     import torch
 
     from ..encoder.exact import exact_float32
-    from ..export.source import exported_module, source_checkpoint
+    from ..export.artifact_source import exported_module, source_checkpoint
 
     manifest = artifact.manifest
     checkpoint = source_checkpoint(artifact)
@@ -156,8 +156,8 @@ def _bare_module(artifact: Artifact, values: np.ndarray) -> Run:
 def export_seeded(variant: str, res: int, out: Path) -> Artifact:
     """A float32 artifact of seeded weights, without a verdict: nothing here depends on them."""
     from ..encoder.checkpoint import load_checkpoint
-    from ..export.onnx import export_onnx
-    from ..export.options import ExportOptions
+    from ..export.export_options import ExportOptions
+    from ..export.onnx_export import export_onnx
 
     options = ExportOptions(height=res, width=res)
     return export_onnx(load_checkpoint(None, variant=variant), out, options=options, parity=False).artifact

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnavailableError
-from ..export.options import Precision
+from ..export.export_options import Precision
 from ..export.targets import get_target, why_absent
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def why_peer_absent(peer: Peer, precision: str, height: int, width: int, batch: 
 
         return None if torch.cuda.is_available() else "PyTorch takes minutes for float16 convolutions on a CPU"
     if peer.target == "openvino" and precision == "bf16":
-        from ..export.runtime.openvino import has_bf16
+        from ..export.runtime.openvino_backend import has_bf16
 
         return None if has_bf16() else "this processor has no BF16"
     return None
@@ -165,7 +165,7 @@ def _compiled(encoder: Any, precision: str) -> LoadedPeer:
     import torch
 
     from ..encoder.exact import exact_float32
-    from ..export.trace import DTYPES
+    from ..export.tracing import DTYPES
 
     device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), DTYPES[precision]
     on_gpu = device.type == "cuda"

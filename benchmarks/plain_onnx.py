@@ -49,9 +49,9 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
     from ..encoder.checkpoint import load_checkpoint
     from ..encoder.image import sample_images
     from ..encoder.preprocess import Preprocessor
+    from ..export.export_options import ExportOptions
     from ..export.figures import compare
-    from ..export.onnx import export_onnx
-    from ..export.options import ExportOptions
+    from ..export.onnx_export import export_onnx
     from .paired import time_paired
 
     with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def export_plain(encoder: FastViTHD, shape: tuple[int, int, int, int], path: Pat
     import torch
 
     from ..encoder.reparameterize import merge_branches
-    from ..export.trace import INPUT_NAME, quiet
+    from ..export.tracing import INPUT_NAME, quiet
 
     released: FastViTHD = merge_branches(encoder)
     with quiet(), torch.no_grad():

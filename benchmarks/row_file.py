@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.place import os_errors
+from ..core.output_path import os_errors
 
 
 class RowFile:

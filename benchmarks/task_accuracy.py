@@ -51,8 +51,8 @@ def measure(count: int, samples: int) -> Iterator[dict[str, Any]]:
     """
     import numpy as np
 
-    from ..export.onnx import export_onnx
-    from ..export.options import ExportOptions
+    from ..export.export_options import ExportOptions
+    from ..export.onnx_export import export_onnx
     from ..export.runtime.backends import make_backend
     from .trained_tiny import RAMP, RESOLUTION, TRAINED, labels_and_pixels, right
 
@@ -85,7 +85,7 @@ def _features(runner: Any) -> Any:
 
 
 def _calibration(options: Any, calib: Path, samples: int) -> Any:
-    from ..calibration.options import CalibrationOptions
+    from ..calibration.calibration_options import CalibrationOptions
 
     return CalibrationOptions(calib=calib, samples=samples) if options.precision != "fp32" else None
 

@@ -57,15 +57,15 @@ def measure(
     checkpoint: Checkpoint, resolution: int, samples: int, precisions: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The figures on the two photographs that parity looks at by default, one dictionary per precision."""
-    from ..calibration.options import CalibrationOptions
+    from ..calibration.calibration_options import CalibrationOptions
     from ..core.progress import silent
     from ..encoder.image import HELD_OUT, sample_images
     from ..encoder.preprocess import Preprocessor
+    from ..export.export_options import ExportOptions
     from ..export.figures import Comparison
-    from ..export.options import ExportOptions
     from ..export.parity_runs import tokens_of
     from ..export.prepare import prepare, stored_type
-    from ..export.runtime.eager import EagerBackend
+    from ..export.runtime.eager_backend import EagerBackend
 
     encoder = checkpoint.encoder
     frame = Preprocessor(resolution, resolution, checkpoint.info.preprocessing)

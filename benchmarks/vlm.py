@@ -120,9 +120,9 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 
 def make_artifacts(setting: Setting) -> None:
     """FP32 and INT8 files of the seeded encoder, INT8 calibrated on one half of the photographs; kept ones stay."""
-    from ..calibration.options import CalibrationOptions
-    from ..export.onnx import export_onnx
-    from ..export.options import ExportOptions
+    from ..calibration.calibration_options import CalibrationOptions
+    from ..export.export_options import ExportOptions
+    from ..export.onnx_export import export_onnx
     from .rivals.data import Photographs
 
     for tower in TOWERS[1:]:

@@ -20,17 +20,17 @@ import torch
 
 from ..core.errors import ConfigError, first_line
 from ..core.hashing import file_sha256
-from ..core.place import scratch_beside
+from ..core.output_path import scratch_beside
 from ..core.progress import Progress, silent
 from ..encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from .data import calibration_data
+from .calibration_options import DEFAULT_SAMPLES, CalibrationOptions, Method
 from .equalize import QUANTILE
 from .observe import observe
-from .options import DEFAULT_SAMPLES, CalibrationOptions, Method
+from .photos import calibration_data
 from .ranges import choose_range
-from .stats import UNREADABLE, Stats
+from .ranges_file import UNREADABLE, Stats
 
 SCHEMA_VERSION = 1
 AGAIN = "run `fvexport calibrate` again"

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import Attention, FastViTHD, RepMixerBlock, Stage
+from .histograms import Histogram
 from .policy import Policy
-from .statistics import Histogram
-from .stats import Stats
+from .ranges_file import Stats
 
 QUANTILE = 0.999
 """Channels are made alike at this share of their values: their extremes are too few to go by."""

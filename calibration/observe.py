@@ -28,10 +28,10 @@ from ..encoder.checkpoint import CheckpointInfo
 from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import Attention, FastViTHD, SqueezeExcite
 from ..encoder.preprocess import Preprocessor
-from .data import CalibrationData
+from .histograms import BINS, TENSOR_BINS, Histogram, Moments
+from .photos import CalibrationData
 from .policy import row_of
-from .statistics import BINS, TENSOR_BINS, Histogram, Moments
-from .stats import Key, Stats
+from .ranges_file import Key, Stats
 
 ROWS_IN_ALL = 16384
 """Positions sampled of each activation over all pictures: a few per row of the largest covariance."""

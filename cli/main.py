@@ -20,20 +20,20 @@ import click
 from .. import __version__
 from ..core.errors import FvexportError
 from . import render
-from .ask import ask
-from .calibrate import calibrate
-from .doctor import doctor
-from .encode import encode
-from .eval import evaluation
-from .inspect import inspect
+from .ask_command import ask
+from .calibrate_command import calibrate
+from .doctor_command import doctor
+from .encode_command import encode
+from .eval_command import evaluation
+from .inspect_command import inspect
 from .notices import printed_warnings
-from .onnx import onnx
+from .onnx_command import onnx
 from .options import is_verbose, verbose_option
-from .parity import parity
-from .report import report
-from .sweep import sweep
-from .trt import trt
-from .tune import tune
+from .parity_command import parity
+from .report_command import report
+from .sweep_command import sweep
+from .trt_command import trt
+from .tune_command import tune
 
 EPILOG = """\b
 Completion of options and names in your shell:

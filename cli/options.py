@@ -16,11 +16,20 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
+from ..calibration.calibration_options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
 from ..core.errors import ConfigError
 from ..encoder.config import VARIANTS
-from ..export.options import AUTO, DEFAULT_OPSET, OPSETS, PRECISIONS, InputKind, IoKind, parse_batch, parse_resolution
+from ..export.export_options import (
+    AUTO,
+    DEFAULT_OPSET,
+    OPSETS,
+    PRECISIONS,
+    InputKind,
+    IoKind,
+    parse_batch,
+    parse_resolution,
+)
 from ..export.targets import ALIASES, TARGETS, get_target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -247,8 +256,8 @@ def calibration_from(precision: str, given: dict[str, Any]) -> Any:
         precision: that was asked for.
         given: option names and values, None where not given.
     """
-    from ..calibration.options import CalibrationOptions
-    from ..export.options import QUANTIZED
+    from ..calibration.calibration_options import CalibrationOptions
+    from ..export.export_options import QUANTIZED
 
     takes = tuple(given) if precision in QUANTIZED else ("calib", "ranges", "samples") if precision == "fp16" else ()
     for name, value in given.items():

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from ..export.artifact import Artifact
     from ..export.features import EncodeReport
-    from ..export.inspect import Inspection
+    from ..export.inspection import Inspection
     from ..export.manifest import Manifest
-    from ..export.onnx import ExportReport
+    from ..export.onnx_export import ExportReport
     from ..export.parity import Verdict
     from ..kernels.table import Config
     from ..kernels.tune import TuneReport

@@ -11,7 +11,7 @@ import click
 from .render import facts, table
 
 if TYPE_CHECKING:
-    from ..benchmarks.tasks.report import EvalReport, Measured
+    from ..benchmarks.tasks.eval_report import EvalReport, Measured
     from ..benchmarks.tasks.resample import Interval
     from ..benchmarks.tasks.session import BatchReport, Session
     from ..benchmarks.ttft import Ttft

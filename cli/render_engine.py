@@ -13,8 +13,8 @@ from .render import border, facts, notices, size, table, verdict
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..export.engine import EngineReport
-    from ..export.tensorrt.summary import EngineSummary
+    from ..export.engine_export import EngineReport
+    from ..export.engines.summary import EngineSummary
 
 MANY = 6
 """Rows of a list before the rest is counted."""

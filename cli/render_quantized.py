@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..calibration.options import METHODS
+from ..calibration.calibration_options import METHODS
 from .render import facts, notices, size, table
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..benchmarks.report.compare import Comparison
+from ..benchmarks.report.formatting import THIN
 from ..benchmarks.report.headline import Best, headline, median_ms, speedup
 from ..benchmarks.report.page import difference_row, headline_row, no_lead, verdict
-from ..benchmarks.report.wording import THIN
 from . import render
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def sweep(found: SweepReport, report: Report) -> None:
     """A table for each resolution, what has no figures and why, and the next command to type."""
-    from ..benchmarks.report.eager import BASELINE, beside_eager
+    from ..benchmarks.report.speedup import BASELINE, beside_eager
 
     eager = {r.cell.id for r in found.results if r.cell.series == BASELINE}
     beside = dict(zip((r.cell.id for r in found.results), beside_eager(found.results), strict=True))

@@ -31,7 +31,7 @@ def model_options(command: F) -> F:
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from ..benchmarks.tasks.model import ModelOptions
+        from ..benchmarks.tasks.model_options import ModelOptions
 
         return command(
             *args, model=ModelOptions(**{f.name: kwargs.pop(f.name) for f in fields(ModelOptions)}), **kwargs

@@ -6,7 +6,8 @@ What lives here
     reparameterize  train or released form -> fused form, exactly
     float32         islands of float32 in a half-precision model
     exact           float32 in full, with TF32 off
-    cudnn           algorithms of convolutions chosen by trial
+    convolution_trials
+                    algorithms of convolutions chosen by trial
     connector       visual tokens -> the LLM's embedding width
     seeded          deterministic weights for work without a checkpoint
     checkpoint/     the public checkpoint forms: find, check, load

@@ -1,11 +1,11 @@
 from .artifact import Artifact as Artifact
 from .drop_in import Patch as Patch
 from .drop_in import patch as patch
-from .engine import EngineReport as EngineReport
-from .engine import export_trt as export_trt
-from .onnx import ExportReport as ExportReport
-from .onnx import export_onnx as export_onnx
-from .options import ExportOptions as ExportOptions
+from .engine_export import EngineReport as EngineReport
+from .engine_export import export_trt as export_trt
+from .export_options import ExportOptions as ExportOptions
+from .onnx_export import ExportReport as ExportReport
+from .onnx_export import export_onnx as export_onnx
 from .parity import Verdict as Verdict
 from .parity import check_parity as check_parity
 from .runtime import Encoder as Encoder

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ArtifactError, first_line
 from ..core.hashing import file_sha256
-from ..core.place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
+from ..core.output_path import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
 from .manifest import Manifest
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.errors import ArtifactError, ConfigError, ImageError
-from ..core.place import check_place, os_errors, prepare, scratch_beside
+from ..core.output_path import check_place, os_errors, prepare, scratch_beside
 from ..core.progress import Progress, silent
 from .runtime.encoder import Encoder
 

@@ -23,17 +23,17 @@ from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import HELD_OUT, ImageLike, find_images, load_image, sample_images
 from .artifact import Artifact
+from .artifact_source import exported_module, source_checkpoint
+from .export_options import AUTO
 from .figures import Comparison, Figures
 from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from .manifest import Manifest
-from .options import AUTO
 from .parity_runs import Run, runs_of
 from .placement import choose_backend
 from .runtime.backends import ArtifactBackend, make_backend
-from .runtime.eager import EagerBackend
-from .source import exported_module, source_checkpoint
+from .runtime.eager_backend import EagerBackend
 from .targets import get_target
-from .trace import DTYPES
+from .tracing import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
 """Photographs to compare on: named ones, files, folders, or None for two that scikit-image ships."""

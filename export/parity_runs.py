@@ -10,8 +10,8 @@ import numpy as np
 from ..encoder.image import ImageLike, load_image
 from ..encoder.preprocess import Preprocessor
 from .artifact import Artifact
+from .engines.engine_options import Profile
 from .runtime.encoder import preprocessor_of
-from .tensorrt.options import Profile
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from ..core.hardware import products_saturate
 from ..encoder.checkpoint.preprocessing import PUBLISHED
 from ..encoder.preprocess import RELEASED
 from .artifact import Artifact
+from .engines.engine_options import Flavour
+from .export_options import AUTO, ExportOptions
 from .manifest import Manifest
-from .options import AUTO, ExportOptions
 from .saturation import saturation_of
 from .targets import fastest_quant_target, get_target, has_cuda_gpu, why_absent, why_no_tensorrt_gpu
-from .tensorrt.options import Flavour
 
 ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 MADE_FOR: dict[str, tuple[str, ...]] = {
@@ -94,8 +94,8 @@ def _why_no_engine(artifact: Artifact) -> str | None:
     row = get_target(str(engine["flavour"]))
     if (reason := why_absent(row)) is not None:
         return reason
-    from .tensorrt.api import load_api
-    from .tensorrt.binding import check_binding, current_gpu
+    from .engines.api import load_api
+    from .engines.binding import check_binding, current_gpu
 
     try:
         flavour: Flavour = "tensorrt-rtx" if row.name == "tensorrt-rtx" else "tensorrt"

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from ..calibration.calibrate import load_ranges
-from ..calibration.data import calibration_data
+from ..calibration.calibration_options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
 from ..calibration.equalize import KINDS, equalize
 from ..calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
 from ..calibration.observe import model_input, observe, observe_peaks
-from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
+from ..calibration.photos import calibration_data
 from ..calibration.quantize import quantizable, quantize
+from ..calibration.ranges_file import Stats
 from ..calibration.sensitivity import Bounded, meet_bound
-from ..calibration.stats import Stats
 from ..core.progress import Progress
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.config import MIXERS
@@ -27,13 +27,13 @@ from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
+from .export_options import ExportOptions
 from .figures import Comparison
-from .options import ExportOptions
 from .parity_runs import tokens_of
-from .runtime.eager import EagerBackend
-from .runtime.openvino import has_bf16
+from .runtime.eager_backend import EagerBackend
+from .runtime.openvino_backend import has_bf16
 from .targets import get_target, why_absent
-from .trace import DTYPES
+from .tracing import DTYPES
 
 PROBE_SIDE = 512
 """Longest side at which layers' sensitivities are compared: their order hardly depends on it, their time does."""

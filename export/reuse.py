@@ -6,13 +6,13 @@ from pathlib import Path
 
 from .. import __version__
 from ..calibration.calibrate import load_ranges
-from ..calibration.data import calibration_data
-from ..calibration.options import DEFAULT_SAMPLES, CalibrationOptions
+from ..calibration.calibration_options import DEFAULT_SAMPLES, CalibrationOptions
+from ..calibration.photos import calibration_data
 from ..core.errors import ArtifactError
 from ..encoder.checkpoint import Checkpoint
 from .artifact import MANIFEST_FILE, Artifact, check_writable
+from .export_options import ExportOptions
 from .manifest import Manifest
-from .options import ExportOptions
 
 
 def standing(

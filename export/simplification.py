@@ -14,13 +14,13 @@ import onnx_ir as ir
 from ..core.errors import ArtifactError, ExportError
 from ..encoder.config import FastViTHDConfig
 from .artifact import DATA_FILE, MODEL_FILE
+from .export_options import ExportOptions
 from .figures import compare
 from .judging import THRESHOLDS
-from .options import ExportOptions
 from .passes import Simplification, name_dimensions, simplify, structure, tidy
 from .rules import check_rules
-from .runtime.onnxruntime import EXTERNAL_FOLDER, QDQ_AS_WRITTEN
-from .runtime.rounding import with_rounding
+from .runtime.emulate_half import with_rounding
+from .runtime.onnxruntime_backend import EXTERNAL_FOLDER, QDQ_AS_WRITTEN
 
 INLINE_BYTES = 1024
 """Tensors under this size stay in the graph's file; shape inference must see them."""

@@ -13,7 +13,7 @@ from typing import Any
 from ..calibration.policy import QuantTarget
 from ..core.errors import UnavailableError
 from ..core.hardware import cuda_driver, is_x86, products_saturate
-from .options import Precision
+from .export_options import Precision
 
 ORT_PACKAGE = (
     "onnxruntime-gpu" if sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64") else "onnxruntime"
@@ -238,8 +238,8 @@ def _why_no_torch_gpu() -> str | None:
 
 def _why_not_this_gpu(module: str) -> str | None:
     """What TensorRT says of the GPU's compute capability; of TensorRT-RTX its known list, if it is not installed."""
-    from .tensorrt.api import MODULES, Api, load_api
-    from .tensorrt.binding import current_gpu
+    from .engines.api import MODULES, Api, load_api
+    from .engines.binding import current_gpu
 
     flavour = next(name for name, known in MODULES.items() if known == module)
     installed = importlib.util.find_spec(module) is not None

@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 from .. import __version__
 from ..core.errors import ArtifactError, ConfigError, one_line
-from ..core.place import check_place
+from ..core.output_path import check_place
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
 from .manifest import Manifest
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, UnavailableError
-from ..encoder.cudnn import cudnn_trials
+from ..encoder.convolution_trials import cudnn_trials
 from ..encoder.exact import exact_float32
 
 WARMUP = 3

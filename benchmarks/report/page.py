@@ -16,6 +16,7 @@ from ..sweep.result import Result
 from .axes import Plot
 from .bars import difference_plots
 from .compare import QUIET, Comparison, Difference
+from .formatting import counted, decibels, milliseconds, percent, percent_interval, three, times
 from .headline import Best, headline, median_ms, reference_name, speedup
 from .intervals import LEVEL, MIN_WINDOWS, RESAMPLES
 from .load import Loaded, Run
@@ -24,7 +25,6 @@ from .plots import legend_marks, run_curves, run_plots
 from .published import MACHINE
 from .series import Curve
 from .tables import Table, table
-from .wording import counted, decibels, milliseconds, percent, percent_interval, three, times
 
 RELEASED = "1024"
 """The resolution that FastVLM was released for."""

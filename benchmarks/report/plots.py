@@ -23,11 +23,11 @@ from .axes import (
     time_tick,
 )
 from .bars import ranking_plot, ttft_plot
+from .formatting import counted, decibels, megabytes, milliseconds, times, times_interval
 from .headline import median_ms, reference_name, speedup
 from .load import Run
 from .series import Curve, curves
 from .svg import INK, inches, to_svg
-from .wording import counted, decibels, megabytes, milliseconds, times, times_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

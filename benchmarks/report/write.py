@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import ArtifactError
-from ...core.place import check_place, os_errors, prepare, scratch_beside
+from ...core.output_path import check_place, os_errors, prepare, scratch_beside
 from ...core.progress import Progress, silent
 from .compare import DEFAULT_THRESHOLD, Comparison, compare_runs
-from .eager import over_eager
 from .load import Loaded, load
+from .speedup import over_eager
 
 HTML, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
 

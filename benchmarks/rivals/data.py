@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ...calibration.data import CalibrationData, calibration_data
+from ...calibration.photos import CalibrationData, calibration_data
 from ...encoder.image import sample_images
 from ...encoder.preprocess import Preprocessor
 

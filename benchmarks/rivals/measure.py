@@ -12,8 +12,8 @@ from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.config import get_variant
 from ...export.artifact import MODEL_FILE
 from ...export.figures import Comparison, Figures, compare
-from ...export.runtime.eager import EagerBackend
-from ...export.runtime.openvino import has_bf16
+from ...export.runtime.eager_backend import EagerBackend
+from ...export.runtime.openvino_backend import has_bf16
 from ..paired import time_paired
 from .candidates import BASELINE, CANDIDATES, Row
 from .data import Floats, Photographs

@@ -31,7 +31,7 @@ from ...calibration.policy import Policy
 from ...core.errors import UnavailableError
 from ...core.versions import versions_of
 from ...encoder.checkpoint import Checkpoint
-from ...export.trace import INPUT_NAME
+from ...export.tracing import INPUT_NAME
 from .data import Floats, Photographs
 
 MADE_FILE = "made.json"
@@ -154,9 +154,9 @@ def _quiet() -> Iterator[None]:
 
 def _ours(job: Job, folder: Path, **options: Any) -> Path:
     """Our exporter with these `ExportOptions`, without its own check: all candidates are judged by the same one."""
-    from ...calibration.options import CalibrationOptions
-    from ...export.onnx import export_onnx
-    from ...export.options import ExportOptions
+    from ...calibration.calibration_options import CalibrationOptions
+    from ...export.export_options import ExportOptions
+    from ...export.onnx_export import export_onnx
 
     shown = job.photographs
     report = export_onnx(

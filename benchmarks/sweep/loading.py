@@ -16,10 +16,10 @@ from ...encoder.reparameterize import reparameterize
 from ...export.artifact import Artifact
 from ...export.runtime.backends import make_backend
 from ...export.runtime.base import TensorBackend
-from ...export.runtime.eager import EagerBackend
-from ...export.runtime.pytorch import PyTorchBackend
+from ...export.runtime.eager_backend import EagerBackend
+from ...export.runtime.pytorch_backend import PyTorchBackend
 from ...export.targets import Target, get_target
-from ...export.trace import DTYPES
+from ...export.tracing import DTYPES
 from ..peers import get_peer, load_peer
 from .result import Cell
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import statistics
 
-from .figures import summarize, unstable_reason
-from .files import File
-from .heat import Live
-from .options import Measuring
+from .cell_files import File
 from .result import Parity, Result, Ttft
+from .round_group import Live
+from .sweep_options import Measuring
+from .windows import summarize, unstable_reason
 
 
 def measured_result(live: Live, file: File, how: Measuring, environment: str, date: str) -> Result:

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from ...calibration.policy import QUANT_TARGETS, QuantTarget
 from ...core import hardware
 from ...core.errors import ConfigError, first_line
-from ...export.options import QUANTIZED, Precision
+from ...export.export_options import QUANTIZED, Precision
 from ...export.targets import TARGETS, Target, get_target, why_absent
 from ..peers import PEERS, why_peer_absent
-from .options import SweepOptions
 from .result import Absent, Cell, Kind
+from .sweep_options import SweepOptions
 
 EAGER_FORMS = ("train", "channels-last", "fused")
 ORDER: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16", "fp8")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.place import scratch_beside
+from ...core.output_path import scratch_beside
 from ...export.figures import Comparison, Figures
 
 

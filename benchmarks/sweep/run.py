@@ -13,17 +13,17 @@ from typing import Any
 
 from ...core import hardware
 from ...core.errors import ArtifactError, CheckpointError
-from ...core.place import check_place
+from ...core.output_path import check_place
 from ...core.progress import Progress, silent
+from .cell_files import File, Files
 from .environment import find_environment, now
-from .files import File, Files
-from .heat import Heat, Live, first_rounds_s
-from .options import Measuring, SweepOptions
 from .outcome import measured_result
 from .plan import make_plan
-from .process import COMMAND, Worker, WorkerError
 from .result import MEASURED, Absent, Cell, Result, Status
+from .round_group import Heat, Live, first_rounds_s
 from .store import RESULTS_FILE, Rounds, append, read_sweep
+from .sweep_options import Measuring, SweepOptions
+from .worker_process import COMMAND, Worker, WorkerError
 
 LOCK_FILE = "sweep.lock"
 LOGS = "logs"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError
-from .figures import Taken
 from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
+from .windows import Taken
 
 RESULTS_FILE = "results.jsonl"
 ROUNDS_FILE = "rounds.jsonl"

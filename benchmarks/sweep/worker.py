@@ -33,7 +33,7 @@ class Server:
     def load(self, job: dict[str, Any]) -> dict[str, Any]:
         """The cell of the job, ready to be timed."""
         _pin(job["cpus"])
-        from .running import Running  # after pinning: torch starts threads
+        from .cell_runner import Running  # after pinning: torch starts threads
 
         self.running = Running(Cell(**job["cell"]), job["weights"], job["file"], job["reference"], job.get("own"))
         return self.running.loaded()
@@ -45,7 +45,7 @@ class Server:
     def make(self, job: dict[str, Any]) -> dict[str, Any]:
         """A file that cells need."""
         _pin(job["cpus"])
-        from .making import Maker
+        from .file_builder import Maker
 
         if self.maker is None:
             self.maker = Maker(job["weights"])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...export.artifact import Artifact
-from ...export.options import AUTO
+from ...export.export_options import AUTO
 from ...export.placement import choose_backend
 from ...export.targets import get_target, require
 

@@ -13,9 +13,9 @@ from ...core.errors import ConfigError, ImageError
 from ...core.progress import Progress, silent
 from .answering import Asking, answer_items, fingerprint, printable
 from .contenders import DEFAULT_BACKEND, Contender, Entered, enter
+from .eval_report import EvalReport, make_report
 from .items import Item, Task, count_items, read_items
-from .model import ModelOptions, weights_of
-from .report import EvalReport, make_report
+from .model_options import ModelOptions, weights_of
 from .retrieval import packed, pooled
 from .rows import Rows
 

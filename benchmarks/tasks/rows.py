@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...core.errors import ArtifactError
-from ...core.place import check_place, os_errors, prepare, scratch_beside
+from ...core.output_path import check_place, os_errors, prepare, scratch_beside
 from .items import Item
 
 Row = dict[str, Any]

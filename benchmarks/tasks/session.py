@@ -12,7 +12,7 @@ from ..ttft import Ttft, Vision, measure_ttft_paired
 from .answering import Asking, answer_items, failures
 from .contenders import DEFAULT_BACKEND, EAGER, Contender, enter
 from .items import count_items, read_items
-from .model import ModelOptions
+from .model_options import ModelOptions
 from .rows import Rows
 
 if TYPE_CHECKING:

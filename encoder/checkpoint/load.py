@@ -19,12 +19,12 @@ from ..connector import Connector
 from ..fastvithd import FastViTHD
 from ..preprocess import RELEASED, PreprocessConfig
 from ..seeded import seed_weights
-from .plan import plan_model, read_planned
+from .assignment import plan_model, read_planned
+from .messages import unfit
 from .preprocessing import read_preprocessing
 from .settings import read_settings
 from .source import Located, locate
 from .tensors import TensorStore
-from .wording import unfit
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ...core.progress import Progress, silent
 from .converted import ADAPTER_FILES, refuse_adapter
+from .messages import shown, some, unfit
 from .prefixes import is_ema
 from .settings import CONFIG_FILES
-from .wording import shown, some, unfit
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INDEX = ".index.json"

@@ -11,8 +11,8 @@ import torch
 from ...core.progress import Progress
 from ..checkpoint.check import Findings
 from ..checkpoint.converted import check_names
+from ..checkpoint.messages import shown, unfit
 from ..checkpoint.tensors import FLOATS, TensorInfo, TensorStore
-from ..checkpoint.wording import shown, unfit
 from ..qwen2 import DTYPES, hollow_qwen2, import_qwen2
 
 MODEL_TYPES = ("qwen2", "llava_qwen2", "llava_qwen")

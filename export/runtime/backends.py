@@ -11,10 +11,10 @@ from ...encoder.checkpoint import Checkpoint
 from ..artifact import Artifact
 from ..targets import get_target
 from .base import Backend
-from .onnxruntime import OnnxRuntimeBackend
-from .openvino import OpenVinoBackend
-from .pytorch import PyTorchBackend
-from .tensorrt import TensorRTBackend
+from .onnxruntime_backend import OnnxRuntimeBackend
+from .openvino_backend import OpenVinoBackend
+from .pytorch_backend import PyTorchBackend
+from .tensorrt_backend import TensorRTBackend
 
 
 class ArtifactBackend(Backend, Protocol):

@@ -14,12 +14,12 @@ from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
 from ..artifact import Artifact
-from ..options import AUTO
+from ..export_options import AUTO
 from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
 from .base import Backend, TensorBackend
+from .pickling import Opened
 from .pixels import PixelRules
-from .process import Opened
 from .upload import Upload
 
 if TYPE_CHECKING:

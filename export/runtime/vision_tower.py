@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...core.errors import ArtifactError, ConfigError
 from ...encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..artifact import Artifact
-from ..options import AUTO
+from ..export_options import AUTO
 from .encoder import Encoder
 
 if TYPE_CHECKING:

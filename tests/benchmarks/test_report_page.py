@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fvexport.benchmarks.report.axes import log_ticks
+from fvexport.benchmarks.report.formatting import THIN, milliseconds, percent, three, times
 from fvexport.benchmarks.report.series import COLOURS, MARKERS, curves
-from fvexport.benchmarks.report.wording import THIN, milliseconds, percent, three, times
 from fvexport.benchmarks.report.write import Report, write_report
 from fvexport.benchmarks.sweep.result import Cell, Latency, Record, Result, Window
 from fvexport.benchmarks.sweep.store import append

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from fvexport.benchmarks.sweep.options import Measuring, SweepOptions
 from fvexport.benchmarks.sweep.result import Result
 from fvexport.benchmarks.sweep.run import LOCK_FILE, SweepReport, run_sweep
 from fvexport.benchmarks.sweep.store import RESULTS_FILE, ROUNDS_FILE, complete_lines, read_sweep
+from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions
 from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError
 
 ACTOR = Path(__file__).with_name("acting_worker.py")

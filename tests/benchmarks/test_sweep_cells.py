@@ -17,12 +17,12 @@ import torch
 from fvexport.benchmarks import ttft
 from fvexport.benchmarks.peers import PEERS, get_peer, load_peer, make_peer_file, why_peer_absent
 from fvexport.benchmarks.sweep import loading
+from fvexport.benchmarks.sweep.cell_runner import Running
+from fvexport.benchmarks.sweep.file_builder import Maker
 from fvexport.benchmarks.sweep.loading import Loaded
-from fvexport.benchmarks.sweep.making import Maker
 from fvexport.benchmarks.sweep.prefilling import TtftTimer
 from fvexport.benchmarks.sweep.reference import Reference
 from fvexport.benchmarks.sweep.result import PARITY_FIGURES, Cell
-from fvexport.benchmarks.sweep.running import Running
 from fvexport.benchmarks.sweep.timing import DeviceTimer, Energy, WallTimer, take_window
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.export import parity

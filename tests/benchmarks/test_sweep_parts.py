@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from fvexport.benchmarks.sweep import plan as planning
 from fvexport.benchmarks.sweep.environment import find_environment
-from fvexport.benchmarks.sweep.figures import Taken, is_stable, spread, summarize, unstable_reason
-from fvexport.benchmarks.sweep.options import Measuring, SweepOptions, parse_seconds
 from fvexport.benchmarks.sweep.plan import COMPILERS, Plan, Weights, make_plan, quant_target
+from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions, parse_seconds
+from fvexport.benchmarks.sweep.windows import Taken, is_stable, spread, summarize, unstable_reason
 from fvexport.calibration.policy import QUANT_TARGETS
-from fvexport.cli.sweep import sweep
+from fvexport.cli.sweep_command import sweep
 from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.export.targets import TARGETS
 

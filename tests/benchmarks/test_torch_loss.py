@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from fvexport.benchmarks.torch_loss import main
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 
 TRAINED = Path(__file__).parents[1] / "data" / "trained"
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from fvexport.benchmarks import ttft, vlm
 from fvexport.benchmarks.vlm import TOWERS, Setting, agreement, make_fastvlm, photograph_crops
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 
 SMALL = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

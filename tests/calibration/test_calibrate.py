@@ -14,10 +14,10 @@ from PIL import Image
 
 from fvexport.calibration import calibrate as calibrate_module
 from fvexport.calibration.calibrate import CalibrationReport, calibrate, load_ranges, tensor_ranges, write_ranges
-from fvexport.calibration.options import METHODS, CalibrationOptions
+from fvexport.calibration.calibration_options import METHODS, CalibrationOptions
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.ranges import choose_range
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ConfigError, ImageError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.reparameterize import reparameterize

@@ -18,12 +18,12 @@ from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import Attention, FastViTHD
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.encoder.seeded import seed_weights
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
 from fvexport.export.runtime import EagerBackend
-from fvexport.export.runtime.onnxruntime import EXTERNAL_FOLDER
-from fvexport.export.runtime.rounding import with_rounding
+from fvexport.export.runtime.emulate_half import with_rounding
+from fvexport.export.runtime.onnxruntime_backend import EXTERNAL_FOLDER
 from fvexport.export.simplification import simplified, write_graph
-from fvexport.export.trace import ExportModule, trace
+from fvexport.export.tracing import ExportModule, trace
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -14,9 +14,9 @@ import pytest
 from torch import nn
 
 from fvexport.calibration import observe as observe_module
-from fvexport.calibration.data import CalibrationData
 from fvexport.calibration.observe import cache_folder, observe
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.photos import CalibrationData
+from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ImageError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import FastViTHD

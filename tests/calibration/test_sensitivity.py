@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fvexport.calibration.policy import Policy, row_of
 from fvexport.calibration.qdq import QuantizedConv, QuantizedLinear
 from fvexport.calibration.quantize import quantizable, quantize
+from fvexport.calibration.ranges_file import Stats
 from fvexport.calibration.sensitivity import (
     MARGIN_DB,
     LayerNoise,
@@ -24,7 +25,6 @@ from fvexport.calibration.sensitivity import (
     stricter_sqnr,
     swap,
 )
-from fvexport.calibration.stats import Stats
 from fvexport.core.errors import ConfigError
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.export.figures import compare

@@ -132,6 +132,6 @@ def test_identity_connector_keeps_the_width() -> None:
 
 def test_config_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = "{'torch', 'numpy', 'onnx', 'PIL'} & {*sys.modules}"
-    code = f"import sys; import fvexport.encoder.config, fvexport.export.options; assert not {heavy}, {heavy}"
+    code = f"import sys; import fvexport.encoder.config, fvexport.export.export_options; assert not {heavy}, {heavy}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

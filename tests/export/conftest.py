@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvexport.calibration.options import CalibrationOptions
+from fvexport.calibration.calibration_options import CalibrationOptions
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.export.artifact import Artifact
-from fvexport.export.onnx import ExportReport, export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import ExportReport, export_onnx
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 Export = Callable[..., Artifact]

@@ -23,9 +23,9 @@ from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import Attention
 from fvexport.export.artifact import Artifact
 from fvexport.export.attention_plugin import PackedAttention, attention_function, with_attention_plugin
-from fvexport.export.inspect import inspect_artifact
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.inspection import inspect_artifact
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.rules import check_rules
 from fvexport.export.runtime.backends import make_backend
 
@@ -128,7 +128,7 @@ def test_refusals(tiny: Checkpoint) -> None:
 
 
 def test_quantized_for_tensorrt(tmp_path) -> None:
-    from fvexport.calibration.options import CalibrationOptions
+    from fvexport.calibration.calibration_options import CalibrationOptions
 
     options = ExportOptions(64, 64, precision="int8", attention_plugin=True)
     report = export_onnx(

@@ -25,7 +25,7 @@ from fvexport.encoder.checkpoint.forms import timm_to_apple
 from fvexport.encoder.config import VARIANTS
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.export.artifact import Artifact
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
 
 modeling_outputs = pytest.importorskip("transformers.modeling_outputs")
 modeling_fast_vlm = pytest.importorskip("transformers.models.fast_vlm.modeling_fast_vlm")

@@ -21,8 +21,8 @@ from fvexport.core.errors import ArtifactError, ConfigError
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Takes two images at a time, so that most calls have to be filled up."""
-    from fvexport.export.onnx import export_onnx
-    from fvexport.export.options import ExportOptions
+    from fvexport.export.export_options import ExportOptions
+    from fvexport.export.onnx_export import export_onnx
 
     folder = tmp_path_factory.mktemp("features") / "tiny"
     export_onnx(None, folder, options=ExportOptions(128, 64, batch=2), variant="tiny", parity=False)

@@ -16,23 +16,23 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from fvexport.calibration.calibrate import calibrate
-from fvexport.calibration.options import CalibrationOptions
+from fvexport.calibration.calibration_options import CalibrationOptions
 from fvexport.core.errors import ConfigError
 from fvexport.core.progress import silent
 from fvexport.encoder.checkpoint import Checkpoint, weights_sha256
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.export import onnx as onnx_export
+from fvexport.export import onnx_export
 from fvexport.export import prepare as preparing
 from fvexport.export.artifact import MANIFEST_FILE, Artifact
-from fvexport.export.onnx import ExportReport, export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import ExportReport, export_onnx
 from fvexport.export.parity import BLOCK_SCALES_FILE, check_parity
 from fvexport.export.prepare import prepare
 from fvexport.export.runtime import EagerBackend
 from fvexport.export.simplification import simplified
-from fvexport.export.trace import ExportModule, trace
+from fvexport.export.tracing import ExportModule, trace
 
 HALF = ExportOptions(height=128, width=128, precision="fp16")
 ISLAND = "stages.4.blocks.0.mlp"

@@ -10,8 +10,8 @@ import torch
 
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.runtime import Encoder
 from fvexport.export.triton_server import write_repository
 

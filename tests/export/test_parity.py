@@ -22,9 +22,9 @@ from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export import parity
 from fvexport.export.artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact
+from fvexport.export.export_options import ExportOptions
 from fvexport.export.figures import compare, worst
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.parity import MAX_IMAGES, check_parity
 from fvexport.export.runtime import OnnxRuntimeBackend
 

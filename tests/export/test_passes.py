@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from fvexport.encoder.checkpoint import Checkpoint
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.passes import WEIGHT_BYTES, name_dimensions, reshapes_to_constants, simplify, tidy
 
 ort = pytest.importorskip("onnxruntime")

@@ -11,7 +11,7 @@ import pytest
 from fvexport.core.errors import PlacementWarning, UnavailableError
 from fvexport.export import placement, targets
 from fvexport.export.artifact import Artifact
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
 from fvexport.export.placement import choose_backend, export_notices, runs_on, runtime_notices
 from fvexport.export.runtime.encoder import Encoder
 from fvexport.export.targets import QuantChoice, fastest_quant_target, get_target
@@ -152,7 +152,7 @@ def test_what_an_export_says(
     chosen = QuantChoice("openvino", "it is fast")
     monkeypatch.setattr(targets, "fastest_quant_target", lambda **_: chosen)
     monkeypatch.setattr(placement, "fastest_quant_target", lambda **_: chosen)
-    monkeypatch.setattr("fvexport.export.options.products_saturate", lambda: True)
+    monkeypatch.setattr("fvexport.export.export_options.products_saturate", lambda: True)
     options = ExportOptions(**{"precision": "int8", **asked})
     found = export_notices(options, options.resolved())
     assert len(found) == len(parts)

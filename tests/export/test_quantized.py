@@ -14,17 +14,17 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from fvexport.calibration.options import CalibrationOptions
+from fvexport.calibration.calibration_options import CalibrationOptions
 from fvexport.core.errors import ConfigError, ExportError
 from fvexport.core.progress import silent
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.export import onnx as onnx_export
+from fvexport.export import onnx_export
 from fvexport.export.artifact import Artifact
+from fvexport.export.export_options import ExportOptions
 from fvexport.export.figures import compare
-from fvexport.export.onnx import ExportReport, export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.onnx_export import ExportReport, export_onnx
 from fvexport.export.prepare import prepare
 from fvexport.export.rules import check_quantized
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, OpenVinoBackend

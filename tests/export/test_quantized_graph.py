@@ -12,8 +12,8 @@ from onnx import TensorProto, numpy_helper
 
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export.artifact import DATA_FILE, Artifact
-from fvexport.export.inspect import inspect_artifact
-from fvexport.export.onnx import ExportReport
+from fvexport.export.inspection import inspect_artifact
+from fvexport.export.onnx_export import ExportReport
 from fvexport.export.rules import check_quantized, check_rules
 
 BLOCKS = [f"stages.{s}.blocks.{i}" for s, depth in enumerate((1, 1, 2, 1, 1)) for i in range(depth)]

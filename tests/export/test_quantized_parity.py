@@ -26,7 +26,7 @@ from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export.artifact import MANIFEST_FILE, MODEL_FILE, Artifact
 from fvexport.export.figures import Figures
 from fvexport.export.manifest import Manifest
-from fvexport.export.onnx import ExportReport
+from fvexport.export.onnx_export import ExportReport
 from fvexport.export.parity import BLOCK_SCALES_FILE, THRESHOLDS, check_parity
 from fvexport.export.runtime import OnnxRuntimeBackend
 

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fvexport.encoder.checkpoint import load_encoder
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.runtime import Encoder
 
 REFERENCE = Path(__file__).parents[1] / "data" / "preprocess"

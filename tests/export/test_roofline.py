@@ -101,8 +101,8 @@ def test_operators_are_the_exported_graphs(tmp_path: Path) -> None:
 
     import onnx
 
-    from fvexport.export.onnx import export_onnx
-    from fvexport.export.options import ExportOptions
+    from fvexport.export.export_options import ExportOptions
+    from fvexport.export.onnx_export import export_onnx
 
     export_onnx(None, tmp_path / "a", options=ExportOptions(128, 128), variant="tiny", parity=False)
     graph = onnx.load(str(tmp_path / "a" / "encoder.onnx"), load_external_data=False).graph

@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fvexport.calibration.rounding import REDUCED_LIMIT
+from fvexport.calibration.gptq import REDUCED_LIMIT
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export import placement
 from fvexport.export.artifact import Artifact
-from fvexport.export.onnx import ExportReport
-from fvexport.export.runtime.onnxruntime import OnnxRuntimeBackend
+from fvexport.export.onnx_export import ExportReport
+from fvexport.export.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from fvexport.export.saturation import count_saturating, saturating_pairs, saturation_of
 
 Made = Callable[[str], ExportReport]
@@ -74,9 +74,9 @@ def test_onnxruntime_multiplies_exactly(
     made: Made, tiny: Checkpoint, distance: Any, monkeypatch: pytest.MonkeyPatch, saturates: bool
 ) -> None:
     """Levels at their ends, where products are largest: with the exact products as with PyTorch's, at any size."""
-    from fvexport.calibration.options import CalibrationOptions
+    from fvexport.calibration.calibration_options import CalibrationOptions
     from fvexport.core.progress import silent
-    from fvexport.export.options import ExportOptions
+    from fvexport.export.export_options import ExportOptions
     from fvexport.export.prepare import prepare
 
     artifact = made("any size, uint8").artifact

@@ -15,8 +15,8 @@ import pytest
 from fvexport.core import hardware
 from fvexport.core.errors import UnavailableError
 from fvexport.export import targets
+from fvexport.export.engines.binding import current_gpu
 from fvexport.export.targets import TARGETS, get_target, require, why_absent
-from fvexport.export.tensorrt.binding import current_gpu
 
 
 def test_names_are_unique_and_found() -> None:

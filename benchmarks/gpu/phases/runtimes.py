@@ -38,8 +38,8 @@ def run(job: Job) -> None:
     size, dtype = scope.profiled, getattr(torch, scope.main)
     out = Path(job.scratch) / "artifact"
     try:
-        from ....export.onnx import export_onnx
-        from ....export.options import ExportOptions
+        from ....export.export_options import ExportOptions
+        from ....export.onnx_export import export_onnx
 
         options = ExportOptions(size.height, size.width, size.batch, precision="fp32" if job.dry else "fp16")
         export_onnx(None, out, options=options, variant=scope.variant, parity=False)

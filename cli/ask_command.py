@@ -1,0 +1,196 @@
+"""`fvexport ask`: images and questions in, answers out, and where the time goes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..core.errors import PromptError
+from ..export.export_options import AUTO
+from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
+from .vlm_options import model_options
+
+if TYPE_CHECKING:
+    from ..benchmarks.tasks.model_options import ModelOptions
+    from ..benchmarks.tasks.session import Chat, Session
+    from ..encoder.fastvlm import Answer, Piece, Sampling
+
+
+@click.command("ask")
+@click.argument("words", metavar="IMAGE... QUESTION", nargs=-1)
+@model_options
+@click.option("--artifact", type=click.Path(path_type=Path), metavar="DIR", help="What encodes.  [default: PyTorch]")
+@click.option(
+    "--backend",
+    type=Named(BACKENDS),
+    help=f"What runs the artifact.  [default: {AUTO}]",
+)
+@click.option("--then", "then", metavar="QUESTION", multiple=True, help="Another turn; may be given several times.")
+@click.option("--chat", is_flag=True, help="Go on with questions from the terminal, one a line.")
+@click.option("--max-new-tokens", type=int, default=256, show_default=True, metavar="N", help="Of each answer.")
+@click.option(
+    "--temperature", type=float, default=0.0, metavar="T", help="Sample; 0 takes the likeliest.  [default: 0]"
+)
+@click.option("--top-p", type=float, metavar="P", help="Sample from the likeliest tokens that add up to P.")
+@click.option("--seed", type=int, metavar="N", help="Of sampling.  [default: another each time]")
+@click.option("--stream", is_flag=True, help="Print each word as it comes.")
+@click.option("--profile", "profiled", is_flag=True, help="Measure time to first token by part, beside PyTorch's.")
+@click.option(
+    "--batch",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='JSON lines instead of arguments: {"image": …, "question": …}.',
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answers of --batch, as JSON lines; a second run goes on.",
+)
+@max_pixels_option
+@json_option
+@verbose_option
+def ask(
+    words: tuple[str, ...], model: ModelOptions, artifact: Path | None, backend: str | None, then: tuple[str, ...],
+    chat: bool, max_new_tokens: int, temperature: float, top_p: float | None, seed: int | None, stream: bool,
+    profiled: bool, batch: Path | None, out: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Ask FastVLM about images, with PyTorch's encoder or an artifact in its place.
+
+    The last argument is the question. After the answer stand the encoder's and the language model's time.
+    """
+    alone = {"--then": then, "--chat": chat, "--stream": stream, "--profile": profiled, "IMAGE... QUESTION": words}
+    _check_usage(batch, out, artifact, backend, alone)
+    if as_json and (stream or chat):
+        raise click.UsageError(f"--json and --{'stream' if stream else 'chat'} exclude each other", _context())
+    images, questions = ([], []) if batch else _arguments(words, chat)
+
+    from ..encoder.fastvlm import Sampling
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    runs_on = backend or AUTO
+    if batch is not None and out is not None:
+        _ask_batch(model, sampling, artifact, runs_on, batch, out, as_json)
+        return
+
+    from ..benchmarks.tasks.session import open_session
+    from ..encoder.image import load_image
+    from .progress_bar import progress_bar
+
+    for image in images:
+        load_image(image)  # before gigabytes are read
+    with progress_bar() as progress:
+        session = open_session(
+            model, sampling, artifact=artifact, backend=runs_on, keep_eager=profiled, progress=progress
+        )
+    _converse(session, images, [*questions, *then], chat=chat, stream=stream, profiled=profiled, as_json=as_json)
+
+
+def _check_usage(
+    batch: Path | None, out: Path | None, artifact: Path | None, backend: str | None, alone: dict[str, Any]
+) -> None:
+    if backend is not None and artifact is None:
+        raise click.UsageError("--backend has no effect without --artifact", _context())
+    if batch is None:
+        if out is not None:
+            raise click.UsageError("--out has no effect without --batch", _context())
+        return
+    for name, value in alone.items():
+        if value:
+            raise click.UsageError(f"{name} and --batch exclude each other", _context())
+    if out is None:
+        raise click.UsageError("--batch needs --out, the file that answers are added to", _context())
+
+
+def _arguments(words: tuple[str, ...], chat: bool) -> tuple[list[Path], list[str]]:
+    """Images, and the question where there is one."""
+    *images, question = words or ("",)
+    asked = bool(question) and not os.path.isfile(question)  # noqa: PTH113 - Path.is_file raises for a long question
+    if not asked and chat:
+        return [Path(word) for word in words], []
+    if not asked:
+        found = f"the last argument, {question}, is a file" if question else "nothing was given"
+        raise click.UsageError(f"The question is missing: {found}", _context())
+    if not images:
+        raise click.UsageError(f"An image is missing before the question {question!r}", _context())
+    return [Path(image) for image in images], [question]
+
+
+def _converse(
+    session: Session, images: list[Path], questions: list[str], *, chat: bool, stream: bool, profiled: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
+    from ..benchmarks.tasks.session import Chat, profile
+    from . import render, render_answers
+
+    talk = Chat(session, images)
+    answers: list[Answer] = []
+    for question in questions:
+        if answers and not as_json:
+            click.echo(f"\n> {question}")
+        answers.append(_one(session, talk, question, stream=stream, quiet=as_json))
+    while chat and (line := _next_question()) is not None:
+        try:
+            answers.append(_one(session, talk, line, stream=stream, quiet=as_json))
+        except PromptError as error:
+            render.error(str(error))
+    measured = profile(session, images, answers[0].prompt_tokens) if profiled and answers else None
+    if as_json:
+        render.print_json(render_answers.conversation(session, images, questions, answers, measured))
+    elif measured:
+        render_answers.profile(measured)
+
+
+def _one(session: Session, talk: Chat, question: str, *, stream: bool, quiet: bool) -> Answer:
+    """Asks, and shows the answer unless `quiet`."""
+    from . import render_answers
+
+    def show(piece: Piece) -> None:
+        click.echo(render_answers.plain(piece.text), nl=False)
+
+    answer = talk.ask(question, show if stream else None)
+    if not quiet:
+        click.echo("" if stream else render_answers.plain(answer.text))
+        render_answers.timings(session, answer)
+    return answer
+
+
+def _next_question() -> str | None:
+    """A line of the terminal that holds anything, or None at its end."""
+    while True:
+        if sys.stdin.isatty():
+            click.echo("\n> ", nl=False)
+        line = sys.stdin.readline()
+        if not line:
+            return None
+        if line.strip():
+            return line.strip()
+
+
+def _ask_batch(
+    model: ModelOptions, sampling: Sampling, artifact: Path | None, backend: str, data: Path, out: Path, as_json: bool
+) -> None:
+    from ..benchmarks.tasks.session import answer_batch
+    from . import render, render_answers
+    from .progress_bar import progress_bar
+
+    with progress_bar() as progress:
+        report = answer_batch(model, sampling, data, out, artifact=artifact, backend=backend, progress=progress)
+    if as_json:
+        render.print_json(report.to_dict())
+    else:
+        render_answers.batch_report(report)
+    for line, reason in report.failed:
+        render.error(f"{data}, line {line}: {reason}")
+    if report.failed:
+        total = len(report.failed) + report.answered
+        render.error(f"{len(report.failed)} of {total} items failed; mend them and start again: {out} keeps the others")
+        _context().exit(1)
+
+
+def _context() -> click.Context:
+    return click.get_current_context()

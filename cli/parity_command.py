@@ -1,0 +1,54 @@
+"""`fvexport parity`: the verdict on an artifact, once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import backend_option, json_option, max_pixels_option, verbose_option
+
+
+@click.command("parity")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--checkpoint", metavar="SRC", help="Where its weights are.  [default: where it was made from]")
+@click.option("--images", metavar="DIR", help="Photographs to compare on: a file or folder.  [default: two]")
+@backend_option
+@click.option("--layers", is_flag=True, help="Compare every block's output; names the first that leaves its bound.")
+@max_pixels_option
+@json_option
+@verbose_option
+def parity(
+    artifact: Path, checkpoint: str | None, images: str | None, backend: str, layers: bool, as_json: bool
+) -> None:
+    """Compare an artifact with the eager model it was made from.
+
+    Exits with 1 where it does not pass.
+    """
+    from ..export.artifact import Artifact
+    from ..export.parity import check_parity
+    from ..export.placement import choose_backend
+    from ..export.targets import get_target
+    from . import render, render_quantized
+    from .progress_bar import progress_bar
+
+    with progress_bar() as progress:
+        opened = Artifact.open(artifact)
+        chosen = choose_backend(opened, backend, judging=True, taps=layers)
+        quantized = opened.manifest.quantization is not None and get_target(chosen.name).taps
+        verdict = check_parity(
+            opened,
+            checkpoint=checkpoint,
+            images=images,
+            backend=chosen.name,
+            layers=layers or quantized,
+            progress=progress,
+        )  # fmt: skip
+    if as_json:
+        render.print_json({"artifact": str(artifact), "passed": verdict.passed} | verdict.to_dict())
+    else:
+        render.verdict(verdict, blocks=layers)
+        if quantized and not layers:
+            render_quantized.curve(verdict)
+    if not verdict.passed:
+        click.get_current_context().exit(1)

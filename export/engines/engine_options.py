@@ -1,0 +1,132 @@
+"""What an engine build is asked for. Imports nothing heavy: the command line reads its choices from here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from ...core.errors import ConfigError
+from ..export_options import parse_resolution
+
+Flavour = Literal["tensorrt", "tensorrt-rtx"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+OPT_LEVELS = range(6)
+
+Span = tuple[int, int, int]
+"""Smallest, best and largest value of one size."""
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Input sizes that one engine takes; where all three values of each are equal, it is static.
+
+    Attributes:
+        batch: images per call.
+        height, width: pixels.
+    """
+
+    batch: Span
+    height: Span
+    width: Span
+
+    def __post_init__(self) -> None:
+        for name, (low, best, high) in (("batch", self.batch), ("height", self.height), ("width", self.width)):
+            if not 1 <= low <= best <= high:
+                raise ConfigError(f"a profile goes MIN:OPT:MAX, each at least the one before; found {name} "
+                                  f"{low}:{best}:{high}")  # fmt: skip
+
+    @property
+    def static(self) -> bool:
+        """Whether it takes one shape alone."""
+        return all(low == high for low, _, high in (self.batch, self.height, self.width))
+
+    def shapes(self) -> tuple[tuple[int, int, int, int], ...]:
+        """Smallest, best and largest shape of `pixel_values` (B, 3, H, W)."""
+        return tuple((b, 3, h, w) for b, h, w in zip(self.batch, self.height, self.width, strict=True))
+
+    def check(self, batch: int, height: int, width: int) -> None:
+        """Raises ConfigError for an input (B, 3, height, width) outside the profile."""
+        for name, value, (low, _, high) in (
+            ("batch", batch, self.batch), ("height", height, self.height), ("width", width, self.width),
+        ):  # fmt: skip
+            if not low <= value <= high:
+                span = f"{low} alone" if low == high else f"{low} to {high}"
+                option = "--batch" if name == "batch" else "--dynamic-res"
+                raise ConfigError(f"the engine takes {name} {span}; found {value}: build it with another {option}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: list(span) for name, span in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Profile:
+        """The inverse of `to_dict`; raises TypeError or KeyError for other data."""
+        batch, height, width = (tuple(int(v) for v in data[name]) for name in ("batch", "height", "width"))
+        return cls(batch, height, width)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """One build.
+
+    Attributes:
+        flavour: which TensorRT; None for the one that is installed (the full one, where both are and a GPU is there).
+        workspace: bytes that one layer may use while it computes; None for all that the GPU has.
+        opt_level: 0 (fast build) to 5 (fastest engine); None for TensorRT's own, 3.
+        timing_cache: a file of measured tactics; None for one in the user's cache, kept per GPU and version.
+        hardware_compatible: runs on every GPU from Ampere on (full TensorRT; RTX engines always do).
+        version_compatible: runs on later releases of the same major version.
+        strip: leave the weights out; they are taken from the ONNX file when the engine is loaded.
+    """
+
+    flavour: Flavour | None = None
+    workspace: int | None = None
+    opt_level: int | None = None
+    timing_cache: str | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    strip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.flavour is not None and self.flavour not in FLAVOURS:
+            raise ConfigError(f"unknown flavour {self.flavour!r}; known are {', '.join(FLAVOURS)}")
+        if self.workspace is not None and self.workspace < 1:
+            raise ConfigError(f"--workspace must be positive; found {self.workspace}")
+        if self.strip and self.version_compatible:
+            raise ConfigError("--strip and --version-compatible exclude each other: the code that a version-compatible "
+                              "engine carries takes no weights")  # fmt: skip
+        if self.opt_level is not None and self.opt_level not in OPT_LEVELS:
+            raise ConfigError(f"--opt-level goes from {OPT_LEVELS.start} to {OPT_LEVELS.stop - 1}; "
+                              f"found {self.opt_level}")  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for the manifest."""
+        return asdict(self)
+
+
+def parse_bytes(text: str) -> int:
+    """`4GiB`, `512MB`, `2G` or a number of bytes -> bytes. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"a size must look like 4GiB or 512MB; found {text!r}")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def parse_batch_span(text: str) -> Span:
+    """`4` -> (4, 4, 4); `1:4:8` -> (1, 4, 8). Raises ConfigError."""
+    parts = text.split(":")
+    if len(parts) in (1, 3) and all(part.isdecimal() for part in parts):
+        low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+        return low, best, high
+    raise ConfigError(f"batch must be a number or MIN:OPT:MAX; found {text!r}")
+
+
+def parse_resolution_span(text: str) -> tuple[Span, Span]:
+    """`256:1024:2048` or `256x256:512x384:1024x768` -> heights and widths. Raises ConfigError."""
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise ConfigError(f"a range of resolutions must look like 256:1024:2048 (MIN:OPT:MAX); found {text!r}")
+    heights, widths = zip(*(parse_resolution(part) for part in parts), strict=True)
+    return heights, widths

@@ -1,0 +1,165 @@
+"""An artifact through onnxruntime, on the CPU or an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ...core.errors import ArtifactError, UnavailableError, first_line
+from ..artifact import AGAIN, Artifact
+from ..placement import may_saturate
+from ..targets import Target, get_target, require, rtx_devices
+from .emulate_half import with_rounding
+from .pickling import Opened
+
+EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+QDQ_AS_WRITTEN = "session.disable_quant_qdq"
+"""Set to 1 for FP8: up to 1.31 onnxruntime moves Q/DQ past Transpose and refuses its own graph, which has FP8 there."""
+STOP_SPINNING = "session.force_spinning_stop"
+"""Set to 1, threads spin during a run and not after it. By default they go on for a while, and take the cores from what
+comes next: a language model's prefill, or images being decoded. Measured on two cores, with the full encoder at
+256 x 256 and four layers of a 0.5B Qwen2, in three processes each: time to first token 0.87 of the default's, the
+encoder alone 1.04; without any spinning (`session.intra_op.allow_spinning=0`) 0.95 and 1.18."""
+EXACT_PRODUCTS = "session.x64quantprecision"
+"""Set to 1, weights become uint8, whose products onnxruntime adds up in 32 bits on x86 without VNNI too."""
+WORDS = {"fp16": "float16", "bf16": "bfloat16"}
+
+
+class OnnxRuntimeBackend(Opened):
+    """Runs `encoder.onnx` of an artifact.
+
+    Args:
+        artifact: an opened artifact.
+        target: one of those that begin with `onnxruntime`.
+        threads: for one operator; None leaves it to onnxruntime.
+        stored_half: compute a half-precision file as a GPU would, rounding each stored value
+            (see `rounding`). Always on for bf16 on the CPU, which has no other way.
+        taps: names of inner tensors to return too, by `run_taps`.
+
+    Attributes:
+        source: what the session was made of: the file, or the graph with what was put in.
+
+    Raises:
+        UnavailableError: the target cannot run here.
+        ArtifactError: onnxruntime refuses the file.
+    """
+
+    def __init__(
+        self, artifact: Artifact, target: str = "onnxruntime-cpu", *, threads: int | None = None,
+        stored_half: bool = False, taps: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._opened(artifact, target=target, threads=threads, stored_half=stored_half, taps=taps)
+        row = get_target(target)
+        require(row)
+        import onnxruntime as ort
+
+        if target != "onnxruntime-cpu" and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
+        precision = artifact.manifest.float_precision
+        rounds = precision in WORDS and (stored_half or precision not in row.precisions)
+        self.name = target
+        self.stores: str | None = None
+        self.taps = tuple(taps)
+        self.computes = f"float32, each stored value rounded to {WORDS[precision]}" if rounds else "natively"
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry(STOP_SPINNING, "1")
+        if threads:
+            options.intra_op_num_threads = threads
+        exact = may_saturate(artifact, target)
+        if exact:
+            self.computes += ", 8-bit products exact"
+            options.add_session_config_entry(EXACT_PRODUCTS, "1")
+        if artifact.manifest.precision == "fp8":
+            options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
+        self.source: str | bytes = str(artifact.model_path)
+        if rounds or taps or exact:
+            options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
+            self.source = _prepared(artifact, precision if rounds else None, taps, exact=exact)
+        try:
+            self.session = ort.InferenceSession(self.source, options, **_providers(row, precision, options))
+        except Exception as error:  # onnxruntime's exceptions share no public base
+            raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {first_line(error)}; {AGAIN}") from None
+        if row.provider is not None and row.provider not in self.session.get_providers():
+            raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
+        entry = self.session.get_inputs()[0]
+        if entry.type == "tensor(bfloat16)":
+            raise UnavailableError(
+                f"{artifact.model_path} takes bfloat16, which NumPy has not: run it from C++ or torch, "
+                "or export without --io model"
+            )
+        self.input_name = entry.name
+        self.input_dtype = {"tensor(float16)": np.float16, "tensor(uint8)": np.uint8}.get(entry.type, np.float32)
+
+    def run(self, pixel_values: np.ndarray) -> np.ndarray:
+        """`pixel_values` (B, 3, H, W) -> features (B, N, C) float32."""
+        return self._run(pixel_values)[0]
+
+    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The features, and the inner tensors asked for, all in float32."""
+        features, *inner = self._run(pixel_values)
+        return features, dict(zip(self.taps, inner, strict=True))
+
+    def _run(self, pixel_values: np.ndarray) -> list[np.ndarray]:
+        self.check_process()
+        feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
+        return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
+
+
+def _providers(row: Target, precision: str, options: Any) -> dict[str, Any]:
+    """What tells a session where to run: arguments of it, or an entry in its options for a plug-in."""
+    if row.provider is None:
+        options.add_provider_for_devices(rtx_devices(), {})
+        return {}
+    if row.provider == "TensorrtExecutionProvider":
+        # Its networks are not strongly typed: a type is allowed or not used. Engines are not cached: onnxruntime takes
+        # one for another with the same graph, whatever its weights.
+        allowed = {
+            "trt_fp16_enable": precision == "fp16",
+            "trt_bf16_enable": precision == "bf16",
+            "trt_int8_enable": True,
+        }
+        return {"providers": [(row.provider, allowed), "CUDAExecutionProvider", "CPUExecutionProvider"]}
+    if row.provider == "CUDAExecutionProvider":
+        # By default it computes float32 in TF32, from Ampere on.
+        return {"providers": [(row.provider, {"use_tf32": "0"}), "CPUExecutionProvider"]}
+    return {"providers": [row.provider]}
+
+
+def _prepared(artifact: Artifact, rounding: str | None, taps: Sequence[str], *, exact: bool = False) -> bytes:
+    """The graph with rounding, taps and zero points of its own for `exact` put in; its weights stay in their file."""
+    model = onnx.load(str(artifact.model_path), load_external_data=False)
+    if exact:
+        _own_zero_points(model)
+    if rounding:
+        model = with_rounding(model, rounding)
+    if taps:
+        made = {out for node in model.graph.node for out in node.output}
+        missing = [name for name in taps if name not in made]
+        if missing:
+            raise ArtifactError(f"{artifact.model_path} has no tensor {missing[0]!r} to compare; {AGAIN}")
+        # No type is stated: onnxruntime infers it, whatever the precision of that part of the graph.
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in taps)
+    return model.SerializeToString()
+
+
+def _own_zero_points(model: onnx.ModelProto) -> None:
+    """Gives each DequantizeLinear its own zero point, in place.
+
+    Up to 1.31, onnxruntime's pass behind `EXACT_PRODUCTS` makes each weight's zero point anew, and fails at the second
+    weight that shares one.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    seen: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        if node.input[2] in seen:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(constants[node.input[2]])
+            copy.name = f"{node.input[0]}/zero_point"
+            node.input[2] = copy.name
+        seen.add(node.input[2])
