@@ -22,9 +22,11 @@ demo: $(STAMP)  ## Export the encoder to ONNX and run it on a photograph (random
 
 test: lint type pytest  ## Lint, type check and run all tests
 
-lint: $(STAMP)  ## Check style and formatting
+lint: $(STAMP)  ## Check style, formatting, declared dependencies and the order of layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/deptry .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 # mypy names a package after its folder, and this folder may have any name: a link shows it as `fvexport`. Findings are
 # printed with the paths of the repository.

@@ -17,5 +17,5 @@
     fp16            power-of-two scales that keep FP16 from overflowing
 
 Every step is a function from module to module that leaves its input alone; the exporter writes down what it is given.
-May import `encoder` and `fvexport`; is imported by `export`, `benchmarks` and `cli`.
+May import `encoder` and `core`; is imported by `export`, `benchmarks` and `cli`.
 """

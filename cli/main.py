@@ -132,7 +132,3 @@ def _usage(error: click.ClickException) -> str:
         end = "" if message.endswith((".", "?", ")")) else "."
         return f"{message}{end} See `{error.ctx.command_path} --help`"
     return message
-
-
-if __name__ == "__main__":
-    main()

@@ -17,8 +17,8 @@ What lives here
     qwen2           the language model through transformers, which is an extra
     fastvlm/        the whole model: image and question in, answer out
 
-May be imported by every other folder; imports none of them (only `fvexport.core.errors` and
-`fvexport.core.progress`). Names load on first use, so that importing this package costs nothing.
+May be imported by every other folder except `core`, the only one that it imports. Names load on first use, so that
+importing this package costs nothing.
 """
 
 import lazy_loader as _lazy

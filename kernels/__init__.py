@@ -18,7 +18,7 @@ What lives here
     mlp             fc1, GELU, fc2 and residual without the hidden tensor
     depthwise       depthwise convolutions, channels-last: the operator, and the kernel for any multiplier
     depthwise_rows  those with one output per input channel, eight rows per program
-    depthwise_mma   the 7x7 with one output per input channel, on tensor cores
+    depthwise_strips the 7x7 with one output per input channel, four positions side by side per thread
     depthwise_pairs those with two, which load each value once for both
     fp8             FP8 numbers: rounding, what follows a product, what a quantized layer holds
     linear_fp8      a product of FP8 numbers and what follows it
@@ -39,7 +39,7 @@ What lives here
     tensorrt_plugin  the attention kernel as a plugin that TensorRT compiles into an engine
 
 Each kernel's file holds its formula, the kernel, the same in plain PyTorch, and a function that runs whichever fits.
-May import `encoder`; may be imported by `calibration`, `export`, `benchmarks` and `cli`. Imports without Triton.
+May import `encoder`; may be imported by `export`, `benchmarks` and `cli`. Imports without Triton.
 """
 
 import lazy_loader as _lazy

@@ -6,9 +6,9 @@ x is (B, H, W, C), zero outside; weight (k, k, m * C), taps first so that channe
 m * C). Every grouped convolution of the model is one: k 3 or 7, stride s 1 or 2, m 1 or 2 outputs per input channel
 (embeddings and the last block).
 
-The operator has four kernels. `depthwise`, here, takes any m. `depthwise_rows` (m = 1) and `depthwise_pairs` (m = 2)
-need fewer instructions per value; they take the weight in float32 too (`float_taps`), prepared once. `depthwise_mma`
-(m = 1, s = 1, half types) uses tensor cores.
+The operator has four kernels. `depthwise`, here, takes any m. `depthwise_rows` (m = 1), `depthwise_pairs` (m = 2) and
+`depthwise_strips` (m = 1, s = 1) need fewer instructions per value; they take the weight in float32 too
+(`float_taps`), prepared once.
 
 A program computes ROWS rows of BLOCK_W positions of BLOCK_C channels. It walks over the taps column by column: a value
 of x is read once for all rows that it counts in, k + (ROWS - 1) s times instead of k ROWS.
@@ -26,9 +26,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from .depthwise_mma import launch_depthwise_mma
 from .depthwise_pairs import launch_depthwise_pairs
 from .depthwise_rows import float_taps, launch_depthwise_rows, output_like, store_row
+from .depthwise_strips import launch_depthwise_strips
 from .dispatch import FP8, Modes, check_same_dtype, forward_only, gelu_form, on_device_of, pdl_launch, runs
 from .fp8 import check_scale, fp8_reference
 from .language import jit, tl
@@ -148,9 +148,10 @@ def depthwise(
         gelu: apply GELU to the result.
         kernel: a name of KERNELS, or True for `depthwise`; False or None computes in plain PyTorch, whatever the
             device. PyTorch also computes what the kernel does not: kernels over 7 x 7, strides over 2, and m other than
-            1 in `depthwise_rows` and other than 2 in `depthwise_pairs`; in `depthwise_mma` also stride 2 and float32.
+            1 in `depthwise_rows` and `depthwise_strips` and other than 2 in `depthwise_pairs`; in `depthwise_strips`
+            also stride 2.
         modes: of `dispatch.Modes`.
-        taps: `float_taps(weight, C)`, if it was prepared before; `depthwise_rows` and `depthwise_pairs` use it.
+        taps: `float_taps(weight, C)`, if it was prepared before; all kernels but `depthwise` use it.
         out_scale: round the result to FP8 in steps of this size; by default it has x's dtype.
 
     Raises:
@@ -174,7 +175,7 @@ def depthwise(
     return _depthwise(x, weight, bias, stride, gelu, int(modes), taps, name, out_scale)
 
 
-KERNELS = ("depthwise", "depthwise_rows", "depthwise_pairs", "depthwise_mma")
+KERNELS = ("depthwise", "depthwise_rows", "depthwise_pairs", "depthwise_strips")
 """The kernels of this operator, by their names in `dispatch.OPS`."""
 
 
@@ -196,7 +197,7 @@ def _depthwise(
         "depthwise": True,
         "depthwise_rows": outputs == 1,
         "depthwise_pairs": outputs == 2 and out_scale is None,
-        "depthwise_mma": outputs == 1 and stride == 1 and x.dtype != torch.float32,
+        "depthwise_strips": outputs == 1 and stride == 1,
     }
     fp8 = out_scale is not None
     if not runs(kernel, x, weight, bias, fp8=fp8) or size > MAX_KERNEL or stride > 2 or not small or not able[kernel]:
@@ -210,12 +211,11 @@ def _depthwise(
     with on_device_of(x):
         if kernel == "depthwise":
             return launch_depthwise(x, weight, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
-        if kernel == "depthwise_mma":
-            return launch_depthwise_mma(x, weight, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
         taps = float_taps(weight, c_in) if taps is None else taps.contiguous()
         if kernel == "depthwise_pairs":
             return launch_depthwise_pairs(x, taps, bias, stride, gelu, config, modes=modes)
-        return launch_depthwise_rows(x, taps, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
+        launch = launch_depthwise_strips if kernel == "depthwise_strips" else launch_depthwise_rows
+        return launch(x, taps, bias, stride, gelu, config, modes=modes, out_scale=out_scale)
 
 
 @_depthwise.register_fake

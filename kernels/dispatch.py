@@ -38,7 +38,7 @@ FP8_OPS = ("linear_fp8", "norm_fp8", "quantize_fp8", "scaled_mm")
 LIBRARY_OPS = ("scaled_mm",)
 """Names that stand for a library's kernel: these have no block sizes."""
 
-OPS = (*BASELINE, *PRODUCTS, "depthwise_rows", "depthwise_pairs", "depthwise_mma", "stem", *FP8_OPS)
+OPS = (*BASELINE, *PRODUCTS, "depthwise_rows", "depthwise_pairs", "depthwise_strips", "stem", *FP8_OPS)
 """All kernels by name, as the switch and the tables know them."""
 
 MODES = ("fast_gelu", "pdl")
@@ -58,7 +58,7 @@ NEWEST = (99, 0)
 """A compute capability that every kernel runs on."""
 CAPABILITIES = {"linear_tma": (9, 0)}
 """The compute capability that a kernel needs, if not MIN_CAPABILITY."""
-HALF_ONLY = frozenset(("depthwise_mma", "linear_tma", "split_k", "stem"))
+HALF_ONLY = frozenset(("linear_tma", "split_k", "stem"))
 """Kernels that have no float32."""
 
 

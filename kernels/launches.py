@@ -20,9 +20,9 @@ from ..encoder.config import MIXERS, FastViTHDConfig
 from . import language
 from .attention import launch_attention
 from .depthwise import MAX_KERNEL, launch_depthwise
-from .depthwise_mma import launch_depthwise_mma
 from .depthwise_pairs import launch_depthwise_pairs
 from .depthwise_rows import launch_depthwise_rows
+from .depthwise_strips import launch_depthwise_strips
 from .dispatch import FP8, NEWEST, capability_of, exists
 from .fp8 import End
 from .linear_fp8 import launch_linear_fp8
@@ -177,7 +177,7 @@ def encoder_calls(
 
     A part that several kernels can compute is there once for each: a ConvFFN as `mlp`, if that has room, and as its two
     products; a product by each of `products.KERNELS`; a grouped convolution as `depthwise`, as `depthwise_rows` or
-    `depthwise_pairs`, and as `depthwise_mma`.
+    `depthwise_pairs`, and as `depthwise_strips`.
     Elsewhere than on the meta device tensors are of order one, as activations are. `modes`, of `dispatch.Modes`, are
     those of every call. With precision `fp8`, `dtype` is that of everything but the layers that the policy multiplies
     in FP8, and a tensor that its producer may write in FP8 stands there both ways.
@@ -325,8 +325,8 @@ def _depthwise(
     kinds: list[tuple[str, Callable[..., Tensor], Tensor]] = [("depthwise", launch_depthwise, weight)]
     if outputs == 1:
         kinds.append(("depthwise_rows", launch_depthwise_rows, taps))
-        if kernel == MAX_KERNEL and stride == 1 and make.dtype != torch.float32:
-            kinds.append(("depthwise_mma", launch_depthwise_mma, weight))
+        if kernel == MAX_KERNEL and stride == 1:
+            kinds.append(("depthwise_strips", launch_depthwise_strips, taps))
     elif out_scale is None:
         kinds.append(("depthwise_pairs", launch_depthwise_pairs, taps))
     for name, launch, values in kinds:

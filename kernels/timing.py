@@ -275,6 +275,7 @@ class Replay:
                 one = min(device_times(several[0], samples=3, clock=self.clock))
             copies = min(MAX_COPIES, math.ceil(GRAPH_MS / max(one, 1e-6)))
         self.copies = max(len(several), copies)
+        self._runs = several  # a graph reads weights where they are, so what owns them has to stay
         self.replay, self.result = self.clock.capture(several, self.copies)
 
     def __call__(self) -> None:

@@ -37,7 +37,8 @@ from .warm import Built, Compilers
 BOUNDS = {
     "BLOCK_M": (16, 256), "BLOCK_N": (16, 256), "BLOCK_K": (16, 128), "BLOCK_H": (16, 128), "GROUP_M": (4, 16),
     "BLOCK": (256, 4096), "SPLITS": (1, 16), "SPLIT_N": (1, 4), "PERSISTENT": (0, 1),
-    "ROWS": (1, 8), "BLOCK_W": (4, 64), "BLOCK_C": (16, 256), "num_warps": (1, 16), "num_stages": (1, 6),
+    "ROWS": (1, 8), "GROUPS": (1, 32), "BLOCK_W": (4, 64), "BLOCK_C": (16, 256),
+    "num_warps": (1, 16), "num_stages": (1, 6),
 }  # fmt: skip
 """Smallest and largest value of each size that is tried; sizes of other names stay as they are."""
 

@@ -105,10 +105,8 @@ def _depthwise_pairs(constants: Constants, sizes: Sizes) -> Work:
     return Work(values, constants["KERNEL"], constants["KERNEL"] * values, tensor_cores=False)
 
 
-def _depthwise_mma(constants: Constants, sizes: Sizes) -> Work:
-    """A step is a pair of columns of taps: 16 multiply-adds per value and row of taps, most of them with zero."""
-    values = constants["ROWS"] * constants["BLOCK_W"] * constants["BLOCK_C"]
-    return Work(values, (constants["KERNEL"] + 1) // 2, 16 * constants["KERNEL"] * values)
+def _depthwise_strips(constants: Constants, sizes: Sizes) -> Work:
+    return Work(constants["ROWS"] * constants["STRIP"] * constants["GROUPS"] * constants["BLOCK_C"])
 
 
 def _stem(constants: Constants, sizes: Sizes) -> Work:
@@ -124,7 +122,7 @@ _KERNELS: dict[str, Callable[[Constants, Sizes], Work]] = {
     "depthwise_kernel": _depthwise,
     "depthwise_rows_kernel": _depthwise,
     "depthwise_pairs_kernel": _depthwise_pairs,
-    "depthwise_mma_kernel": _depthwise_mma,
+    "depthwise_strips_kernel": _depthwise_strips,
     "linear_tma_kernel": _linear,
     "split_k_kernel": _split_k,
     "sum_parts_kernel": _pass,

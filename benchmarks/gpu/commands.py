@@ -45,7 +45,7 @@ def tune(scope: Scope, limit_s: float, dry: bool) -> list[str]:
     """The search for block sizes; in a dry run the plan alone."""
     sides, batches = _several(scope.kernels)
     return [
-        sys.executable, "-m", "fvexport.cli.main", "tune", *(word for side in sides for word in ("--res", side)),
+        sys.executable, "-m", "fvexport", "tune", *(word for side in sides for word in ("--res", side)),
         *(word for batch in batches for word in ("--batch", batch)), "--variant", scope.variant,
         "--budget", f"{limit_s:.0f}", *(["--dry-run"] if dry else []),
     ]  # fmt: skip

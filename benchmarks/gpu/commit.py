@@ -54,7 +54,8 @@ def _convert(folder: Path, root: Path, found: Sequence[Fact], environment: dict[
     if (folder / commands.TUNED).exists():
         tuned = json.loads((folder / commands.TUNED).read_text(encoding="utf-8"))
         for op, new in tuned_rows(tuned, measured_on(environment)).items():
-            yield _add_rows(root / "kernels" / "configs" / f"{op}.json", new)
+            if (table := root / "kernels" / "configs" / f"{op}.json").exists():  # a kernel may be gone since
+                yield _add_rows(table, new)
 
 
 def kernel_rows(folder: Path) -> list[dict[str, Any]]:

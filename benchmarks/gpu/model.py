@@ -48,7 +48,7 @@ CHANGES: tuple[Change, ...] = (
     Change("block sizes and policy rows", ()),
     Change("GELU in logistic form", ("fast_gelu",)),
     Change("products: TMA, split-K, cuBLAS", ("linear_tma", "split_k", "cublas")),
-    Change("depthwise: rows, pairs, mma", ("depthwise_rows", "depthwise_pairs", "depthwise_mma")),
+    Change("depthwise: rows, pairs, strips", ("depthwise_rows", "depthwise_pairs", "depthwise_strips")),
     Change("stem.0 as one product", ("stem",)),
     Change("programmatic dependent launch", ("pdl",)),
     Change("FP8", ("linear_fp8", "norm_fp8"), "fp8"),

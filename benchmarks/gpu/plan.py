@@ -12,7 +12,7 @@ class Share:
     Attributes:
         phase: its name in `phases.NAMES`.
         share: its part of the time that is left when it starts, beside the phases after it.
-        least_s: fewer seconds are not worth its start.
+        least_s: fewer seconds are not worth its start, so that its limit is never shorter while there is time.
     """
 
     phase: str
@@ -22,17 +22,17 @@ class Share:
 
 SHARES = (
     Share("environment", 30, 15),
-    Share("warm", 45, 15),
-    Share("weights", 25, 12),
+    Share("warm", 45, 60),
+    Share("weights", 25, 60),
     Share("quantize", 400, 30),
     Share("predict", 60, 15),
     Share("operators", 70, 20),
     Share("models", 55, 20),
     Share("tests", 140, 30),
-    Share("latency", 75, 20),
+    Share("latency", 120, 20),
     Share("compiled", 30, 15),
     Share("profile", 25, 18),
-    Share("fp8", 35, 20),
+    Share("fp8", 60, 45),
     Share("kernels", 45, 20),
     Share("autotune", 140, 60),
     Share("tune", 90, 30),
@@ -51,7 +51,7 @@ def limit_of(phase: str, left_s: float, chosen: frozenset[str]) -> float:
     index = names.index(phase)
     after = [s for s in SHARES[index + 1 :] if s.phase in chosen and s.phase not in BESIDE]
     own = SHARES[index]
-    return left_s * own.share / (own.share + sum(s.share for s in after))
+    return max(left_s * own.share / (own.share + sum(s.share for s in after)), min(own.least_s, left_s))
 
 
 def least_of(phase: str) -> float:

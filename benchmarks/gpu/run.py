@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from . import children, commands, facts, phases, report
+from . import triton_cache as caches
 from .children import Child
 from .job import Job
 from .plan import least_of, limit_of
@@ -52,9 +53,16 @@ ALL = (*phases.NAMES[:-3], "autotune", *phases.NAMES[-3:])
 @click.option("--only", help=f"Phases, comma-separated.  [default: all of {', '.join(ALL)}]")
 @click.option("--dry-run", is_flag=True, help="Run every line on the CPU, with a tiny model.")
 @click.option(
+    "--triton-cache",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Begin with the kernels that Triton keeps in this folder (made by the same version of it).",
+)
+@click.option(
     "--commit", type=click.Path(path_type=Path, exists=True), help="Write this folder's results to the repository."
 )
-def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, commit: Path | None) -> None:
+def main(
+    out: Path | None, seconds: float, only: str | None, dry_run: bool, triton_cache: Path | None, commit: Path | None
+) -> None:
     """Check and measure everything of this project that needs an NVIDIA GPU."""
     if commit is not None:
         from ...core.errors import FvexportError
@@ -79,6 +87,8 @@ def main(out: Path | None, seconds: float, only: str | None, dry_run: bool, comm
         (out / old).unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="fvexport-proof-") as scratch:
         run = Run(out.resolve(), Path(scratch), dry_run, time.time(), seconds, chosen)
+        if triton_cache is not None:
+            caches.copy(triton_cache, Path(scratch) / "triton")
         run.everything()
         run.finish()
     found = facts.read(out / facts.FILE)

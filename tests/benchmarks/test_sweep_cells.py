@@ -386,7 +386,7 @@ def test_a_peer_names_what_it_cannot() -> None:
 
 def test_the_command_measures_writes_a_report_and_says_what_next(tmp_path: Path) -> None:
     options = "--variant tiny --res 64 --precision fp32 --backend onnxruntime-cpu --rounds 3 --threads 1 --no-peers"
-    command = [sys.executable, "-m", "fvexport.cli.main", "sweep", *options.split(), "--out", "my sweep"]
+    command = [sys.executable, "-m", "fvexport", "sweep", *options.split(), "--out", "my sweep"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cells measured in" in done.stdout and "onnxruntime-cpu fp32" in done.stdout

@@ -60,7 +60,7 @@ def process(tmp_path: Path) -> Command:
     """Calls the command as a process of its own, in an empty folder."""
 
     def call(*args: object) -> Outcome:
-        command = [sys.executable, "-m", "fvexport.cli.main", *map(str, args)]
+        command = [sys.executable, "-m", "fvexport", *map(str, args)]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         return Outcome(done.returncode, done.stdout, done.stderr)
 
@@ -73,7 +73,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     folder = tmp_path_factory.mktemp("cli") / "tiny 128"
     command = ["onnx", "--variant", "tiny", "--res", "128", "--out", str(folder)]
     done = subprocess.run(
-        [sys.executable, "-m", "fvexport.cli.main", *command],
+        [sys.executable, "-m", "fvexport", *command],
         cwd=folder.parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout, done.stderr), folder

@@ -18,7 +18,7 @@ HEAVY = ("torch", "numpy", "onnx", "onnxruntime", "PIL", "rich", "transformers")
 def test_help_is_quick(command: list[str], tmp_path: Path) -> None:
     def seconds() -> float:
         start = time.perf_counter()
-        arguments = [sys.executable, "-m", "fvexport.cli.main", *command, "--help"]
+        arguments = [sys.executable, "-m", "fvexport", *command, "--help"]
         subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True)
         return time.perf_counter() - start
 
@@ -53,7 +53,7 @@ def test_help_lists_the_commands_and_how_to_complete(fvexport) -> None:
 def test_completion_works(tmp_path: Path) -> None:
     variables = {"_FVEXPORT_COMPLETE": "bash_complete", "COMP_WORDS": "fvexport onnx --variant ti", "COMP_CWORD": "3"}
     done = subprocess.run(
-        [sys.executable, "-m", "fvexport.cli.main"],
+        [sys.executable, "-m", "fvexport"],
         env=os.environ | variables, cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "plain,tiny"
@@ -140,7 +140,7 @@ def test_a_reader_that_is_gone_is_no_error(command: str, artifact: Path) -> None
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [sys.executable, "-m", "fvexport.cli.main", *args],
+        [sys.executable, "-m", "fvexport", *args],
         stdout=writer, stderr=subprocess.PIPE, text=True, cwd=artifact.parent, check=False,
     )  # fmt: skip
     os.close(writer)

@@ -49,11 +49,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 NAMES = (
-    "attention", "depthwise", "depthwise_pairs", "depthwise_rows", "finish", "linear", "mlp", "norm_linear",
-    "row_statistics",
+    "attention", "depthwise", "depthwise_pairs", "depthwise_rows", "depthwise_strips", "finish", "linear", "mlp",
+    "norm_linear", "row_statistics",
 )  # fmt: skip
 KERNELS = {f"{name}_kernel" for name in NAMES}
-HALF_KERNELS = {"depthwise_mma_kernel", "split_k_kernel", "stem_kernel", "sum_parts_kernel"}
+HALF_KERNELS = {"split_k_kernel", "stem_kernel", "sum_parts_kernel"}
 HOPPER_KERNELS = {"linear_tma_kernel"}
 FP8_KERNELS = {"linear_fp8_kernel", "norm_fp8_kernel", "quantize_fp8_kernel"}
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 KERNELS = {"linear_fp8_kernel", "norm_fp8_kernel", "quantize_fp8_kernel"}
-WRITERS = {"attention_kernel", "depthwise_kernel", "depthwise_mma_kernel", "depthwise_rows_kernel"}
+WRITERS = {"attention_kernel", "depthwise_kernel", "depthwise_rows_kernel", "depthwise_strips_kernel"}
 """Kernels of the half-precision model that write FP8 for a product after them."""
 FP8_ARCHS = [arch for arch in ARCHS if has_fp8(arch)]
 

@@ -58,8 +58,9 @@ def test_every_product_has_a_kernel_in_half_precision(part: str) -> None:
     ("part", "channels", "rows", "wanted"),
     [
         ("ConvFFN", 96, 65536, "mlp"), ("ConvFFN", 96, 4096, None), ("ConvFFN", 192, 16384, "mlp"),
-        ("ConvFFN", 384, 4096, None), ("fc1", 768, 1024, "linear_tma"), ("fc2", 1536, 256, "split_k"),
-        ("fc2", 1536, 4096, "linear_tma"), ("fc2", 1536, 32768, "cublas"), ("fc2", 3072, 1024, "cublas"),
+        ("ConvFFN", 384, 4096, None), ("fc1", 768, 1024, "cublas"), ("fc1", 384, 4096, "linear_tma"),
+        ("fc2", 1536, 256, "split_k"), ("fc2", 1536, 4096, "linear_tma"),
+        ("fc2", 1536, 32768, "cublas"), ("fc2", 3072, 1024, "cublas"),
         ("fc2", 6144, 16, "split_k"), ("qkv", 768, 1024, "cublas"), ("proj", 1536, 16, "split_k"),
         ("proj", 768, 1024, "linear_tma"), ("pointwise", 96, 65536, "linear_tma"),
     ],
@@ -129,12 +130,12 @@ def test_the_first_row_that_fits() -> None:
     assert default_config("attention", "sm_90", "half", {"tokens": 16, "batch": 1, "heads": 24}).blocks["BLOCK_M"] == 16
 
 
-def test_tensor_cores_for_7x7_on_an_h100() -> None:
-    def chosen(arch: str, rows: int) -> str | None:
-        return kernel_for("depthwise 7x7", torch.float16, 384, rows, 132, arch=arch)
+def test_strips_for_7x7_on_an_h100() -> None:
+    def chosen(arch: str, dtype: torch.dtype = torch.float16) -> str | None:
+        return kernel_for("depthwise 7x7", dtype, 384, 4096, 132, arch=arch)
 
-    assert chosen("sm_90", 4096) == "depthwise_mma"
-    assert chosen("sm_89", 4096) == chosen("sm_120", 4096) == chosen("sm_90", 256) == "depthwise_rows"
+    assert chosen("sm_90") == "depthwise_strips"
+    assert chosen("sm_89") == chosen("sm_120") == chosen("sm_90", torch.float32) == "depthwise_rows"
 
 
 def test_bounds_of_a_product() -> None:

@@ -78,7 +78,7 @@ def test_plan_names_each_key_once() -> None:
     assert len(set(keys)) == len(keys)
     assert {"attention", "mlp", "linear_tma", "split_k"} <= {key.split()[0] for key in keys}
     assert "attention half batch=1 heads=24 tokens=1024" in keys and "mlp half c=96 hidden=384 m=65536" in keys
-    assert "linear_tma half k=768 m=8192 n=3072" in keys and all(s.config is None for s in report.searches)
+    assert "linear_tma half k=384 m=32768 n=1536" in keys and all(s.config is None for s in report.searches)
     assert json.loads(json.dumps(report.to_dict()))["file"] is None
     tiny = plan(get_variant("tiny"), [(64, 64)], [1], torch.float32, arch="sm_80")
     assert all(" float32 " in s.key for s in tiny.searches)

@@ -10,10 +10,12 @@ import torch
 
 from ....encoder.config import get_variant
 from ....kernels.dispatch import MODES, modes_for
-from ....kernels.launches import Call, encoder_calls
+from ....kernels.launches import Call, encoder_calls, existing
+from ....kernels.share import used
 from ....kernels.table import Config, arch_of, default_config, dtype_class
 from ....kernels.warm import warm
 from ..job import Job
+from ..latency import variants
 from ..operator_cases import Case, Random, awkward_cases, kernels_of
 
 DRY_ARCH = "sm_90"
@@ -28,7 +30,7 @@ def run(job: Job) -> None:
     facts = job.facts()
     arch = DRY_ARCH if job.dry else arch_of(torch.device("cuda"))
     began = time.time()
-    pairs = [*_encoder(job, arch), *_awkward(job, arch)]
+    pairs = [*_encoder(job, arch), *_switched(job, arch), *_awkward(job, arch)]
     found = warm(pairs[:DRY_CALLS] if job.dry else pairs, arch, jobs=os.cpu_count())
     built = {one for several in found for one in several}
     failed = [one for one in built if one.error]
@@ -47,6 +49,17 @@ def _encoder(job: Job, arch: str) -> Iterator[Pair]:
         for size in scope.operators if name in scope.half else scope.exact:
             for call in encoder_calls(config, *size, dtype, modes=modes_for(arch)):
                 yield call, default_config(call.op, arch, dtype_class(dtype), call.sizes)
+
+
+def _switched(job: Job, arch: str) -> Iterator[Pair]:
+    """The calls of the encoder without a mode, as the phase `latency` times it with each of them switched."""
+    config, dtype = get_variant(job.scope.variant), getattr(torch, job.scope.main)
+    for names in variants().values():
+        modes = modes_for(arch, names)
+        for size in job.scope.toggles if modes != modes_for(arch) else ():
+            for call in existing(encoder_calls(config, *size, dtype, modes=modes), arch, dtype):
+                if used(call, config, dtype, arch, names):
+                    yield call, default_config(call.op, arch, dtype_class(dtype), call.sizes)
 
 
 def _awkward(job: Job, arch: str) -> Iterator[Pair]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.kernels.depthwise import depthwise, depthwise_reference, launch_depthwise, taps_first
-from fvexport.kernels.depthwise_mma import launch_depthwise_mma
 from fvexport.kernels.depthwise_pairs import launch_depthwise_pairs
 from fvexport.kernels.depthwise_rows import float_taps, launch_depthwise_rows
+from fvexport.kernels.depthwise_strips import launch_depthwise_strips
 from fvexport.kernels.dispatch import Modes
 from fvexport.kernels.table import Config
 
@@ -116,41 +116,36 @@ def test_pairs(
 @pytest.mark.parametrize(
     ("b", "h", "w", "c", "kernel", "dtype"),
     [
-        (1, 1, 1, 8, 7, HALF), (1, 3, 17, 20, 7, HALF), (2, 9, 8, 40, 7, torch.bfloat16), (1, 9, 5, 16, 3, HALF),
+        (1, 1, 1, 8, 7, HALF), (1, 3, 16, 20, 7, HALF), (2, 9, 8, 40, 7, torch.bfloat16), (1, 5, 9, 33, 7, FULL),
+        (1, 9, 5, 16, 3, HALF),
         *(
             pytest.param(b, h, w, c, 7, dtype, marks=pytest.mark.long)
             for b, h, w in ((1, 8, 8), (3, 17, 31), (2, 5, 40))
             for c in (96, 100)
-            for dtype in (HALF, torch.bfloat16)
+            for dtype in (HALF, torch.bfloat16, FULL)
         ),
     ],
 )  # fmt: skip
-def test_tensor_cores(
+def test_strips(
     randn: Make, judge: Judge, b: int, h: int, w: int, c: int, kernel: int, dtype: torch.dtype
-) -> None:
+) -> None:  # fmt: skip
+    """Widths that strips divide, so that they are inside or outside as a whole, and others."""
     args = (
         randn(b, h, w, c, dtype=dtype),
         randn(kernel, kernel, c, dtype=dtype, std=1 / kernel),
         randn(c, dtype=dtype),
     )
-    found = depthwise(*args, 1, kernel == 3, kernel="depthwise_mma", modes=Modes.FAST_GELU)
+    found = depthwise(*args, 1, kernel == 3, kernel="depthwise_strips", modes=Modes.FAST_GELU)
     judge(found, depthwise_reference, *args, 1, kernel == 3)
 
 
-@pytest.mark.parametrize("blocks", [(2, 16, 8), (4, 32, 16)])
-def test_any_blocks_on_tensor_cores(randn: Make, judge: Judge, blocks: tuple[int, int, int]) -> None:
-    args = (randn(1, 7, 18, 24, dtype=HALF), randn(7, 7, 24, dtype=HALF, std=1 / 7), randn(24, dtype=HALF))
-    config = Config(dict(zip(("ROWS", "BLOCK_W", "BLOCK_C"), blocks, strict=True)))
-    judge(launch_depthwise_mma(*args, 1, False, config), depthwise_reference, *args)
-
-
-@pytest.mark.filterwarnings("ignore:invalid value encountered in matmul")
-def test_infinity_reaches_only_its_group_of_channels(randn: Make) -> None:
-    """Not further than the taps do, either: column 4 is not read for the results of column 0."""
-    x, taps, bias = randn(1, 3, 9, 16, dtype=HALF), randn(7, 7, 16, dtype=HALF), randn(16, dtype=HALF)
-    x[0, 0, 4, 3] = float("inf")
-    found = depthwise(x, taps, bias, kernel="depthwise_mma").isfinite()
-    assert found[..., 8:].all() and found[:, :, [0, 8]].all() and not found[0, 0, 4, :8].any()
+@pytest.mark.parametrize("blocks", [(1, 2, 4, 8), (8, 4, 1, 16), (2, 8, 2, 32)])
+@pytest.mark.parametrize("width", [8, 13])
+def test_any_blocks_of_strips(randn: Make, judge: Judge, blocks: tuple[int, ...], width: int) -> None:
+    args = (randn(1, 6, width, 24, dtype=HALF), randn(7, 7, 24, dtype=HALF, std=1 / 7), randn(24, dtype=HALF))
+    config = Config(dict(zip(("ROWS", "STRIP", "GROUPS", "BLOCK_C"), blocks, strict=True)))
+    found = launch_depthwise_strips(args[0], float_taps(args[1], 24), args[2], 1, False, config)
+    judge(found, depthwise_reference, *args)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 8])
@@ -170,7 +165,7 @@ def test_one_value_spreads_the_taps(randn: Make) -> None:
     for channel, (row, column) in enumerate(((0, 0), (0, 10), (8, 0), (8, 10), (4, 5))):
         x[0, row, column, channel] = 1
     wanted = depthwise_reference(x.float(), taps.float(), bias.float())
-    for kernel in ("depthwise_rows", "depthwise_mma"):
+    for kernel in ("depthwise_rows", "depthwise_strips"):
         assert torch.equal(depthwise(x, taps, bias, kernel=kernel).float(), wanted)
     both, none = torch.stack((taps, -taps), -1).flatten(2), torch.zeros(10, dtype=HALF)
     found = depthwise(x, both, none, kernel="depthwise_pairs").float()
@@ -186,7 +181,7 @@ def test_gelu_in_logistic_form(randn: Make, judge: Judge) -> None:
         assert not torch.equal(found, depthwise(*args, kernel=kernel))
 
 
-@pytest.mark.parametrize("kernel", ["depthwise", "depthwise_rows", "depthwise_mma"])
+@pytest.mark.parametrize("kernel", ["depthwise", "depthwise_rows", "depthwise_strips"])
 def test_float8_results(randn: Make, kernel: str) -> None:
     """Rounded to nearest (half of 2^-3 relatively, 2^-10 among subnormals), limited to 448 where they are larger."""
     x, weight, bias = randn(1, 4, 8, 40, dtype=HALF), randn(3, 3, 40, dtype=HALF, std=0.4), randn(40, dtype=HALF)
