@@ -102,8 +102,11 @@ class Compiled:
     def wide(self) -> int:
         """Bytes that its widest read must have: 16, or where a depthwise tile has four channels a thread those.
 
-        With two outputs per input channel neighbouring threads read the same value, one at a time.
+        With two outputs per input channel neighbouring threads read the same value, one at a time. A thread of
+        `depthwise_strips` has the float32 taps of two channels.
         """
+        if self.kernel == "depthwise_strips_kernel":
+            return 8
         if self.kernel != "depthwise_kernel":
             return 16
         value = int(self.dtype[-2:]) // 8
