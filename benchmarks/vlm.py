@@ -167,7 +167,7 @@ def make_fastvlm(setting: Setting, tower: str) -> tuple[FastVLM, VisionTower]:
     from ..encoder.checkpoint import CheckpointInfo
     from ..encoder.config import get_variant
     from ..encoder.fastvlm import EagerTower, FastVLM
-    from ..encoder.preprocess import RELEASED
+    from ..encoder.preprocess_config import RELEASED
     from .ttft import seeded_language_model
 
     torch.set_num_threads(setting.threads)

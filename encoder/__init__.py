@@ -13,6 +13,8 @@ What lives here
     checkpoint/     the public checkpoint forms: find, check, load
     image/          files, arrays, tensors -> RGB images; folders searched for images
     preprocess      images -> pixel_values, as the released models do it
+    preprocess_config, processor_dict
+                    how a checkpoint prepares images, as data; and in transformers' terms
     resize          part of a resized canvas, in memory proportional to image and result
     qwen2           the language model through transformers, which is an extra
     fastvlm/        the whole model: image and question in, answer out

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from ..core.errors import FvexportError
 from ..core.hardware import products_saturate
 from ..encoder.checkpoint.preprocessing import PUBLISHED
-from ..encoder.preprocess import RELEASED
+from ..encoder.preprocess_config import RELEASED
 from .artifact import Artifact
 from .engines.engine_options import Flavour
 from .export_options import AUTO, ExportOptions

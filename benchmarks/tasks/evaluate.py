@@ -22,7 +22,7 @@ from .rows import Rows
 if TYPE_CHECKING:
     from ...encoder.checkpoint import CheckpointInfo
     from ...encoder.fastvlm import VisionTower
-    from ...encoder.preprocess import PreprocessConfig
+    from ...encoder.preprocess_config import PreprocessConfig
 
 PROMPTS: dict[Task, str] = {
     "vqa": "{question}\nAnswer the question using a single word or phrase.",

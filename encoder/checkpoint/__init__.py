@@ -3,6 +3,8 @@
 What lives here
     load          `load_checkpoint`: the whole way, and seeded weights without a source
     source, hub   a path, folder or hub id -> files on this machine
+    weights_files
+                  which of a folder's or repository's files are read
     tensors       named tensors out of files, a few megabytes at a time
     assignment    which tensor goes where in which model, and whether all of them fit
     forms         the five forms, and their names for the same tensors

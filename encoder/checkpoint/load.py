@@ -17,14 +17,15 @@ from ...core.progress import Progress, silent
 from ..config import VARIANTS, ConnectorConfig, FastViTHDConfig, get_variant, variant_name
 from ..connector import Connector
 from ..fastvithd import FastViTHD
-from ..preprocess import RELEASED, PreprocessConfig
+from ..preprocess_config import RELEASED, PreprocessConfig
 from ..seeded import seed_weights
 from .assignment import plan_model, read_planned
 from .messages import unfit
 from .preprocessing import read_preprocessing
 from .settings import read_settings
-from .source import Located, locate
+from .source import locate
 from .tensors import TensorStore
+from .weights_files import Located
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -16,8 +16,9 @@ from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
 from ..checkpoint.load import load_located
 from ..checkpoint.messages import unfit
-from ..checkpoint.source import Located, locate
+from ..checkpoint.source import locate
 from ..checkpoint.tensors import TensorStore
+from ..checkpoint.weights_files import Located
 from ..qwen2 import DTYPES, import_qwen2
 from .language import load_language_model, own_name, stored_dtype
 from .model import FastVLM

@@ -16,7 +16,7 @@ from typing import Any
 from ...core.errors import CheckpointError, UnavailableError
 from ..checkpoint.hub import locate_files
 from ..checkpoint.messages import shown, unfit
-from ..checkpoint.source import Located
+from ..checkpoint.weights_files import Located
 from ..qwen2 import INSTALL
 
 FILES = (

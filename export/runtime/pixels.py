@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.errors import ConfigError, ImageError
 from ...encoder.config import FastViTHDConfig
-from ...encoder.preprocess import TOLERANCE, PreprocessConfig
+from ...encoder.preprocess_config import TOLERANCE, PreprocessConfig
 from ..artifact import Artifact
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from fvexport.core.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint, load_encoder
 from fvexport.encoder.fastvithd import FastViTHD, LayerScale
 from fvexport.encoder.image import PHOTOGRAPHS
-from fvexport.encoder.preprocess import PreprocessConfig
+from fvexport.encoder.preprocess_config import PreprocessConfig
 from fvexport.encoder.reparameterize import reparameterize
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,7 +20,8 @@ from fvexport.calibration import photos as photos_module
 from fvexport.calibration.photos import DEFAULT_SAMPLES, SAMPLE, CalibrationData, calibration_data
 from fvexport.core.errors import ConfigError, ImageError
 from fvexport.encoder.image import HELD_OUT, load_image
-from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
 
 pytestmark = pytest.mark.filterwarnings("error")  # nothing may reach the user's stderr
 

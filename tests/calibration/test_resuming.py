@@ -20,7 +20,8 @@ from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ImageError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
