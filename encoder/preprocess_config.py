@@ -26,7 +26,6 @@ OPENAI_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 """CLIP's normalization, which timm and open_clip publish with MobileCLIP2-S3 and S4."""
 
-
 TOLERANCE = 1e-3
 """How far outside its range, relative to the range, a pixel value may be: rounding in half types and resizing."""
 
