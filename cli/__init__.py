@@ -5,9 +5,10 @@ What lives here
     *_command   one command each: `onnx_command` is `fvexport onnx`
     options     option types and option groups that commands share
     vlm_options those of `ask` and `eval`
-    render      tables for reports and verdicts
-    render_answers
-                what `ask` and `eval` show
+    printing    JSON, tables, notes, errors, sizes
+    render_artifact
+                tables about one artifact: export, verdict, operators
+    render_*    tables of the other commands, beside which they are named
     progress_bar
                 a progress bar on the terminal
     doctor_checks

@@ -125,7 +125,7 @@ def _converse(
     as_json: bool,
 ) -> None:  # fmt: skip
     from ..benchmarks.tasks.session import Chat, profile
-    from . import render, render_answers
+    from . import printing, render_answers
 
     talk = Chat(session, images)
     answers: list[Answer] = []
@@ -137,10 +137,10 @@ def _converse(
         try:
             answers.append(_one(session, talk, line, stream=stream, quiet=as_json))
         except PromptError as error:
-            render.error(str(error))
+            printing.error(str(error))
     measured = profile(session, images, answers[0].prompt_tokens) if profiled and answers else None
     if as_json:
-        render.print_json(render_answers.conversation(session, images, questions, answers, measured))
+        printing.print_json(render_answers.conversation(session, images, questions, answers, measured))
     elif measured:
         render_answers.profile(measured)
 
@@ -175,20 +175,22 @@ def _ask_batch(
     model: ModelOptions, sampling: Sampling, artifact: Path | None, backend: str, data: Path, out: Path, as_json: bool
 ) -> None:
     from ..benchmarks.tasks.session import answer_batch
-    from . import render, render_answers
+    from . import printing, render_answers
     from .progress_bar import progress_bar
 
     with progress_bar() as progress:
         report = answer_batch(model, sampling, data, out, artifact=artifact, backend=backend, progress=progress)
     if as_json:
-        render.print_json(report.to_dict())
+        printing.print_json(report.to_dict())
     else:
         render_answers.batch_report(report)
     for line, reason in report.failed:
-        render.error(f"{data}, line {line}: {reason}")
+        printing.error(f"{data}, line {line}: {reason}")
     if report.failed:
         total = len(report.failed) + report.answered
-        render.error(f"{len(report.failed)} of {total} items failed; mend them and start again: {out} keeps the others")
+        printing.error(
+            f"{len(report.failed)} of {total} items failed; mend them and start again: {out} keeps the others"
+        )
         _context().exit(1)
 
 

@@ -31,7 +31,7 @@ def calibrate(
     from ..calibration.calibrate import calibrate as run
     from ..calibration.calibration_options import METHODS, CalibrationOptions
     from ..encoder.checkpoint import load_checkpoint
-    from . import render, render_quantized
+    from . import printing, render_quantized
     from .progress_bar import progress_bar
 
     options = CalibrationOptions(calib, samples=samples, method=method or METHODS[0])
@@ -39,6 +39,6 @@ def calibrate(
         loaded = load_checkpoint(checkpoint, variant=variant, revision=revision, seed=seed or 0)
         report = run(loaded, out, height=res[0], width=res[1], options=options, force=force, progress=progress)
     if as_json:
-        render.print_json(report.to_dict() | {"out": str(report.out), "seconds": report.seconds})
+        printing.print_json(report.to_dict() | {"out": str(report.out), "seconds": report.seconds})
     else:
         render_quantized.calibration(report)

@@ -12,26 +12,26 @@ from .options import json_option, verbose_option
 @verbose_option
 def doctor(as_json: bool) -> None:
     """Show what this machine can do, and how to install the rest."""
-    from . import render
+    from . import printing
     from .doctor_checks import examine
     from .progress_bar import progress_bar
 
     with progress_bar() as progress:
         found = examine(progress)
     if as_json:
-        render.print_json(found.to_dict())
+        printing.print_json(found.to_dict())
         return
 
     def size(count: int | None, what: str) -> str:
-        return "unknown" if count is None else f"{render.size(count)} {what}"
+        return "unknown" if count is None else f"{printing.size(count)} {what}"
 
-    render.table(
+    printing.table(
         ("package", "version", "note"),
         [(p.name, p.version or "-", p.note) for p in found.packages],
         title="Packages", numbers_from=3,
     )  # fmt: skip
     cpu = found.cpu
-    render.facts(
+    printing.facts(
         [
             ("CPU", f"{cpu['model'] or 'unknown'}, {cpu['usable']} of {cpu['cores']} cores"),
             ("its vectors", ", ".join(cpu["features"]) or "no AVX-512 or AMX seen"),
@@ -45,12 +45,12 @@ def doctor(as_json: bool) -> None:
         ],
         title="Machine",
     )
-    render.table(
+    printing.table(
         ("target", "precisions", "here"),
         [(t.name, " ".join(t.precisions), "yes" if t.why_not is None else f"no: {t.why_not}") for t in found.targets],
         title="Targets", numbers_from=3,
     )  # fmt: skip
-    render.facts(found.commands.items(), title="Commands")
-    render.notices(found.problems)
+    printing.facts(found.commands.items(), title="Commands")
+    printing.notices(found.problems)
     for command in found.installs:
         click.echo(f"to install: {command}")

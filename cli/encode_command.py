@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from . import printing
 from .options import Resolution, backend_option, json_option, max_pixels_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..export.features import EncodeReport
 
 
 @click.command("encode")
@@ -38,7 +43,6 @@ def encode(
     from ..encoder.image import Found, search_images
     from ..export.features import encode_images
     from ..export.runtime import Encoder
-    from . import render
     from .progress_bar import progress_bar
 
     # Only folders are looked through here: a file that is missing is a bad image, and the others go on.
@@ -51,12 +55,27 @@ def encode(
         encoder = Encoder(artifact, backend, resolution=res)
         report = encode_images(found.files, encoder, out, force=force, batch_size=batch_size, progress=progress)
     if as_json:
-        render.print_json(report.to_dict())
+        printing.print_json(report.to_dict())
     else:
-        render.encode_report(report)
+        encode_report(report)
     for _, reason in report.failed:
-        render.error(reason)
+        printing.error(reason)
     if report.failed:
         written = f"{out} holds the other {report.encoded}" if report.encoded else "nothing was written"
-        render.error(f"{len(report.failed)} of {len(report.failed) + report.encoded} images failed; {written}")
+        printing.error(f"{len(report.failed)} of {len(report.failed) + report.encoded} images failed; {written}")
         click.get_current_context().exit(1)
+
+
+def encode_report(report: EncodeReport) -> None:
+    """What was written; failures go to stderr, one line each."""
+    if report.encoded:
+        tokens, channels = report.shape
+        printing.facts(
+            [
+                ("images", report.encoded),
+                ("features", f"float32 ({tokens}, {channels}) each, named after the image's path"),
+                ("backend", f"{report.backend} ({report.backend_why})" if report.backend_why else report.backend),
+                ("seconds", f"{report.seconds:.1f} ({report.encoded / max(report.seconds, 1e-9):.1f} images/s)"),
+                ("file", report.out),
+            ]
+        )

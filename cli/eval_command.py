@@ -53,7 +53,7 @@ def evaluation(
         raise click.UsageError("--backend has no effect without --artifact", click.get_current_context())
 
     from ..benchmarks.tasks.evaluate import EvalOptions, evaluate
-    from . import render, render_answers
+    from . import printing, render_answers
     from .progress_bar import progress_bar
 
     options = EvalOptions(
@@ -63,14 +63,14 @@ def evaluation(
     with progress_bar() as progress:
         report = evaluate(model, data, out, options, progress=progress)
     if as_json:
-        render.print_json(report.to_dict())
+        printing.print_json(report.to_dict())
     else:
         render_answers.eval_report(report)
     failed: dict[int, str] = {}
     for line, _, reason in report.failed:
         failed.setdefault(line, reason)
     for line, reason in failed.items():
-        render.error(f"{data}, line {line}: {reason}")
+        printing.error(f"{data}, line {line}: {reason}")
     if failed:
-        render.error(f"{len(failed)} items failed; mend them and start again: {out} keeps the others")
+        printing.error(f"{len(failed)} items failed; mend them and start again: {out} keeps the others")
         click.get_current_context().exit(1)

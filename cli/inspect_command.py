@@ -70,22 +70,22 @@ def inspect(artifact: Path | None, roofline: bool, as_json: bool, **given: Any) 
         if artifact is None:
             raise click.UsageError("Missing argument 'ARTIFACT'", context)
         from ..export.inspection import inspect_artifact
-        from . import render
+        from . import printing, render_artifact
 
         found = inspect_artifact(artifact)
         if as_json:
-            render.print_json(found.to_dict())
+            printing.print_json(found.to_dict())
         else:
-            render.inspection(found)
+            render_artifact.inspection(found)
         return
     gpu = _gpu(context, given)
     config, sizes, batch = _subject(context, artifact, given)
     from ..export.roofline import roofline as floors_of
-    from . import render, render_roofline
+    from . import printing, render_artifact, render_roofline
 
     report = floors_of(config, sizes, gpu, precision=given["precision"] or "fp16", batch=batch)
     if as_json:
-        render.print_json(report.to_dict())
+        printing.print_json(report.to_dict())
     else:
         render_roofline.roofline(report)
 

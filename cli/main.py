@@ -19,7 +19,7 @@ import click
 
 from .. import __version__
 from ..core.errors import FvexportError
-from . import render
+from . import printing
 from .ask_command import ask
 from .calibrate_command import calibrate
 from .doctor_command import doctor
@@ -64,7 +64,7 @@ class Commands(click.Group):
         except FvexportError as found:
             if is_verbose(ctx):
                 traceback.print_exception(found)
-            render.error(str(found))
+            printing.error(str(found))
             ctx.exit(1)
 
 
@@ -101,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> None:
         code = cli.main(None if args is None else list(args), prog_name="fvexport", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        render.error(_usage(error))
+        printing.error(_usage(error))
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -112,12 +112,12 @@ def main(args: Sequence[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except MemoryError:
-        render.error("not enough memory: free some, or use smaller images, a smaller batch or resolution")
+        printing.error("not enough memory: free some, or use smaller images, a smaller batch or resolution")
         code = 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        render.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
+        printing.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -70,7 +70,7 @@ def onnx(
     from ..export.export_options import ExportOptions
     from ..export.onnx_export import export_onnx
     from ..export.triton_server import check_repository, write_repository
-    from . import render
+    from . import printing, render_artifact
     from .progress_bar import progress_bar
 
     options = ExportOptions(
@@ -98,7 +98,7 @@ def onnx(
     if triton_server is not None:
         served = write_repository(report.artifact, triton_server, force=force)
     if as_json:
-        render.print_json(
+        printing.print_json(
             {
                 "artifact": str(report.artifact.path),
                 **({} if served is None else {"triton_server": str(served)}),
@@ -110,4 +110,4 @@ def onnx(
             }
         )
     else:
-        render.export_report(report, served=served)
+        render_artifact.export_report(report, served=served)

@@ -29,7 +29,7 @@ def parity(
     from ..export.parity import check_parity
     from ..export.placement import choose_backend
     from ..export.targets import get_target
-    from . import render, render_quantized
+    from . import printing, render_artifact, render_quantized
     from .progress_bar import progress_bar
 
     with progress_bar() as progress:
@@ -45,9 +45,9 @@ def parity(
             progress=progress,
         )  # fmt: skip
     if as_json:
-        render.print_json({"artifact": str(artifact), "passed": verdict.passed} | verdict.to_dict())
+        printing.print_json({"artifact": str(artifact), "passed": verdict.passed} | verdict.to_dict())
     else:
-        render.verdict(verdict, blocks=layers)
+        render_artifact.verdict(verdict, blocks=layers)
         if quantized and not layers:
             render_quantized.curve(verdict)
     if not verdict.passed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .render import facts, table
+from .printing import facts, table
 
 if TYPE_CHECKING:
     from ..benchmarks.tasks.eval_report import EvalReport, Measured

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .render import border, facts, notices, size, table, verdict
+from .printing import facts, notices, size, table
+from .render_artifact import border, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..calibration.calibration_options import METHODS
-from .render import facts, notices, size, table
+from .printing import facts, notices, size, table
 
 if TYPE_CHECKING:
     from ..calibration.calibrate import CalibrationReport, TensorRange

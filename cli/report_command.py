@@ -60,7 +60,7 @@ def report(
     """
     from ..benchmarks.report.compare import DEFAULT_THRESHOLD
     from ..benchmarks.report.write import write_report
-    from . import render, render_report
+    from . import printing, render_report
     from .progress_bar import progress_bar
 
     if relative and baseline is None and len(results) == 1:
@@ -73,7 +73,7 @@ def report(
         )  # fmt: skip
     failed = fail_above is not None and made.comparison is not None and bool(made.comparison.regressions)
     if as_json:
-        render.print_json(render_report.to_dict(made) | {"passed": not failed})
+        printing.print_json(render_report.to_dict(made) | {"passed": not failed})
     else:
         render_report.report(made)
     if failed:

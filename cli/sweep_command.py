@@ -134,7 +134,7 @@ def sweep(
     )  # fmt: skip
     from ..benchmarks.report.write import write_report
     from ..benchmarks.sweep.run import run_sweep
-    from . import render, render_sweep
+    from . import printing, render_sweep
     from .progress_bar import progress_bar
 
     measuring = Measuring(min_rounds=rounds, max_rounds=max(rounds, Measuring.max_rounds))
@@ -142,7 +142,7 @@ def sweep(
         found = run_sweep(options, out, measuring=measuring, command=_command(), progress=progress)
         report = write_report([found.out], found.out, progress=progress)
     if as_json:
-        render.print_json(
+        printing.print_json(
             {
                 "out": str(found.out),
                 "measured": found.measured,

@@ -118,7 +118,7 @@ def trt(
     from ..export.engines.engine_options import EngineOptions
     from ..export.export_options import ExportOptions
     from ..export.triton_server import check_repository, write_repository
-    from . import render, render_engine
+    from . import printing, render_engine
     from .progress_bar import progress_bar
 
     options = None
@@ -158,6 +158,6 @@ def trt(
     if triton_server is not None:
         served = write_repository(report.artifact, triton_server, platform="plan", force=force)
     if as_json:
-        render.print_json(render_engine.to_dict(report) | ({"triton_server": str(served)} if served else {}))
+        printing.print_json(render_engine.to_dict(report) | ({"triton_server": str(served)} if served else {}))
     else:
         render_engine.engine_report(report, served=served)

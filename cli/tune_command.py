@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from ..encoder.config import VARIANTS
+from . import printing
 from .options import Named, Resolution, json_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..kernels.table import Config
+    from ..kernels.tune import TuneReport
 
 
 @click.command("tune")
@@ -55,7 +62,6 @@ def tune(
     import torch
 
     from ..kernels import tune as library
-    from . import render
     from .progress_bar import progress_bar
 
     config, dtype = VARIANTS[variant], torch.float32 if fp32 else torch.float16
@@ -68,6 +74,33 @@ def tune(
             limit = float("inf") if budget is None else budget
             report = library.tune(config, resolutions, batches, dtype, jobs=jobs, budget_s=limit, progress=progress)
     if as_json:
-        render.print_json(report.to_dict())
+        printing.print_json(report.to_dict())
     else:
-        render.tune_report(report)
+        tune_report(report)
+
+
+def tune_report(report: TuneReport) -> None:
+    """What was searched and found, or what would be."""
+
+    def shown(config: Config) -> str:
+        return " ".join(str(value) for value in config.arguments.values())
+
+    found = [(s, s.config, s.start_ms, s.ms) for s in report.searches]
+    ran = [
+        (s.key, shown(s.start), shown(config), f"{1e3 * start:.1f}", f"{1e3 * ms:.1f}", s.tried + s.failed)
+        for s, config, start, ms in found
+        if config is not None and start is not None and ms is not None
+    ]
+    if ran:
+        printing.table(
+            ("kernel and sizes", "default", "found", "µs", "µs", "tried"), ran, title=f"searched on {report.arch}"
+        )
+    if report.file is not None:
+        lines: list[tuple[str, object]] = [("kept in", report.file)]
+        lines += [("failed", f"{s.key}: {s.error}") for s in report.searches if s.error]
+        lines += [("not searched", f"{report.left} ({report.stopped})")] if report.left else []
+        printing.facts(lines)
+        return
+    planned = [(s.key, shown(s.start), s.neighbours) for s in report.searches]
+    header = ("kernel and sizes", "starts from", "first step")
+    printing.table(header, planned, title=f"{len(planned)} searches on {report.arch}, not run")

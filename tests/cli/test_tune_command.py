@@ -40,7 +40,7 @@ def test_limits_are_numbers(fvexport) -> None:
 
 
 def test_report_of_a_search_that_ended_early(capsys: pytest.CaptureFixture[str]) -> None:
-    from fvexport.cli.render import tune_report
+    from fvexport.cli.tune_command import tune_report
     from fvexport.kernels.table import Config
     from fvexport.kernels.tune import Search, TuneReport
 

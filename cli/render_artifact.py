@@ -1,87 +1,25 @@
-"""What the commands print: JSON for programs, tables for people. Tables fit 80 columns and hold no colour in a pipe."""
+"""Tables about one artifact: what an export wrote, its verdict, its operators and costs."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import one_line
+from .printing import facts, notices, size, some, table
+from .render_quantized import quantization
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..export.artifact import Artifact
-    from ..export.features import EncodeReport
     from ..export.inspection import Inspection
     from ..export.manifest import Manifest
     from ..export.onnx_export import ExportReport
     from ..export.parity import Verdict
-    from ..kernels.table import Config
-    from ..kernels.tune import TuneReport
-
-MAX_NAMES = 4
-"""Names of images listed in a row; the rest are counted."""
-
-
-def print_json(data: Any) -> None:
-    """`data`, and nothing else, on stdout."""
-    click.echo(json.dumps(data, indent=2, allow_nan=False))
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", numbers_from: int = 1) -> None:
-    """A table on stdout; columns from `numbers_from` on are aligned to the right."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    # `str`, never markup: a file name may hold square brackets.
-    result = Table(
-        title=Text(title, style="bold") if title else None,
-        title_justify="left",
-        box=box.SIMPLE_HEAD if any(header) else None,
-        show_header=any(header),
-        padding=(0, 1),
-    )
-    for index, name in enumerate(header):
-        result.add_column(Text(name), justify="right" if index >= numbers_from else "left", overflow="fold")
-    for row in rows:
-        result.add_row(*(Text(str(cell)) for cell in row))
-    console = Console(highlight=False)
-    with console.capture() as captured:
-        console.print(result)
-    # rich fills lines up with spaces and draws empty borders; a pipe needs neither.
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    click.echo("\n".join(line for line in lines if line) + "\n")
-
-
-def facts(rows: Iterable[tuple[str, object]], *, title: str = "") -> None:
-    """A table of names and values."""
-    table(("", ""), rows, title=title, numbers_from=2)
-
-
-def notices(sentences: Iterable[str], *, err: bool = False) -> None:
-    """What a user should read, one line each, on stdout, or on stderr with `err`."""
-    for sentence in sentences:
-        click.echo(f"note: {one_line(sentence) if err else sentence}", err=err)
-
-
-def error(message: str) -> None:
-    """One line on stderr, whatever the message holds."""
-    click.echo(f"error: {one_line(message)}", err=True)
-
-
-# --- numbers -----------------------------------------------------------------------------------
-
-
-def size(count: float) -> str:
-    """Bytes in kB, MB or GB."""
-    if count < 1e6:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"
 
 
 def border(entry: Mapping[str, Any]) -> str:
@@ -94,15 +32,6 @@ def preprocessing(manifest: Manifest) -> str:
     config = manifest.preprocessor.config
     source = manifest.checkpoint.get("preprocessing_source")
     return config.describe() + (f" (from {one_line(source)})" if source else "")
-
-
-def some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    rest = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {rest} more" if rest > 0 else "")
-
-
-# --- reports -----------------------------------------------------------------------------------
 
 
 def export_report(report: ExportReport, *, served: Path | None = None) -> None:
@@ -131,8 +60,6 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
         title="ONNX artifact",
     )
     if manifest.quantization is not None:
-        from .render_quantized import quantization
-
         quantization(manifest.quantization, report.verdict)
     if report.verdict is not None:
         verdict(report.verdict, blocks=manifest.quantization is None)
@@ -235,47 +162,5 @@ def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
-def encode_report(report: EncodeReport) -> None:
-    """What was written; failures go to stderr, one line each."""
-    if report.encoded:
-        tokens, channels = report.shape
-        facts(
-            [
-                ("images", report.encoded),
-                ("features", f"float32 ({tokens}, {channels}) each, named after the image's path"),
-                ("backend", f"{report.backend} ({report.backend_why})" if report.backend_why else report.backend),
-                ("seconds", f"{report.seconds:.1f} ({report.encoded / max(report.seconds, 1e-9):.1f} images/s)"),
-                ("file", report.out),
-            ]
-        )
-
-
-def tune_report(report: TuneReport) -> None:
-    """What was searched and found, or what would be."""
-
-    def shown(config: Config) -> str:
-        return " ".join(str(value) for value in config.arguments.values())
-
-    found = [(s, s.config, s.start_ms, s.ms) for s in report.searches]
-    ran = [
-        (s.key, shown(s.start), shown(config), f"{1e3 * start:.1f}", f"{1e3 * ms:.1f}", s.tried + s.failed)
-        for s, config, start, ms in found
-        if config is not None and start is not None and ms is not None
-    ]
-    if ran:
-        table(("kernel and sizes", "default", "found", "µs", "µs", "tried"), ran, title=f"searched on {report.arch}")
-    if report.file is not None:
-        lines: list[tuple[str, object]] = [("kept in", report.file)]
-        lines += [("failed", f"{s.key}: {s.error}") for s in report.searches if s.error]
-        lines += [("not searched", f"{report.left} ({report.stopped})")] if report.left else []
-        facts(lines)
-        return
-    planned = [(s.key, shown(s.start), s.neighbours) for s in report.searches]
-    header = ("kernel and sizes", "starts from", "first step")
-    table(header, planned, title=f"{len(planned)} searches on {report.arch}, not run")
-
-
 def _quoted(path: object) -> str:
-    import shlex
-
     return shlex.quote(str(path))
