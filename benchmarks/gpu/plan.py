@@ -37,7 +37,7 @@ SHARES = (
     Share("autotune", 140, 60),
     Share("tune", 90, 30),
     Share("runtimes", 16, 8),
-    Share("leftover", 30, 20),
+    Share("leftover", 30, 15),
 )
 """In the order in which they end; `share` is in seconds of a run of 470, `autotune` is the slow mode of `compiled`."""
 

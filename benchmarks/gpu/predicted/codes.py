@@ -25,8 +25,8 @@ FILE = Path(__file__).parent / "codes.json"
 COMMAND = "python -m fvexport.benchmarks.gpu.predicted.codes"
 ARCH = "sm_90"
 WARP = 32
-WITHOUT_EFFECT = ("GROUP_M", "PDL", "PERSISTENT")
-"""Constants that change no instruction that counts. A persistent kernel is counted tile by tile, as one that is not."""
+WITHOUT_EFFECT = ("GROUP_M", "PDL", "PERSISTENT", "WHOLE")
+"""Constants that change few or no instructions. A persistent kernel is counted tile by tile, as one that is not."""
 
 UNUSUAL = ("fp8e4nv", "u8")
 """Types of tensors that are told apart; all others follow from the model's."""
