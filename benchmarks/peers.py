@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnavailableError
-from ..export.export_options import Precision
+from ..export.precision import Precision
 from ..export.targets import get_target, why_absent
 
 if TYPE_CHECKING:

@@ -15,11 +15,12 @@ from typing import Any
 from .. import __version__
 from ..core import hardware
 from ..core.errors import first_line
+from ..core.hardware import has_cuda_gpu
 from ..core.progress import Progress, silent
 from ..core.versions import version_of
 from ..export.engines.api import load_api
 from ..export.engines.binding import current_gpu
-from ..export.export_options import PRECISIONS
+from ..export.precision import PRECISIONS
 from ..export.targets import (
     BROKEN_ORT,
     GPU_TARGETS,
@@ -28,7 +29,6 @@ from ..export.targets import (
     TARGETS,
     Target,
     fastest_quant_target,
-    has_cuda_gpu,
     import_openvino,
     why_absent,
 )

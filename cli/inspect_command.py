@@ -8,8 +8,7 @@ from typing import Any, get_args
 import click
 
 from ..core.errors import ConfigError
-from ..encoder.config import VARIANTS, FastViTHDConfig, get_variant
-from ..export.export_options import parse_resolution
+from ..encoder.config import VARIANTS, FastViTHDConfig, get_variant, parse_resolution
 from ..export.gpus import DEFAULT_GPU, GPUS, Gpu, get_gpu
 from ..export.roofline import FloorPrecision
 from .options import Named, json_option, verbose_option

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..export.export_options import QUANTIZED
+from ..export.precision import QUANTIZED
 from .options import (
     Batch,
     bound_options,

@@ -19,17 +19,9 @@ import click
 from ..calibration.calibration_options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
 from ..core.errors import ConfigError
-from ..encoder.config import VARIANTS
-from ..export.export_options import (
-    AUTO,
-    DEFAULT_OPSET,
-    OPSETS,
-    PRECISIONS,
-    InputKind,
-    IoKind,
-    parse_batch,
-    parse_resolution,
-)
+from ..encoder.config import VARIANTS, parse_resolution
+from ..export.export_options import AUTO, DEFAULT_OPSET, OPSETS, InputKind, IoKind, parse_batch
+from ..export.precision import PRECISIONS
 from ..export.targets import ALIASES, TARGETS, get_target
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -257,7 +249,7 @@ def calibration_from(precision: str, given: dict[str, Any]) -> Any:
         given: option names and values, None where not given.
     """
     from ..calibration.calibration_options import CalibrationOptions
-    from ..export.export_options import QUANTIZED
+    from ..export.precision import QUANTIZED
 
     takes = tuple(given) if precision in QUANTIZED else ("calib", "ranges", "samples") if precision == "fp16" else ()
     for name, value in given.items():

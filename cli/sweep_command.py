@@ -21,7 +21,7 @@ from ..benchmarks.sweep.sweep_options import (
 )
 from ..core.errors import ConfigError
 from ..encoder.config import VARIANTS
-from ..export.export_options import PRECISIONS
+from ..export.precision import PRECISIONS
 from .options import BackendName, Named, Resolution, check_seed, json_option, verbose_option
 
 

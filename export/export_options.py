@@ -12,13 +12,11 @@ from ..calibration.policy import CPU_TARGETS, SCHEMES, Policy, QuantTarget
 from ..core.errors import ConfigError
 from ..core.hardware import products_saturate
 from ..encoder.config import FastViTHDConfig
+from .precision import PRECISIONS, QUANTIZED, Precision
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 InputKind = Literal["float", "uint8"]
 IoKind = Literal["fp32", "model"]
 
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
 AUTO = "auto"
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
@@ -165,15 +163,6 @@ class ExportOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
         return asdict(self)
-
-
-def parse_resolution(text: str) -> tuple[int, int]:
-    """`1024` -> (1024, 1024); `512x384` -> (512, 384), height first. Raises ConfigError."""
-    sides = [side.strip() for side in text.lower().split("x")]
-    if len(sides) <= 2 and all(side.isdecimal() for side in sides):
-        height, width = int(sides[0]), int(sides[-1])
-        return height, width
-    raise ConfigError(f"resolution must look like 1024 or 512x384 (height x width); found {text!r}")
 
 
 def parse_batch(text: str) -> int | None:

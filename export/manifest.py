@@ -9,9 +9,9 @@ from typing import Any
 from ..core.errors import ArtifactError, ConfigError
 from ..encoder.config import FastViTHDConfig
 from ..encoder.preprocess import Preprocessor
-from .export_options import PRECISIONS, QUANTIZED
 from .figures import Figures
 from .judging import BOUND_FIGURES
+from .precision import PRECISIONS, QUANTIZED
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "fvexport"

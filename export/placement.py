@@ -9,7 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from ..core.errors import FvexportError
-from ..core.hardware import products_saturate
+from ..core.hardware import has_cuda_gpu, products_saturate
 from ..encoder.checkpoint.preprocessing import PUBLISHED
 from ..encoder.preprocess_config import RELEASED
 from .artifact import Artifact
@@ -17,7 +17,7 @@ from .engines.engine_options import Flavour
 from .export_options import AUTO, ExportOptions
 from .manifest import Manifest
 from .saturation import saturation_of
-from .targets import fastest_quant_target, get_target, has_cuda_gpu, why_absent, why_no_tensorrt_gpu
+from .targets import fastest_quant_target, get_target, why_absent, why_no_tensorrt_gpu
 
 ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 MADE_FOR: dict[str, tuple[str, ...]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import difflib
 import importlib.util
 import platform
@@ -12,8 +11,8 @@ from typing import Any
 
 from ..calibration.policy import QuantTarget
 from ..core.errors import UnavailableError
-from ..core.hardware import cuda_driver, is_x86, products_saturate
-from .export_options import Precision
+from ..core.hardware import has_cuda_gpu, is_x86, products_saturate
+from .precision import Precision
 
 ORT_PACKAGE = (
     "onnxruntime-gpu" if sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64") else "onnxruntime"
@@ -315,11 +314,3 @@ def _why_no_kernels() -> str | None:
     if (found := torch.cuda.get_device_capability()) < MIN_CAPABILITY:
         return f"the GPU is of compute capability {found[0]}.{found[1]}; the kernels need 8.0"
     return None
-
-
-def has_cuda_gpu() -> bool:
-    """Whether NVIDIA's driver sees a GPU; asked of the driver, since torch may be a CPU build."""
-    driver, count = cuda_driver(), ctypes.c_int(0)
-    if driver is None:
-        return False
-    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...export.export_options import QUANTIZED
+from ...export.precision import QUANTIZED
 from ...export.targets import get_target
 from ..peers import get_peer
 from .plan import Weights, quant_target

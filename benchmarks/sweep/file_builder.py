@@ -22,10 +22,11 @@ from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.preprocess import Preprocessor
 from ...encoder.reparameterize import reparameterize
 from ...export.artifact import Artifact
-from ...export.export_options import QUANTIZED, ExportOptions
+from ...export.export_options import ExportOptions
 from ...export.onnx_export import export_onnx
 from ...export.parity import photographs
 from ...export.parity_runs import tokens_of
+from ...export.precision import QUANTIZED
 from ...export.prepare import stored_type
 from ...export.runtime.eager_backend import EagerBackend
 from ...export.tracing import DTYPES

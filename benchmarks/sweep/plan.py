@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...calibration.policy import QUANT_TARGETS, QuantTarget
 from ...core import hardware
 from ...core.errors import ConfigError, first_line
-from ...export.export_options import QUANTIZED, Precision
+from ...export.precision import QUANTIZED, Precision
 from ...export.targets import TARGETS, Target, get_target, why_absent
 from ..peers import PEERS, why_peer_absent
 from .result import Absent, Cell, Kind

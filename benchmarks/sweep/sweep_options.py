@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.errors import ConfigError
 from ...encoder.config import FastViTHDConfig, get_variant
-from ...export.export_options import PRECISIONS, Precision
+from ...export.precision import PRECISIONS, Precision
 from ...export.targets import get_target
 
 DEFAULT_RESOLUTIONS = (256, 512, 768, 1024, 1536, 2048)

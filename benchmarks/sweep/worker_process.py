@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import one_line
-from ...export.targets import has_cuda_gpu
+from ...core.hardware import has_cuda_gpu
 from .process_memory import resident_bytes
 from .result import Status
 

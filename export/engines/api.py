@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UnavailableError, first_line
-from ...core.hardware import cuda_version
-from ..targets import has_cuda_gpu
+from ...core.hardware import cuda_version, has_cuda_gpu
 from .engine_options import FLAVOURS, EngineOptions, Flavour
 
 MODULES: dict[Flavour, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}

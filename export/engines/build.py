@@ -240,7 +240,7 @@ def _cancellable(work: Callable[[], T], cancelled: threading.Event) -> T:
 
 def _inspected(trt: Any, logger: Any, plan: bytes) -> list[EngineLayer]:
     """Layers by the engine's own inspector; none where the engine cannot be loaded here, for want of a GPU."""
-    from ..targets import has_cuda_gpu
+    from ...core.hardware import has_cuda_gpu
 
     if not has_cuda_gpu():
         return []

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvexport.core.errors import ConfigError
-from fvexport.encoder.config import FastViTHDConfig
+from fvexport.encoder.config import FastViTHDConfig, parse_resolution
 from fvexport.export import export_options, targets
-from fvexport.export.export_options import ExportOptions, parse_batch, parse_resolution
+from fvexport.export.export_options import ExportOptions, parse_batch
 from fvexport.export.targets import QuantChoice
 
 

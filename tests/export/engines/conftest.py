@@ -13,8 +13,9 @@ from fvexport.export.artifact import Artifact
 from fvexport.export.engine_export import EngineReport, export_trt
 from fvexport.export.engines import api as module
 from fvexport.export.engines.api import Api, load_api
-from fvexport.export.export_options import QUANTIZED, ExportOptions
+from fvexport.export.export_options import ExportOptions
 from fvexport.export.onnx_export import export_onnx
+from fvexport.export.precision import QUANTIZED
 
 Built = Callable[..., EngineReport]
 

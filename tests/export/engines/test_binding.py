@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from fvexport.core.errors import ArtifactError, UnavailableError
+from fvexport.core.hardware import has_cuda_gpu
 from fvexport.export.engines.api import RTX_CAPABILITIES, Api
 from fvexport.export.engines.binding import Gpu, bound_to, check_binding, check_gpu, current_gpu
-from fvexport.export.targets import has_cuda_gpu
 
 L4 = Gpu("NVIDIA L4", "8.9", "12.8")
 T4 = Gpu("Tesla T4", "7.5", "12.8")
