@@ -1,8 +1,8 @@
 """Which kernel computes which part of the model, in one table with its reasons.
 
 For an H100 in float16 the choices at 256² and 1024², batch 1, were measured
-(`benchmarks/results/kernels-h100.json`), except fc1 by `cublas`. The others follow from bytes and FLOPs (`ffn_floor`) and from the performance
-model in `benchmarks/gpu/model.py`. A part that no row fits is PyTorch's.
+(`benchmarks/results/kernels-h100.json`), except fc1 by `cublas`. The others follow from bytes and FLOPs (`ffn_floor`)
+and from the performance model in `benchmarks/gpu/model.py`. A part that no row fits is PyTorch's.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ ROWS: tuple[Row, ...] = (
     # half precision; programmatic dependent launch takes about 0.9 off each kernel of ours, and split_k has two.
     Row(
         "fc1", "cublas", HALF,
-        "measured on an H100 80GB HBM3, with PyTorch's linear and GELU in the place of this kernel, which was not timed: "
-        "15.0 us at 1024 rows, 768 -> 3072; linear_tma 16.0. At 64 rows 6.1 and 4.1",
+        "measured on an H100 80GB HBM3 with PyTorch's linear and GELU; this kernel itself was not timed: 15.0 us at "
+        "1024 rows, 768 -> 3072; linear_tma 16.0. At 64 rows 6.1 and 4.1",
         min_channels=768, max_channels=768, rows_per_processor=4, arch=HOPPER,
     ),
     Row(
