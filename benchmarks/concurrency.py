@@ -20,7 +20,7 @@ import click
 if TYPE_CHECKING:
     from ..export.runtime import Encoder
 
-BACKENDS = ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
+MEASURED = ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
 IMAGES = 8
 TOLERANCE = 1e-4
 """Largest difference of equal answers, over the largest value."""
@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 @click.option("--artifact", "path", type=click.Path(path_type=Path), help="Artifact to run. [default: a new one]")
 @click.option("--variant", default="fastvithd", show_default=True, help="Variant of a new artifact.")
 @click.option("--res", default=256, show_default=True, help="Height and width of a new artifact.")
-@click.option("--backends", default=",".join(BACKENDS), show_default=True, help="Backends, comma-separated.")
+@click.option("--backends", default=",".join(MEASURED), show_default=True, help="Backends, comma-separated.")
 @click.option("--threads", default="1,2,4", show_default=True, help="Numbers of threads, comma-separated.")
 @click.option("--calls", default=400, show_default=True, type=click.IntRange(min=1), help="Calls of all threads.")
 def main(path: Path | None, variant: str, res: int, backends: str, threads: str, calls: int) -> None:

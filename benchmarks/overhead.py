@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .report.intervals import Interval
 
 Run: TypeAlias = Callable[[], Any]
-BACKENDS = ("onnxruntime-cpu", "openvino", "eager")
+MEASURED = ("onnxruntime-cpu", "openvino", "eager")
 SAMPLE_MS = 50.0
 """Time of one sample: a short call runs several times in it."""
 
@@ -45,7 +45,7 @@ def main(path: Path | None, variant: str, res: int, rounds: int, threads: int | 
     with tempfile.TemporaryDirectory() as folder:
         artifact = Artifact.open(path) if path is not None else export_seeded(variant, res, Path(folder) / "new")
         click.echo(f"{'backend':16s} {'bare ms':>9s} {'Encoder ms':>11s} {'ratio':>7s}  95 % interval")
-        rows = [row for backend in BACKENDS if (row := measure(artifact, backend, rounds, threads)) is not None]
+        rows = [row for backend in MEASURED if (row := measure(artifact, backend, rounds, threads)) is not None]
     if any(row.ratio.beyond(limit - 1) for row in rows):
         click.echo(f"beyond {limit:.2f}x: {', '.join(row.backend for row in rows if row.ratio.beyond(limit - 1))}")
         sys.exit(1)
@@ -110,7 +110,7 @@ def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:
     """One call of the runtime itself on a file opened a second time, with the settings of the encoder's backend.
 
     Args:
-        encoder: of a backend in `BACKENDS`.
+        encoder: of a backend in `MEASURED`.
         values: (B, 3, H, W), as the file takes them.
     """
     from ..export.runtime import OnnxRuntimeBackend, OpenVinoBackend
@@ -124,7 +124,7 @@ def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:
         feed = {session.get_inputs()[0].name: values.astype(backend.input_dtype, copy=False)}
         return lambda: session.run(None, feed)[0]
     if isinstance(backend, OpenVinoBackend):
-        from ..export.targets import import_openvino
+        from ..export.backend_table import import_openvino
 
         core = import_openvino().Core()
         compiled = core.compile_model(str(encoder.artifact.model_path), "CPU", backend.settings)

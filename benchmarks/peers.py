@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnavailableError
+from ..export.backend_table import get_backend, why_absent
 from ..export.precision import Precision
-from ..export.targets import get_target, why_absent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +35,7 @@ class Peer:
     Attributes:
         name: as a row of a sweep.
         precisions: that it has.
-        target: the row of the table of targets that says whether it can run here.
+        target: the row of the table of backends that says whether it can run here.
         file: the tool that makes its file: `torch-onnx`, `quantize-static`, or none.
         settings: in words, for a report.
     """
@@ -71,7 +71,7 @@ def get_peer(name: str) -> Peer:
 
 def why_peer_absent(peer: Peer, precision: str, height: int, width: int, batch: int) -> str | None:
     """None where `peer` can be measured here, else the reason in a few words."""
-    reason = why_absent(get_target(peer.target))
+    reason = why_absent(get_backend(peer.target))
     if reason is not None:
         return reason
     if peer.file is not None and importlib.util.find_spec("onnxscript") is None:

@@ -11,7 +11,7 @@ import click
 
 from ..core.errors import PromptError
 from ..export.export_options import AUTO
-from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
+from .options import BACKEND_NAMES, Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--artifact", type=click.Path(path_type=Path), metavar="DIR", help="What encodes.  [default: PyTorch]")
 @click.option(
     "--backend",
-    type=Named(BACKENDS),
+    type=Named(BACKEND_NAMES),
     help=f"What runs the artifact.  [default: {AUTO}]",
 )
 @click.option("--then", "then", metavar="QUESTION", multiple=True, help="Another turn; may be given several times.")

@@ -18,20 +18,20 @@ from ..core.errors import first_line
 from ..core.hardware import has_cuda_gpu
 from ..core.progress import Progress, silent
 from ..core.versions import version_of
-from ..export.engines.api import load_api
-from ..export.engines.binding import current_gpu
-from ..export.precision import PRECISIONS
-from ..export.targets import (
+from ..export.backend_table import (
+    BACKENDS,
     BROKEN_ORT,
-    GPU_TARGETS,
+    GPU_BACKENDS,
     ORT_PACKAGE,
     REINSTALL_ORT,
-    TARGETS,
-    Target,
+    BackendInfo,
     fastest_quant_target,
     import_openvino,
     why_absent,
 )
+from ..export.engines.api import load_api
+from ..export.engines.binding import current_gpu
+from ..export.precision import PRECISIONS
 
 REQUIRED = ("torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "huggingface_hub", "PIL")
 OPTIONAL = {
@@ -64,7 +64,7 @@ class Package:
 
 @dataclass(frozen=True)
 class TargetState:
-    """A row of the table of targets, and what keeps it from running here, if anything does."""
+    """A row of the table of backends, and what keeps it from running here, if anything does."""
 
     name: str
     precisions: tuple[str, ...]
@@ -119,7 +119,7 @@ def examine(progress: Progress = silent) -> Machine:
     for done, name in enumerate(names):
         progress(f"import {name}", done, len(names))
         packages.append(_package(name))
-    targets = [_target(row) for row in TARGETS]
+    targets = [_target(row) for row in BACKENDS]
     found = {p.name: p for p in packages}
     problems = [f"{p.name}: {p.problem}" for p in packages if p.problem]
     both = [d for d in ("onnxruntime", "onnxruntime-gpu") if version_of(d)]
@@ -132,7 +132,7 @@ def examine(progress: Progress = silent) -> Machine:
     installs = [f"pip install {ORT_PACKAGE if name == 'onnxruntime' else name}" for name in missing]
     gpu = has_cuda_gpu()
     for row in targets:
-        lacks_gpu = row.name in GPU_TARGETS and not gpu  # no package brings one
+        lacks_gpu = row.name in GPU_BACKENDS and not gpu  # no package brings one
         if row.why_not and row.why_not != BROKEN_ORT and not lacks_gpu and row.install not in installs:
             installs.append(row.install)
     if any(t.why_not == BROKEN_ORT for t in targets):
@@ -180,7 +180,7 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)}"[:200]
 
 
-def _target(row: Target) -> TargetState:
+def _target(row: BackendInfo) -> TargetState:
     try:
         why_not = why_absent(row)
     except (Exception, SystemExit) as error:  # it imports its runtime

@@ -9,7 +9,7 @@ import click
 
 from ..benchmarks.tasks.items import TASKS
 from ..export.export_options import AUTO
-from .options import BACKENDS, Named, json_option, max_pixels_option, verbose_option
+from .options import BACKEND_NAMES, Named, json_option, max_pixels_option, verbose_option
 from .vlm_options import model_options
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     help="Compared with PyTorch; may be given several times.",
 )  # fmt: skip
 @click.option(
-    "--backend", "backends", type=Named(BACKENDS), multiple=True,
+    "--backend", "backends", type=Named(BACKEND_NAMES), multiple=True,
     help=f"What runs the artifacts; may be given several times.  [default: {AUTO}]",
 )  # fmt: skip
 @click.option("--prompt", metavar="TEXT", help="What is asked; {question} stands for the item's.  [default: LLaVA's]")

@@ -20,9 +20,9 @@ from ..calibration.calibration_options import DEFAULT_SAMPLES, FP16_SAMPLES, MET
 from ..calibration.policy import QUANT_TARGETS
 from ..core.errors import ConfigError
 from ..encoder.config import VARIANTS, parse_resolution
+from ..export.backend_table import ALIASES, BACKENDS, get_backend
 from ..export.export_options import AUTO, DEFAULT_OPSET, OPSETS, InputKind, IoKind, parse_batch
 from ..export.precision import PRECISIONS
-from ..export.targets import ALIASES, TARGETS, get_target
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,13 +45,13 @@ class Named(click.Choice):  # type: ignore[type-arg]  # not generic before click
 
 
 class BackendName(Named):
-    """A name or alias from the table of targets -> the name."""
+    """A name or alias from the table of backends -> the name."""
 
     def __init__(self) -> None:
-        super().__init__((*(target.name for target in TARGETS), *ALIASES))
+        super().__init__((*(target.name for target in BACKENDS), *ALIASES))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return get_target(super().convert(value, param, ctx)).name
+        return get_backend(super().convert(value, param, ctx)).name
 
 
 class Resolution(click.ParamType):  # type: ignore[type-arg]
@@ -288,15 +288,15 @@ def json_option(command: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")(command)
 
 
-BACKENDS = (AUTO, *(target.name for target in TARGETS), *ALIASES)
+BACKEND_NAMES = (AUTO, *(target.name for target in BACKENDS), *ALIASES)
 """What `--backend` takes."""
 
 
 def backend_option(command: F) -> F:
-    """`--backend`: `auto`, or a name or alias from the table of targets."""
+    """`--backend`: `auto`, or a name or alias from the table of backends."""
     return click.option(
         "--backend",
-        type=Named(BACKENDS),
+        type=Named(BACKEND_NAMES),
         default=AUTO,
         show_default=True,
         help="What runs the artifact; auto takes its engine, the GPU, or what it was made for.",

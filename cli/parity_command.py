@@ -26,16 +26,16 @@ def parity(
     Exits with 1 where it does not pass.
     """
     from ..export.artifact import Artifact
+    from ..export.backend_table import get_backend
     from ..export.parity import check_parity
     from ..export.placement import choose_backend
-    from ..export.targets import get_target
     from . import printing, render_artifact, render_quantized
     from .progress_bar import progress_bar
 
     with progress_bar() as progress:
         opened = Artifact.open(artifact)
         chosen = choose_backend(opened, backend, judging=True, taps=layers)
-        quantized = opened.manifest.quantization is not None and get_target(chosen.name).taps
+        quantized = opened.manifest.quantization is not None and get_backend(chosen.name).taps
         verdict = check_parity(
             opened,
             checkpoint=checkpoint,

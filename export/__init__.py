@@ -26,7 +26,7 @@ What lives here
     roofline        bytes, operations and the floor of each block, and what fusing removes
     features        many images -> one safetensors file, in bounded memory
     drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower
-    targets         the table of places where an artifact runs
+    backend_table   the table of backends: what each runs, and what it needs
     placement       the backend that `auto` takes, and what is slow or inexact on this machine
     saturation      weights whose 8-bit products saturate on CPUs without VNNI
     runtime/        one small class per place, behind `Encoder`

@@ -113,7 +113,7 @@ class ExportOptions:
         if self.chooses_target:
             target = "tensorrt"  # the only one that takes FP8 and the plugin
             if self.precision == "int8" and not self.attention_plugin:
-                from .targets import fastest_quant_target
+                from .backend_table import fastest_quant_target
 
                 target = fastest_quant_target(cpu_only=bool(reduced)).target
         if reduced is None:

@@ -26,6 +26,7 @@ from ..encoder.fastvithd import FastViTHD
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
+from .backend_table import get_backend, why_absent
 from .clock import Clock
 from .export_options import ExportOptions
 from .manifest import METADATA_KEY, Manifest
@@ -36,7 +37,6 @@ from .reuse import standing
 from .rules import check_quantized, check_rules
 from .saturation import count_saturating
 from .simplification import simplified, write_graph
-from .targets import get_target, why_absent
 from .tracing import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
 
 if TYPE_CHECKING:
@@ -169,8 +169,8 @@ def _judged(
     backend = "onnxruntime-cpu"
     if manifest.quantization:
         backend = JUDGES[manifest.quantization["target"]]
-        if (reason := why_absent(get_target(backend))) is not None:
-            notices.append(f"judged by onnxruntime-cpu, since {reason}: `{get_target(backend).install}`")
+        if (reason := why_absent(get_backend(backend))) is not None:
+            notices.append(f"judged by onnxruntime-cpu, since {reason}: `{get_backend(backend).install}`")
             backend = "onnxruntime-cpu"
     verdict = check_parity(
         artifact, checkpoint=checkpoint, images=shown, backend=backend, layers=manifest.quantization is not None,

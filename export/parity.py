@@ -24,6 +24,7 @@ from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import HELD_OUT, ImageLike, find_images, load_image, sample_images
 from .artifact import Artifact
 from .artifact_source import exported_module, source_checkpoint
+from .backend_table import get_backend
 from .export_options import AUTO
 from .figures import Comparison, Figures
 from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
@@ -32,7 +33,6 @@ from .parity_runs import Run, runs_of
 from .placement import choose_backend
 from .runtime.backends import ArtifactBackend, make_backend
 from .runtime.eager_backend import EagerBackend
-from .targets import get_target
 from .tracing import DTYPES
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
@@ -135,7 +135,7 @@ def check_parity(
     uint8 = manifest.input["dtype"] == "uint8"
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
     candidate = make_backend(
-        artifact, backend, stored_half=get_target(backend).rounds_stored, taps=taps, checkpoint=checkpoint
+        artifact, backend, stored_half=get_backend(backend).rounds_stored, taps=taps, checkpoint=checkpoint
     )
     own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {})

@@ -13,11 +13,11 @@ from ..core.hardware import has_cuda_gpu, products_saturate
 from ..encoder.checkpoint.preprocessing import PUBLISHED
 from ..encoder.preprocess_config import RELEASED
 from .artifact import Artifact
+from .backend_table import fastest_quant_target, get_backend, why_absent, why_no_tensorrt_gpu
 from .engines.engine_options import Flavour
 from .export_options import AUTO, ExportOptions
 from .manifest import Manifest
 from .saturation import saturation_of
-from .targets import fastest_quant_target, get_target, why_absent, why_no_tensorrt_gpu
 
 ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
 MADE_FOR: dict[str, tuple[str, ...]] = {
@@ -32,7 +32,7 @@ class BackendChoice:
     """A backend for an artifact.
 
     Attributes:
-        name: from the table of targets.
+        name: from the table of backends.
         why: the reason in a few words; empty if the backend was named.
     """
 
@@ -53,7 +53,7 @@ def choose_backend(
 
     Args:
         artifact: an opened artifact.
-        backend: `auto`, or a name or alias from the table of targets; `trt` is the TensorRT of the artifact's engine.
+        backend: `auto`, or a name or alias from the table of backends; `trt` is the TensorRT of the artifact's engine.
         judging: for a verdict, which wants the values that the file describes: BF16 then stays on onnxruntime, which
             rounds each stored value.
         taps: take only backends that show the output of every block.
@@ -64,7 +64,7 @@ def choose_backend(
     manifest = artifact.manifest
     engine = str((manifest.engine or {}).get("flavour") or "")
     if backend != AUTO:
-        name = get_target(backend).name
+        name = get_backend(backend).name
         return BackendChoice(engine if backend == "trt" and engine else name)
     if engine and not taps and _why_no_engine(artifact) is None:
         return BackendChoice(engine, "the artifact's engine runs here")
@@ -72,12 +72,12 @@ def choose_backend(
     if gpu is not None:
         return gpu
     target = quant_target(manifest)
-    if target in ("onnxruntime-cpu", "openvino") and why_absent(get_target(target)) is None:
+    if target in ("onnxruntime-cpu", "openvino") and why_absent(get_backend(target)) is None:
         return BackendChoice(target, "the artifact was made for it")
-    openvino = not manifest.options.get("attention_plugin") and why_absent(get_target("openvino")) is None
+    openvino = not manifest.options.get("attention_plugin") and why_absent(get_backend("openvino")) is None
     if manifest.precision == "bf16" and not judging and openvino:
         return BackendChoice("openvino", "onnxruntime's CPU has no BF16 convolution")
-    missing = why_absent(get_target("onnxruntime-cpu"))
+    missing = why_absent(get_backend("onnxruntime-cpu"))
     if missing is not None and openvino:
         return BackendChoice("openvino", missing)
     return BackendChoice("onnxruntime-cpu", "no GPU that runs it" if has_cuda_gpu() else "no GPU found")
@@ -91,7 +91,7 @@ def quant_target(manifest: Manifest) -> str | None:
 def _why_no_engine(artifact: Artifact) -> str | None:
     """None if the artifact's engine runs here, else the reason."""
     engine = artifact.manifest.engine or {}
-    row = get_target(str(engine["flavour"]))
+    row = get_backend(str(engine["flavour"]))
     if (reason := why_absent(row)) is not None:
         return reason
     from .engines.api import load_api
@@ -110,13 +110,13 @@ def _gpu_backend(manifest: Manifest, *, taps: bool) -> BackendChoice | None:
     if not has_cuda_gpu():
         return None
     if manifest.precision == "fp8":
-        if taps or manifest.options.get("projector") or why_absent(get_target("triton")) is not None:
+        if taps or manifest.options.get("projector") or why_absent(get_backend("triton")) is not None:
             return None
         import torch
 
         ada = torch.cuda.get_device_capability() >= (8, 9)
         return BackendChoice("triton", "a GPU that multiplies FP8") if ada else None
-    cuda = get_target("onnxruntime-cuda")
+    cuda = get_backend("onnxruntime-cuda")
     if manifest.precision in cuda.precisions and why_absent(cuda) is None and _cuda_sessions_work():
         return BackendChoice(cuda.name, "there is a GPU")
     return None
@@ -182,7 +182,7 @@ BF16_NOTICE = (
 def _slow_target(target: str) -> str:
     if target == "tensorrt" and (reason := why_no_tensorrt_gpu()) is not None:
         return f"made for TensorRT, and {reason}: on a CPU this file takes longer than an FP32 one"
-    absent = why_absent(get_target(target))
+    absent = why_absent(get_backend(target))
     return f"made for {target}" + (f", and {absent}" if absent else "")
 
 
@@ -223,8 +223,8 @@ def _slow(artifact: Artifact, backend: str) -> str | None:
         if not fp8:
             fix += f", `fvexport onnx --int8 --target {fastest_quant_target(cpu_only=True).target}` a file for this CPU"
         return f"{artifact.path} was made for TensorRT and is slow on {backend}, slower than an FP32 file; {fix}"
-    absent = why_absent(get_target(target))
-    fix = f"take --backend {target}" if absent is None else f"`{get_target(target).install}`"
+    absent = why_absent(get_backend(target))
+    fix = f"take --backend {target}" if absent is None else f"`{get_backend(target).install}`"
     return f"{artifact.path} was made for {TITLES[target]} and is slow on {backend}, slower than an FP32 file; {fix}"
 
 

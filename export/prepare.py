@@ -27,12 +27,12 @@ from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
+from .backend_table import get_backend, why_absent
 from .export_options import ExportOptions
 from .figures import Comparison
 from .parity_runs import tokens_of
 from .runtime.eager_backend import EagerBackend
 from .runtime.openvino_backend import has_bf16
-from .targets import get_target, why_absent
 from .tracing import DTYPES
 
 PROBE_SIDE = 512
@@ -228,7 +228,7 @@ def stored_type(options: ExportOptions) -> torch.dtype | None:
     if (
         options.quantized
         and options.policy.target == "openvino"
-        and why_absent(get_target("openvino")) is None
+        and why_absent(get_backend("openvino")) is None
         and has_bf16()
     ):
         return torch.bfloat16

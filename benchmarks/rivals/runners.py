@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from ...export.targets import import_openvino
+from ...export.backend_table import import_openvino
 from .data import Floats
 
 Runtime = Literal["onnxruntime", "openvino"]

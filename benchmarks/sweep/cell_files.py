@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...export.backend_table import get_backend
 from ...export.precision import QUANTIZED
-from ...export.targets import get_target
 from ..peers import get_peer
 from .plan import Weights, quant_target
 from .result import Cell
@@ -76,7 +76,7 @@ class Files:
             return File(None, None, None)
         target = quant_target(cell.backend) if cell.precision in QUANTIZED else None
         name += f"-{cell.precision}" + (f"-{target}-s{cell.samples}" if target else "")
-        engine = cell.backend if get_target(cell.backend).module in ENGINES else None
+        engine = cell.backend if get_backend(cell.backend).module in ENGINES else None
         path = self.out / "artifacts" / (f"{name}-{engine}" if engine else name)
         asked = {"precision": cell.precision, "target": target, "engine": engine}
         made = self._once("artifact", reserve, path=str(path), **asked, **size)

@@ -34,7 +34,7 @@ from ..peers import get_peer, make_peer_file
 from .reference import Reference
 
 
-class Maker:
+class FileBuilder:
     """Makes files of one checkpoint, which is loaded at the first need.
 
     Args:

@@ -14,11 +14,11 @@ from torch import Tensor
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.reparameterize import reparameterize
 from ...export.artifact import Artifact
+from ...export.backend_table import BackendInfo, get_backend
 from ...export.runtime.backends import make_backend
 from ...export.runtime.base import TensorBackend
 from ...export.runtime.eager_backend import EagerBackend
 from ...export.runtime.pytorch_backend import PyTorchBackend
-from ...export.targets import Target, get_target
 from ...export.tracing import DTYPES
 from ..peers import get_peer, load_peer
 from .result import Cell
@@ -64,7 +64,7 @@ def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     if cell.form in ("train", "fused"):
         return _eager(cell, load_checkpoint(**weights))
     assert file is not None
-    row = get_target(cell.backend)
+    row = get_backend(cell.backend)
     checkpoint = load_checkpoint(**weights) if row.module == "torch" else None
     backend = make_backend(Artifact.open(file), cell.backend, threads=cell.threads, checkpoint=checkpoint)
     tensors = backend.run_tensor if isinstance(backend, TensorBackend) else None
@@ -96,7 +96,7 @@ def _peer(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     return Loaded(peer.run, peer.computes, peer.device, peer.run_tensor)
 
 
-def _device(row: Target, backend: Any) -> str:
+def _device(row: BackendInfo, backend: Any) -> str:
     if (device := getattr(backend, "device", None)) is not None:
         return torch.device(device).type
     return "cpu" if row.provider in ("CPUExecutionProvider", "CPU") else "cuda"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ...calibration.policy import QUANT_TARGETS, QuantTarget
 from ...core import hardware
 from ...core.errors import ConfigError, first_line
+from ...export.backend_table import BACKENDS, BackendInfo, get_backend, why_absent
 from ...export.precision import QUANTIZED, Precision
-from ...export.targets import TARGETS, Target, get_target, why_absent
 from ..peers import PEERS, why_peer_absent
 from .result import Absent, Cell, Kind
 from .sweep_options import SweepOptions
@@ -29,7 +29,7 @@ ANYRES_TILES = 5
 
 @dataclass(frozen=True)
 class Weights:
-    """The identity of the weights, as `Maker.describe` finds it out."""
+    """The identity of the weights, as `FileBuilder.describe` finds it out."""
 
     checkpoint: str
     variant: str
@@ -41,16 +41,16 @@ class Plan:
     """What will be measured.
 
     Attributes:
-        heats: cells that are measured in the same rounds; the most telling heat first, and in it the most telling cell.
+        groups: cells measured in the same rounds; the most telling group first, and in it the most telling cell.
         absent: backends, or their precisions, that have no cell.
     """
 
-    heats: list[list[Cell]]
+    groups: list[list[Cell]]
     absent: list[Absent]
 
     @property
     def cells(self) -> list[Cell]:
-        return [cell for heat in self.heats for cell in heat]
+        return [cell for group in self.groups for cell in group]
 
 
 def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan:
@@ -64,14 +64,14 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
         absent.setdefault((kind, backend, precision), Absent(backend, precision, reason, install, environment, kind))
 
     rows = []
-    named = dict.fromkeys(get_target(name) for name in options.backends or ())  # an alias may repeat a name
-    for row in TARGETS if options.backends is None else named:
+    named = dict.fromkeys(get_backend(name) for name in options.backends or ())  # an alias may repeat a name
+    for row in BACKENDS if options.backends is None else named:
         reason = _why_absent(row)
         if reason is None:
             rows.append(row)
         else:
             note("ours", row.name, None, reason, row.install)
-    pairs: list[tuple[Target, Precision]] = []
+    pairs: list[tuple[BackendInfo, Precision]] = []
     for row in rows:
         for precision in ORDER if options.precisions is None else options.precisions:
             if precision in row.precisions:
@@ -80,7 +80,7 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
                 note("ours", row.name, precision, f"does not run {precision} natively")
     threads = options.threads or len(hardware.usable_cores())
     base = _Base(weights, threads, options.samples)
-    heats = []
+    groups = []
     for batch in sorted(options.batches):
         for height, width in _ordered(options.resolutions):
             cells = [c for row, p in pairs for c in base.ours(row, p, height, width, batch)]
@@ -93,14 +93,14 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
                         if reason is None:
                             cells.append(base.cell("peer", peer.name, precision, height, width, batch))
                         else:
-                            note("peer", peer.name, precision, reason, get_target(peer.target).install)
-            heats.append(sorted(cells, key=_rank))
-    heats += _ttft_heats(options, pairs, base, note)
-    heats = [heat for heat in heats if heat]
-    if not any(cell.kind != "peer" for heat in heats for cell in heat):
+                            note("peer", peer.name, precision, reason, get_backend(peer.target).install)
+            groups.append(sorted(cells, key=_rank))
+    groups += _ttft_groups(options, pairs, base, note)
+    groups = [group for group in groups if group]
+    if not any(cell.kind != "peer" for group in groups for cell in group):
         why = next((f"{a.backend}: {a.reason}" for a in absent.values() if a.kind == "ours"), "no backend was named")
         raise ConfigError(f"nothing to measure here ({why}); `fvexport doctor` says what can run")
-    return Plan(heats, list(absent.values()))
+    return Plan(groups, list(absent.values()))
 
 
 def quant_target(backend: str) -> QuantTarget:
@@ -126,13 +126,13 @@ class _Base:
             known.sha256[:12], form, self.samples if precision in QUANTIZED else None, llm, prompt_tokens, tiles,
         )  # fmt: skip
 
-    def ours(self, row: Target, precision: Precision, height: int, width: int, batch: int) -> Iterator[Cell]:
+    def ours(self, row: BackendInfo, precision: Precision, height: int, width: int, batch: int) -> Iterator[Cell]:
         """The cells of one row of the table: `eager` has three."""
         for form in EAGER_FORMS if row.name == "eager" else ("",):
             yield self.cell("ours", row.name, precision, height, width, batch, form=form)
 
 
-def _why_absent(row: Target) -> str | None:
+def _why_absent(row: BackendInfo) -> str | None:
     try:
         return why_absent(row)
     except (Exception, SystemExit) as error:  # it imports the runtime, which may be broken in any way
@@ -147,15 +147,15 @@ def _ordered(resolutions: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
 
 
 def _rank(cell: Cell) -> tuple[bool, int, bool, int]:
-    """Sorts the cells of a heat; the first becomes the reference of the others."""
+    """Sorts the cells of a group; the first becomes the reference of the others."""
     form = EAGER_FORMS.index(cell.form) if cell.form else 0
     return cell.backend in COMPILERS, ORDER.index(cell.precision), cell.kind == "peer", form
 
 
-def _ttft_heats(
-    options: SweepOptions, pairs: list[tuple[Target, Precision]], base: _Base, note: object
+def _ttft_groups(
+    options: SweepOptions, pairs: list[tuple[BackendInfo, Precision]], base: _Base, note: object
 ) -> list[list[Cell]]:
-    """One heat for each language model and resolution; at the native one, or else the largest, also AnyRes."""
+    """One group for each language model and resolution; at the native one, or else the largest, also AnyRes."""
     assert callable(note)
     if options.llms and importlib.util.find_spec("transformers") is None:
         for llm in options.llms:
@@ -163,7 +163,7 @@ def _ttft_heats(
         return []
     sizes = _ordered(options.resolutions)
     anyres = NATIVE if NATIVE in sizes else max(sizes, key=lambda side: side[0] * side[1])
-    heats = []
+    groups = []
     for llm in options.llms:
         for height, width in sizes:
             for tiles in (1, ANYRES_TILES) if (height, width) == anyres else (1,):
@@ -175,5 +175,5 @@ def _ttft_heats(
                     for row, precision in pairs
                     for form in (("train", "channels-last") if row.name == "eager" else ("",))
                 ]  # fmt: skip
-                heats.append(sorted(cells, key=_rank))
-    return heats
+                groups.append(sorted(cells, key=_rank))
+    return groups

@@ -32,9 +32,9 @@ class Cell:
     """One point of a sweep. Everything that makes it another measurement is here, and nothing else.
 
     Attributes:
-        kind: `ours` is a row of the table of targets, `peer` a plain way without fvexport, `ttft` a row of ours with
+        kind: `ours` is a row of the table of backends, `peer` a plain way without fvexport, `ttft` a row of ours with
             a language model behind it.
-        backend: a name of the table of targets, or a peer's.
+        backend: a name of the table of backends, or a peer's.
         precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`.
         height, width: of one image in pixels; with tiles, of one tile.
         batch: images per call.
@@ -277,7 +277,7 @@ class Absent:
     """A backend that has no cell here, or one of its precisions.
 
     Attributes:
-        backend: a name of the table of targets, or a peer's.
+        backend: a name of the table of backends, or a peer's.
         precision: None for all of them.
         reason: in a few words.
         install: the command that mends it, empty where none does.

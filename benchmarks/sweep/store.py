@@ -11,7 +11,7 @@ from typing import Any
 
 from ...core.errors import ArtifactError
 from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
-from .windows import Taken
+from .windows import TimedWindow
 
 RESULTS_FILE = "results.jsonl"
 ROUNDS_FILE = "rounds.jsonl"
@@ -102,14 +102,14 @@ class Rounds:
 
     def __init__(self, out: Path, environment: str) -> None:
         self.file, self.environment = out / ROUNDS_FILE, environment
-        self.windows: dict[str, list[Taken]] = {}
+        self.windows: dict[str, list[TimedWindow]] = {}
         for number, line in enumerate(complete_lines(self.file), start=1):
             try:
                 self._read(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ArtifactError(f"line {number} of {self.file} is damaged ({error}); remove that file") from None
 
-    def of(self, cell: Cell) -> list[Taken]:
+    def of(self, cell: Cell) -> list[TimedWindow]:
         """The windows of a cell, by round."""
         return list(self.windows.get(cell.id, ()))
 
@@ -117,7 +117,7 @@ class Rounds:
         """The ids of the cells that windows of `cells` were compared with."""
         return {window.reference for cell in cells for window in self.of(cell) if window.reference}
 
-    def append(self, taken: Mapping[str, Taken]) -> None:
+    def append(self, taken: Mapping[str, TimedWindow]) -> None:
         """Adds one round, by cell id; on the disk when this returns."""
         lines = []
         for cell, window in taken.items():
@@ -129,7 +129,7 @@ class Rounds:
         cell, environment = data.pop("cell"), data.pop("environment")
         if environment == self.environment:
             parts = tuple(tuple(part) for part in data.pop("parts_ms"))
-            window = Taken(**data | {"times_ms": tuple(data["times_ms"]), "parts_ms": parts})
+            window = TimedWindow(**data | {"times_ms": tuple(data["times_ms"]), "parts_ms": parts})
             self.windows.setdefault(cell, []).append(window)
 
 

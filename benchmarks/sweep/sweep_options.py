@@ -8,8 +8,8 @@ from typing import Any
 
 from ...core.errors import ConfigError
 from ...encoder.config import FastViTHDConfig, get_variant
+from ...export.backend_table import get_backend
 from ...export.precision import PRECISIONS, Precision
-from ...export.targets import get_target
 
 DEFAULT_RESOLUTIONS = (256, 512, 768, 1024, 1536, 2048)
 LLMS = ("qwen2-0.5b", "qwen2-1.5b", "qwen2-7b")
@@ -51,7 +51,7 @@ class SweepOptions:
 
     Attributes:
         resolutions: (height, width) in pixels.
-        backends: names of the table of targets; None for all.
+        backends: names of the table of backends; None for all.
         precisions: None for all that each backend runs natively.
         batches: images per call.
         checkpoint, revision, variant, seed: which weights, see `load_checkpoint`.
@@ -89,7 +89,7 @@ class SweepOptions:
         for height, width in self.resolutions:
             config.check_resolution(height, width)
         for name in self.backends or ():
-            get_target(name)
+            get_backend(name)
         for precision in self.precisions or ():
             if precision not in PRECISIONS:
                 raise ConfigError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")

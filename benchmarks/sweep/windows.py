@@ -12,7 +12,7 @@ from .sweep_options import Measuring
 
 
 @dataclass(frozen=True)
-class Taken:
+class TimedWindow:
     """One window as it was taken.
 
     Attributes:
@@ -34,7 +34,7 @@ class Taken:
         return statistics.median(self.times_ms)
 
 
-def spread(windows: Sequence[Taken], last: int) -> float:
+def spread(windows: Sequence[TimedWindow], last: int) -> float:
     """(largest - smallest) / median of the last windows: of their times, or of their ratios to the reference.
 
     The smaller of the two counts: on a machine that drifts times wander while ratios stand, and where the reference
@@ -49,12 +49,12 @@ def spread(windows: Sequence[Taken], last: int) -> float:
     return min(found)
 
 
-def is_stable(windows: Sequence[Taken], how: Measuring) -> bool:
+def is_stable(windows: Sequence[TimedWindow], how: Measuring) -> bool:
     """Whether a cell needs no further round."""
     return len(windows) >= how.min_rounds and spread(windows, how.last) <= how.tolerance
 
 
-def summarize(windows: Sequence[Taken], how: Measuring, timer: str) -> Latency:
+def summarize(windows: Sequence[TimedWindow], how: Measuring, timer: str) -> Latency:
     """The figures of a cell; `windows` holds at least one.
 
     Where the reference changed on the way (it crashed), ratios are kept of the one that stayed longest.

@@ -28,7 +28,7 @@ class Server:
 
     def __init__(self) -> None:
         self.running: Any = None
-        self.maker: Any = None
+        self.builder: Any = None
 
     def load(self, job: dict[str, Any]) -> dict[str, Any]:
         """The cell of the job, ready to be timed."""
@@ -45,11 +45,11 @@ class Server:
     def make(self, job: dict[str, Any]) -> dict[str, Any]:
         """A file that cells need."""
         _pin(job["cpus"])
-        from .file_builder import Maker
+        from .file_builder import FileBuilder
 
-        if self.maker is None:
-            self.maker = Maker(job["weights"])
-        return getattr(self.maker, job["what"])(**job["arguments"])
+        if self.builder is None:
+            self.builder = FileBuilder(job["weights"])
+        return getattr(self.builder, job["what"])(**job["arguments"])
 
 
 def serve(jobs: TextIO, answers: TextIO, server: Server) -> None:

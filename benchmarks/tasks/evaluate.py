@@ -40,7 +40,7 @@ class EvalOptions:
     Attributes:
         task: `vqa`, `caption` or `retrieval`.
         artifacts: folders; each runs on each of `backends`.
-        backends: names from the table of targets.
+        backends: names from the table of backends.
         prompt: `{question}` stands for the item's question; by default as in `PROMPTS`.
         max_new_tokens: of an answer; by default as in `MAX_NEW_TOKENS`. Answers are greedy, so that they compare.
     """

@@ -1,4 +1,4 @@
-"""From a row of the table of targets to the class that runs it."""
+"""From a row of the table of backends to the class that runs it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ...encoder.checkpoint import Checkpoint
 from ..artifact import Artifact
-from ..targets import get_target
+from ..backend_table import get_backend
 from .base import Backend
 from .onnxruntime_backend import OnnxRuntimeBackend
 from .openvino_backend import OpenVinoBackend
@@ -39,7 +39,7 @@ def make_backend(
 
     Args:
         artifact: an opened artifact.
-        target: a name from the table of targets.
+        target: a name from the table of backends.
         threads: for one operator; None leaves it to the runtime.
         stored_half: round each stored value of a half-precision file, where the runtime can (see `rounding`).
         taps: names of inner tensors to return too, by `run_taps`.
@@ -56,7 +56,7 @@ def make_backend(
         "tensorrt": TensorRTBackend,
         "tensorrt_rtx": TensorRTBackend,
     }
-    target, module = get_target(target).name, get_target(target).module
+    target, module = get_backend(target).name, get_backend(target).module
     if module in ("torch", "triton"):
         return PyTorchBackend(
             artifact, target, threads=threads, stored_half=stored_half, taps=taps, checkpoint=checkpoint

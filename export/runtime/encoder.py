@@ -39,7 +39,7 @@ class Encoder(Opened):
 
     Args:
         artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
-        backend: a name from the table of targets, or `auto` for the fastest that can run it here (`choose_backend`).
+        backend: a name from the table of backends, or `auto` for the fastest that can run it here (`choose_backend`).
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
         threads: for one operator; None leaves it to the runtime.
         checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.

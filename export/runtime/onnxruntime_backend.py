@@ -10,8 +10,8 @@ import onnx
 
 from ...core.errors import ArtifactError, UnavailableError, first_line
 from ..artifact import AGAIN, Artifact
+from ..backend_table import BackendInfo, get_backend, require, rtx_devices
 from ..placement import may_saturate
-from ..targets import Target, get_target, require, rtx_devices
 from .emulate_half import with_rounding
 from .pickling import Opened
 
@@ -52,7 +52,7 @@ class OnnxRuntimeBackend(Opened):
         stored_half: bool = False, taps: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._opened(artifact, target=target, threads=threads, stored_half=stored_half, taps=taps)
-        row = get_target(target)
+        row = get_backend(target)
         require(row)
         import onnxruntime as ort
 
@@ -109,7 +109,7 @@ class OnnxRuntimeBackend(Opened):
         return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
 
 
-def _providers(row: Target, precision: str, options: Any) -> dict[str, Any]:
+def _providers(row: BackendInfo, precision: str, options: Any) -> dict[str, Any]:
     """What tells a session where to run: arguments of it, or an entry in its options for a plug-in."""
     if row.provider is None:
         options.add_provider_for_devices(rtx_devices(), {})

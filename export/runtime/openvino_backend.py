@@ -11,8 +11,8 @@ import numpy as np
 from ...core.errors import ArtifactError, UnavailableError
 from ...encoder.config import MIXERS
 from ..artifact import AGAIN, Artifact
+from ..backend_table import get_backend, import_openvino, require
 from ..manifest import Manifest
-from ..targets import get_target, import_openvino, require
 from .pickling import Opened
 
 REQUESTS = 2
@@ -42,7 +42,7 @@ class OpenVinoBackend(Opened):
         stored_half: bool = False, taps: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self._opened(artifact, target=target, threads=threads, stored_half=stored_half, taps=taps)
-        row = get_target(target)
+        row = get_backend(target)
         require(row)
         openvino = import_openvino()
         core = openvino.Core()
@@ -105,7 +105,7 @@ class OpenVinoBackend(Opened):
 
 def has_bf16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this processor."""
-    device = get_target("openvino").provider
+    device = get_backend("openvino").provider
     return "BF16" in import_openvino().Core().get_property(device, "OPTIMIZATION_CAPABILITIES")
 
 

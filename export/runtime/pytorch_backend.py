@@ -23,8 +23,8 @@ from ...kernels.dispatch import FP8_CAPABILITY
 from ...kernels.fp8_layers import count_fp8_layers
 from ..artifact import Artifact
 from ..artifact_source import exported_module, source_checkpoint
+from ..backend_table import get_backend, require
 from ..quantized_module import quantized_module
-from ..targets import get_target, require
 from ..tracing import DTYPES
 from .eager_backend import EagerBackend
 from .pickling import Opened, check_torch_forked, torch_computed
@@ -58,7 +58,7 @@ class PyTorchBackend(Opened):
         )
         check_torch_forked(torch.get_num_threads())
         torch_computed()
-        row = get_target(target)
+        row = get_backend(target)
         require(row)
         manifest = artifact.manifest
         if manifest.precision not in row.precisions:

@@ -17,10 +17,10 @@ from torch import Tensor
 from ...core.errors import ArtifactError, UnavailableError
 from ...core.hashing import file_sha256
 from ..artifact import PLAN_FILE, Artifact
+from ..backend_table import get_backend, require
 from ..engines.api import load_api
 from ..engines.binding import REBUILD, check_binding, current_gpu
 from ..engines.engine_options import Profile
-from ..targets import get_target, require
 from ..tracing import INPUT_NAME, OUTPUT_NAME
 from .pickling import Opened
 from .pixels import as_tensor
@@ -56,7 +56,7 @@ class TensorRTBackend(Opened):
         self._opened(
             artifact, target=target, threads=threads, stored_half=stored_half, taps=taps, cuda_graph=cuda_graph
         )
-        row = get_target(target)
+        row = get_backend(target)
         manifest = artifact.manifest
         if manifest.engine is None:
             raise ArtifactError(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fvexport.core.errors import ConfigError
 from fvexport.encoder.config import FastViTHDConfig, parse_resolution
-from fvexport.export import export_options, targets
+from fvexport.export import backend_table, export_options
+from fvexport.export.backend_table import QuantChoice
 from fvexport.export.export_options import ExportOptions, parse_batch
-from fvexport.export.targets import QuantChoice
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_to_dict_holds_every_option() -> None:
 def test_what_is_left_open_is_chosen_for_the_machine(
     monkeypatch: pytest.MonkeyPatch, fastest: Any, saturates: bool, asked: dict[str, Any], target: str, reduced: bool
 ) -> None:
-    monkeypatch.setattr(targets, "fastest_quant_target", lambda **_: QuantChoice(fastest, "it is fast"))
+    monkeypatch.setattr(backend_table, "fastest_quant_target", lambda **_: QuantChoice(fastest, "it is fast"))
     monkeypatch.setattr(export_options, "products_saturate", lambda: saturates)
     options = ExportOptions(**{"precision": "int8", **asked}).resolved()
     assert (options.target, options.reduce_range) == (target, reduced)

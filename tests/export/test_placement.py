@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from fvexport.core.errors import PlacementWarning, UnavailableError
-from fvexport.export import placement, targets
+from fvexport.export import backend_table, placement
 from fvexport.export.artifact import Artifact
+from fvexport.export.backend_table import QuantChoice, fastest_quant_target, get_backend
 from fvexport.export.export_options import ExportOptions
 from fvexport.export.placement import choose_backend, export_notices, runs_on, runtime_notices
 from fvexport.export.runtime.encoder import Encoder
-from fvexport.export.targets import QuantChoice, fastest_quant_target, get_target
 
-EVERYTHING = {row.name for row in targets.TARGETS}
+EVERYTHING = {row.name for row in backend_table.BACKENDS}
 CPU = {"onnxruntime-cpu", "openvino", "eager"}
 
 
@@ -28,10 +28,10 @@ class Machine:
         self(CPU, gpu=False)
 
     def __call__(self, runs: set[str], *, gpu: bool, saturates: bool = False) -> None:
-        for module in (placement, targets):
+        for module in (placement, backend_table):
             self._set(module, "why_absent", lambda row: None if row.name in runs else f"{row.name} is not installed")
             self._set(module, "has_cuda_gpu", lambda: gpu)
-        self._set(targets, "_why_not_this_gpu", lambda module: None)
+        self._set(backend_table, "_why_not_this_gpu", lambda module: None)
         self._set(placement, "_cuda_sessions_work", lambda: True)
         self._set(placement, "_why_no_engine", lambda artifact: None if gpu else "no GPU")
         self._set(placement, "products_saturate", lambda: saturates)
@@ -79,7 +79,7 @@ def test_auto(
     found = choose_backend(artifact)
     assert found.name == expected and found.why and str(found) == f"{expected} ({found.why})"
     assert choose_backend(artifact, judging=True).name == judge
-    assert get_target(choose_backend(artifact, judging=True, taps=True).name).taps
+    assert get_backend(choose_backend(artifact, judging=True, taps=True).name).taps
 
 
 def test_auto_where_something_is_missing(machine: Machine, static: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_auto_where_something_is_missing(machine: Machine, static: Artifact, mon
     [("cpu", "onnxruntime-cpu"), ("cuda", "onnxruntime-cuda"), ("gpu", "onnxruntime-cuda"), ("trt", "tensorrt")],
 )
 def test_aliases(static: Artifact, alias: str, name: str) -> None:
-    assert get_target(alias).name == choose_backend(static, alias).name == name
+    assert get_backend(alias).name == choose_backend(static, alias).name == name
     assert str(choose_backend(static, alias)) == name
 
 
@@ -114,22 +114,22 @@ def test_trt_is_the_engines_tensorrt(static: Artifact) -> None:
 
 
 def test_the_fastest_target(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets, "is_x86", lambda: True)
-    monkeypatch.setattr(targets, "products_saturate", lambda: False)
+    monkeypatch.setattr(backend_table, "is_x86", lambda: True)
+    monkeypatch.setattr(backend_table, "products_saturate", lambda: False)
     found = fastest_quant_target()
     assert found.target == "openvino" and "no NVIDIA GPU found" in found.why
-    monkeypatch.setattr(targets, "products_saturate", lambda: True)
+    monkeypatch.setattr(backend_table, "products_saturate", lambda: True)
     assert fastest_quant_target().target == "onnxruntime-cpu" and "VNNI" in fastest_quant_target().why
-    monkeypatch.setattr(targets, "products_saturate", lambda: False)
+    monkeypatch.setattr(backend_table, "products_saturate", lambda: False)
     machine({"onnxruntime-cpu"}, gpu=False)
     assert fastest_quant_target().target == "onnxruntime-cpu"
     assert "openvino is not installed" in fastest_quant_target().why
     machine(EVERYTHING, gpu=True)
     assert fastest_quant_target().target == "tensorrt"
     assert fastest_quant_target(cpu_only=True).target == "openvino"
-    monkeypatch.setattr(targets, "_why_not_this_gpu", lambda module: "the GPU is too old")
+    monkeypatch.setattr(backend_table, "_why_not_this_gpu", lambda module: "the GPU is too old")
     assert fastest_quant_target().target == "openvino"
-    monkeypatch.setattr(targets, "is_x86", lambda: False)
+    monkeypatch.setattr(backend_table, "is_x86", lambda: False)
     assert fastest_quant_target().target == "onnxruntime-cpu"
 
 
@@ -150,7 +150,7 @@ def test_what_an_export_says(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], parts: list[list[str]]
 ) -> None:
     chosen = QuantChoice("openvino", "it is fast")
-    monkeypatch.setattr(targets, "fastest_quant_target", lambda **_: chosen)
+    monkeypatch.setattr(backend_table, "fastest_quant_target", lambda **_: chosen)
     monkeypatch.setattr(placement, "fastest_quant_target", lambda **_: chosen)
     monkeypatch.setattr("fvexport.export.export_options.products_saturate", lambda: True)
     options = ExportOptions(**{"precision": "int8", **asked})

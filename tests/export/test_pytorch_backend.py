@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.export import targets
+from fvexport.export import backend_table
 from fvexport.export.artifact import Artifact
+from fvexport.export.backend_table import get_backend, why_absent
 from fvexport.export.parity import check_parity
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, PyTorchBackend, TensorBackend
-from fvexport.export.targets import get_target, why_absent
 
 FP16_BOUND = 5e-3 if torch.cuda.is_available() else 1e-5
 """Between two ways of computing an FP16 model, which a CPU computes in float32."""
@@ -93,13 +93,13 @@ def test_quantized_files_are_refused(made: Callable[[str], Any]) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"taps": ["stem.0"]}, {"stored_half": True}])
-@pytest.mark.skipif(why_absent(get_target("torch-compile")) is not None, reason="no C++ compiler")
+@pytest.mark.skipif(why_absent(get_backend("torch-compile")) is not None, reason="no C++ compiler")
 def test_what_compiled_code_cannot_do(exported: Export, asked: dict[str, Any]) -> None:
     with pytest.raises(UnavailableError, match="take --backend eager"):
         PyTorchBackend(exported(), "torch-compile", **asked)
 
 
-@pytest.mark.skipif(why_absent(get_target("torch-compile")) is not None, reason="no C++ compiler")
+@pytest.mark.skipif(why_absent(get_backend("torch-compile")) is not None, reason="no C++ compiler")
 @pytest.mark.long
 def test_compiled(exported: Export, pixels: np.ndarray, distance: Distance) -> None:
     artifact = exported(batch=None)
@@ -138,11 +138,11 @@ def test_what_kernels_cannot_do(exported: Export, asked: dict[str, Any]) -> None
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_kernels_need_a_gpu(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = get_target("triton")
-    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: False)
+    row = get_backend("triton")
+    monkeypatch.setattr(backend_table, "has_cuda_gpu", lambda: False)
     if importlib.util.find_spec("triton") is not None:
         assert why_absent(row) == "no NVIDIA GPU found"
-        monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
+        monkeypatch.setattr(backend_table, "has_cuda_gpu", lambda: True)
         assert "has no CUDA" in str(why_absent(row))
     with pytest.raises(UnavailableError, match=r"backend triton cannot run here: .*pip install .fvexport\[triton\]"):
         Encoder(exported(), backend="triton")
@@ -153,11 +153,11 @@ def test_kernels_need_a_gpu(exported: Export, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(("capability", "reason"), [((7, 5), "the GPU is of compute capability 7.5"), ((8, 0), None)])
 def test_kernels_need_ampere(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], reason: str | None) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
+    monkeypatch.setattr(backend_table, "has_cuda_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    found = why_absent(get_target("triton"))
+    found = why_absent(get_backend("triton"))
     assert found == reason or (reason is not None and found is not None and found.startswith(reason))
 
 
@@ -177,7 +177,7 @@ def test_kernels_on_a_gpu(exported: Export, pixels: np.ndarray, distance: Distan
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert targets.why_absent(get_target("torch-compile")) == "no C++ compiler found"
+    assert backend_table.why_absent(get_backend("torch-compile")) == "no C++ compiler found"
 
 
 def flags(backend: PyTorchBackend, pixels: np.ndarray) -> tuple[bool, bool]:

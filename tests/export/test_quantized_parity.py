@@ -37,7 +37,7 @@ PRODUCTS = [f"{block}.token_mixer.{layer}" for block in BLOCKS[-2:] for layer in
 LAYERS = {*CONVOLUTIONS, *PRODUCTS}
 CASES = ["tensorrt", "onnxruntime-cpu", "openvino, as traced", "fp8, projector", "any size, uint8"]
 Made = Callable[[str], ExportReport]
-TARGETS = {
+BACKENDS = {
     "onnxruntime-cpu": "onnxruntime-cpu", "any size, uint8": "onnxruntime-cpu", "openvino, as traced": "openvino",
 }  # fmt: skip
 
@@ -67,7 +67,7 @@ def test_manifest_round_trip(made: Made, case: str) -> None:
     assert embedded["quantization"] == manifest.quantization
     record = manifest.quantization
     assert manifest.precision == record["format"] == ("fp8" if case.startswith("fp8") else "int8")
-    assert record["target"] == TARGETS.get(case, "tensorrt")
+    assert record["target"] == BACKENDS.get(case, "tensorrt")
     assert manifest.float_precision == ("fp16" if record["target"] == "tensorrt" else "fp32")
     assert set(record["quantized"]) == LAYERS and record["float"] == [] and record["sensitivity"] == []
     assert record["bound_db"] is None and record["bound_figure"] == "stricter"

@@ -15,8 +15,9 @@ import torch
 
 from fvexport.core.errors import ArtifactError, ConfigError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
-from fvexport.export import targets
+from fvexport.export import backend_table
 from fvexport.export.artifact import Artifact
+from fvexport.export.backend_table import BACKENDS, get_backend, require, why_absent
 from fvexport.export.engine_export import export_trt
 from fvexport.export.engines import binding
 from fvexport.export.engines.api import Api
@@ -26,7 +27,6 @@ from fvexport.export.parity import check_parity
 from fvexport.export.runtime import Encoder, TensorRTBackend
 from fvexport.export.runtime import encoder as encoder_module
 from fvexport.export.runtime import tensorrt_backend as module
-from fvexport.export.targets import TARGETS, get_target, require, why_absent
 
 Onnx = Callable[..., Artifact]
 
@@ -40,7 +40,7 @@ def test_an_artifact_without_an_engine(onnx_artifact: Onnx) -> None:
 def test_inner_tensors(built) -> None:
     with pytest.raises(UnavailableError, match="tensorrt-rtx shows no inner tensors"):
         TensorRTBackend(built(precision="fp16").artifact, "tensorrt-rtx", taps=["stem.0"])
-    assert [t.name for t in TARGETS if not t.taps] == ["torch-compile", "triton", "tensorrt", "tensorrt-rtx"]
+    assert [t.name for t in BACKENDS if not t.taps] == ["torch-compile", "triton", "tensorrt", "tensorrt-rtx"]
 
 
 def test_without_a_gpu(built) -> None:
@@ -154,18 +154,18 @@ def test_rtx_compiles_a_shapes_kernels_before_they_are_captured(tensorrt_rtx: An
 def test_targets_of_tensorrt_know_which_gpus_they_run_on(
     tensorrt_rtx: Any, tensorrt: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
+    monkeypatch.setattr(backend_table, "has_cuda_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     onnxruntime = pytest.importorskip("onnxruntime")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
-    monkeypatch.setattr(targets, "rtx_devices", lambda: ["one"])
+    monkeypatch.setattr(backend_table, "rtx_devices", lambda: ["one"])
     find_spec = importlib.util.find_spec
     plugin = "onnxruntime_ep_nv_tensorrt_rtx"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == plugin else find_spec(name))
 
     def reasons(capability: str) -> dict[str, str | None]:
         monkeypatch.setattr(binding, "current_gpu", lambda: Gpu("a GPU", capability, "13.0"))
-        return {t.name: why_absent(t) for t in TARGETS if "tensorrt" in t.name}
+        return {t.name: why_absent(t) for t in BACKENDS if "tensorrt" in t.name}
 
     assert set(reasons("8.9").values()) == {None}
     hopper = reasons("9.0")
@@ -178,22 +178,22 @@ def test_targets_of_tensorrt_know_which_gpus_they_run_on(
     assert "needs compute capability 7.5 or later" in str(volta["tensorrt"])
     assert volta["onnxruntime-tensorrt"] == volta["tensorrt"] and "full" not in str(volta["tensorrt-rtx"])
     with pytest.raises(UnavailableError, match=r"only on 8\.0, .*; take another --backend$"):
-        require(get_target("tensorrt-rtx"))
+        require(get_backend("tensorrt-rtx"))
 
 
 def test_targets_of_tensorrt_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"tensorrt", "tensorrt_rtx", "onnxruntime", "onnxruntime_ep_nv_tensorrt_rtx"}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in found else None)
-    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: False)
+    monkeypatch.setattr(backend_table, "has_cuda_gpu", lambda: False)
     names = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt-rtx")
-    assert {why_absent(get_target(name)) for name in names} == {"no NVIDIA GPU found"}
-    monkeypatch.setattr(targets, "has_cuda_gpu", lambda: True)
+    assert {why_absent(get_backend(name)) for name in names} == {"no NVIDIA GPU found"}
+    monkeypatch.setattr(backend_table, "has_cuda_gpu", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert why_absent(get_target("tensorrt")) == "torch is built without CUDA, or finds no GPU"
-    monkeypatch.setattr(targets, "rtx_devices", list)
-    assert "1.24 is the first" in str(why_absent(get_target("onnxruntime-tensorrt-rtx")))
+    assert why_absent(get_backend("tensorrt")) == "torch is built without CUDA, or finds no GPU"
+    monkeypatch.setattr(backend_table, "rtx_devices", list)
+    assert "1.24 is the first" in str(why_absent(get_backend("onnxruntime-tensorrt-rtx")))
     found.clear()
-    assert why_absent(get_target("tensorrt-rtx")) == "tensorrt_rtx is not installed"
+    assert why_absent(get_backend("tensorrt-rtx")) == "tensorrt_rtx is not installed"
 
 
 @pytest.mark.gpu
@@ -203,7 +203,7 @@ class TestOnAGpu:
     @pytest.fixture
     def target(self) -> str:
         for name in ("tensorrt", "tensorrt-rtx"):
-            if why_absent(get_target(name)) is None:
+            if why_absent(get_backend(name)) is None:
                 return name
         pytest.skip("no TensorRT that can run")
 

@@ -1,4 +1,4 @@
-"""The one table of places where an artifact runs: what each takes, and what it needs installed."""
+"""The one table of backends: which precisions each runs, and what must be installed for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORT_PACKAGE = (
 
 
 @dataclass(frozen=True)
-class Target:
+class BackendInfo:
     """One row.
 
     Attributes:
@@ -44,8 +44,8 @@ class Target:
     rounds_stored: bool = False
 
 
-TARGETS: tuple[Target, ...] = (
-    Target(
+BACKENDS: tuple[BackendInfo, ...] = (
+    BackendInfo(
         "onnxruntime-cpu",
         ("fp32", "fp16", "int8"),
         "onnxruntime",
@@ -54,7 +54,7 @@ TARGETS: tuple[Target, ...] = (
         "fp16 is computed in float32; bf16 in float32 with every stored value rounded",
         rounds_stored=True,
     ),
-    Target(
+    BackendInfo(
         "onnxruntime-cuda",
         ("fp32", "fp16", "bf16"),
         "onnxruntime",
@@ -62,7 +62,7 @@ TARGETS: tuple[Target, ...] = (
         "CUDAExecutionProvider",
         "needs an NVIDIA GPU",
     ),
-    Target(
+    BackendInfo(
         "openvino",
         ("fp32", "fp16", "bf16", "int8"),
         "openvino",
@@ -70,7 +70,7 @@ TARGETS: tuple[Target, ...] = (
         "CPU",
         "fp16 is computed in float32; so is bf16 where the CPU has no bfloat16",
     ),
-    Target(
+    BackendInfo(
         "eager",
         ("fp32", "fp16", "bf16", "fp8"),
         "torch",
@@ -79,7 +79,7 @@ TARGETS: tuple[Target, ...] = (
         "anywhere by rounding to it",
         rounds_stored=True,
     ),
-    Target(
+    BackendInfo(
         "torch-compile",
         ("fp32", "fp16", "bf16"),
         "torch",
@@ -87,7 +87,7 @@ TARGETS: tuple[Target, ...] = (
         note="the same through torch.compile, which takes a minute at the first image",
         taps=False,
     ),
-    Target(
+    BackendInfo(
         "triton",
         ("fp32", "fp16", "bf16", "fp8"),
         "triton",
@@ -95,7 +95,7 @@ TARGETS: tuple[Target, ...] = (
         note="the same on our own kernels and CUDA graphs; needs an NVIDIA GPU, Ampere or later (fp8: Ada or later)",
         taps=False,
     ),
-    Target(
+    BackendInfo(
         "tensorrt",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "tensorrt",
@@ -103,7 +103,7 @@ TARGETS: tuple[Target, ...] = (
         note="the engine that `fvexport trt` built, on the GPU it was built on",
         taps=False,
     ),
-    Target(
+    BackendInfo(
         "tensorrt-rtx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "tensorrt_rtx",
@@ -111,7 +111,7 @@ TARGETS: tuple[Target, ...] = (
         note="the engine that `fvexport trt` built anywhere, on a GPU that TensorRT-RTX lists",
         taps=False,
     ),
-    Target(
+    BackendInfo(
         "onnxruntime-tensorrt",
         ("fp32", "fp16", "bf16", "int8"),
         "onnxruntime",
@@ -119,7 +119,7 @@ TARGETS: tuple[Target, ...] = (
         "TensorrtExecutionProvider",
         "builds an engine of the ONNX file as it starts, which takes minutes",
     ),
-    Target(
+    BackendInfo(
         "onnxruntime-tensorrt-rtx",
         ("fp32", "fp16", "bf16", "int8", "fp8"),
         "onnxruntime_ep_nv_tensorrt_rtx",
@@ -129,26 +129,26 @@ TARGETS: tuple[Target, ...] = (
 )
 
 
-GPU_TARGETS = tuple(
-    row.name for row in TARGETS if row.name not in ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
+GPU_BACKENDS = tuple(
+    row.name for row in BACKENDS if row.name not in ("onnxruntime-cpu", "openvino", "eager", "torch-compile")
 )
 """Names of the rows that need an NVIDIA GPU."""
 ALIASES = {"cpu": "onnxruntime-cpu", "cuda": "onnxruntime-cuda", "gpu": "onnxruntime-cuda", "trt": "tensorrt"}
 """Short names that `--backend` takes too."""
 
 
-def get_target(name: str) -> Target:
+def get_backend(name: str) -> BackendInfo:
     """The row of that name or alias; raises UnavailableError with the nearest name otherwise."""
-    for target in TARGETS:
+    for target in BACKENDS:
         if target.name == ALIASES.get(name, name):
             return target
-    names = [t.name for t in TARGETS]
+    names = [t.name for t in BACKENDS]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
     raise UnavailableError(f"unknown backend {name!r}; {hint}")
 
 
-def why_absent(target: Target) -> str | None:
+def why_absent(target: BackendInfo) -> str | None:
     """None where `target` can run here, else the reason in a few words."""
     if importlib.util.find_spec(target.module) is None:
         return f"{target.module} is not installed"
@@ -192,7 +192,7 @@ def fastest_quant_target(*, cpu_only: bool = False) -> QuantChoice:
         return QuantChoice("onnxruntime-cpu", f"{reason}, and OpenVINO's integers are measured on x86 alone")
     if products_saturate():
         return QuantChoice("onnxruntime-cpu", f"{reason}, and without VNNI onnxruntime is faster than OpenVINO")
-    absent = why_absent(get_target("openvino"))
+    absent = why_absent(get_backend("openvino"))
     if absent is None:
         return QuantChoice("openvino", f"{reason}, and OpenVINO is faster than onnxruntime on this CPU")
     return QuantChoice("onnxruntime-cpu", f"{reason}, and {absent}")
@@ -266,7 +266,7 @@ def rtx_devices() -> list[Any]:
     return [device for device in onnxruntime.get_ep_devices() if device.ep_name == name]
 
 
-def require(target: Target) -> None:
+def require(target: BackendInfo) -> None:
     """Raises UnavailableError with the reason and the command that mends it."""
     reason = why_absent(target)
     if reason is not None:
