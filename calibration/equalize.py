@@ -10,7 +10,7 @@ made alike without changing what it computes, as data-free quantization did for 
     residual stream, stages 1-3  each block's mixer and 7x7 are depthwise, so that each may carry its stream at a scale
                                  of its own; used where fc2's output, which is added to it, is quantized
 
-Rounding that makes up for its own error (`rounding`) then takes the weights, whose columns are no longer alike.
+Rounding that makes up for its own error (`gptq`) then takes the weights, whose columns are no longer alike.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def quantize(
 ) -> FastViTHD:
     """A copy of `model` in which every layer of the policy multiplies eight-bit numbers.
 
-    Weights: one scale per output channel, rounded by `rounding`, from -127 to 127, or with the policy's `reduce_range`
+    Weights: one scale per output channel, rounded by `gptq`, from -127 to 127, or with the policy's `reduce_range`
     from -64 to 64. Activations: one scale per tensor, of `method` (FP8: of the largest value).
 
     Args:

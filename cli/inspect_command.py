@@ -8,10 +8,11 @@ from typing import Any, get_args
 import click
 
 from ..core.errors import ConfigError
-from ..encoder.config import VARIANTS, FastViTHDConfig, get_variant, parse_resolution
+from ..encoder.config import VARIANTS, FastViTHDConfig, get_variant
 from ..export.gpus import DEFAULT_GPU, GPUS, Gpu, get_gpu
 from ..export.roofline import FloorPrecision
 from .options import Named, json_option, verbose_option
+from .parsing import parse_resolution
 
 DEFAULT_RESOLUTIONS = "256,512,768,1024,1536,2048"
 

@@ -19,10 +19,11 @@ import click
 from ..calibration.calibration_options import DEFAULT_SAMPLES, FP16_SAMPLES, METHODS
 from ..calibration.policy import QUANT_TARGETS
 from ..core.errors import ConfigError
-from ..encoder.config import VARIANTS, parse_resolution
+from ..encoder.config import VARIANTS
 from ..export.backend_table import ALIASES, BACKENDS, get_backend
-from ..export.export_options import AUTO, DEFAULT_OPSET, OPSETS, InputKind, IoKind, parse_batch
+from ..export.export_options import AUTO, DEFAULT_OPSET, OPSETS, InputKind, IoKind
 from ..export.precision import PRECISIONS
+from .parsing import parse_batch, parse_resolution
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -17,12 +17,12 @@ from ..benchmarks.sweep.sweep_options import (
     LLMS,
     Measuring,
     SweepOptions,
-    parse_seconds,
 )
 from ..core.errors import ConfigError
 from ..encoder.config import VARIANTS
 from ..export.precision import PRECISIONS
 from .options import BackendName, Named, Resolution, check_seed, json_option, verbose_option
+from .parsing import parse_seconds
 
 
 class Several(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.2

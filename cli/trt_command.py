@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..core.errors import ConfigError
-from ..export.engines.engine_options import FLAVOURS, OPT_LEVELS, parse_batch_span, parse_bytes, parse_resolution_span
+from ..export.engines.engine_options import FLAVOURS, OPT_LEVELS
 from .options import (
     Named,
     bound_options,
@@ -24,6 +24,7 @@ from .options import (
     triton_server_option,
     verbose_option,
 )
+from .parsing import parse_batch_span, parse_bytes, parse_resolution_span
 
 OF_THE_ONNX_FILE = (
     "checkpoint", "revision", "variant", "seed", "res", "fp32", "fp16", "bf16", "int8", "fp8", "ranges", "min_sqnr",

@@ -166,12 +166,3 @@ def get_variant(name: str) -> FastViTHDConfig:
 def variant_name(config: FastViTHDConfig) -> str:
     """The name under which `config` stands in VARIANTS, or `custom`."""
     return next((name for name, known in VARIANTS.items() if known == config), "custom")
-
-
-def parse_resolution(text: str) -> tuple[int, int]:
-    """`1024` -> (1024, 1024); `512x384` -> (512, 384), height first. Raises ConfigError."""
-    sides = [side.strip() for side in text.lower().split("x")]
-    if len(sides) <= 2 and all(side.isdecimal() for side in sides):
-        height, width = int(sides[0]), int(sides[-1])
-        return height, width
-    raise ConfigError(f"resolution must look like 1024 or 512x384 (height x width); found {text!r}")

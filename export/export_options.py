@@ -163,12 +163,3 @@ class ExportOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
         return asdict(self)
-
-
-def parse_batch(text: str) -> int | None:
-    """`4` -> 4; `dynamic` -> None. Raises ConfigError."""
-    if text == "dynamic":
-        return None
-    if text.isdecimal():
-        return int(text)
-    raise ConfigError(f"batch must be a number or 'dynamic'; found {text!r}")

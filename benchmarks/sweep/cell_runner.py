@@ -18,7 +18,7 @@ from .result import PARITY_FIGURES, Cell
 from .timing import Energy, Timer, make_timer, take_window
 
 
-class Running:
+class CellRunner:
     """A cell that has been loaded, has made its first call, and was compared.
 
     Args:

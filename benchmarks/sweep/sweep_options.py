@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,6 @@ DEFAULT_RESOLUTIONS = (256, 512, 768, 1024, 1536, 2048)
 LLMS = ("qwen2-0.5b", "qwen2-1.5b", "qwen2-7b")
 DEFAULT_SAMPLES = 8
 DEFAULT_PROMPT_TOKENS = 32
-UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,3 @@ class SweepOptions:
     def weights(self) -> dict[str, Any]:
         """The arguments of `load_checkpoint`."""
         return {"source": self.checkpoint, "revision": self.revision, "variant": self.variant, "seed": self.seed}
-
-
-def parse_seconds(text: str) -> float:
-    """`90s`, `30m` or `1.5h` -> seconds. Raises ConfigError."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
-    if found is None:
-        raise ConfigError(f"a time must look like 90s, 30m or 1.5h; found {text!r}")
-    return float(found[1]) * UNITS[found[2]]

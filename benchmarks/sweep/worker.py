@@ -2,9 +2,9 @@
 
     {"do": "load", …}     -> the backend is ready: seconds, first call, parity, memory
     {"do": "window", …}   -> milliseconds of some calls in a row
-    {"do": "make", …}     -> a file that cells need (see `making`)
+    {"do": "make", …}     -> a file that cells need (see `file_builder`)
 
-An answer is {"ok": {…}}, or {"error": {"status": …, "reason": …}}. Started by `process.Worker` alone.
+An answer is {"ok": {…}}, or {"error": {"status": …, "reason": …}}. Started by `worker_process.Worker` alone.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Server:
     def load(self, job: dict[str, Any]) -> dict[str, Any]:
         """The cell of the job, ready to be timed."""
         _pin(job["cpus"])
-        from .cell_runner import Running  # after pinning: torch starts threads
+        from .cell_runner import CellRunner  # after pinning: torch starts threads
 
-        self.running = Running(Cell(**job["cell"]), job["weights"], job["file"], job["reference"], job.get("own"))
+        self.running = CellRunner(Cell(**job["cell"]), job["weights"], job["file"], job["reference"], job.get("own"))
         return self.running.loaded()
 
     def window(self, job: dict[str, Any]) -> dict[str, Any]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from ...core.errors import ConfigError
-from ...encoder.config import parse_resolution
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -15,8 +13,6 @@ OPT_LEVELS = range(6)
 
 Span = tuple[int, int, int]
 """Smallest, best and largest value of one size."""
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 @dataclass(frozen=True)
@@ -104,29 +100,3 @@ class EngineOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for the manifest."""
         return asdict(self)
-
-
-def parse_bytes(text: str) -> int:
-    """`4GiB`, `512MB`, `2G` or a number of bytes -> bytes. Raises ConfigError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
-    if match is None or float(match[1]) == 0:
-        raise ConfigError(f"a size must look like 4GiB or 512MB; found {text!r}")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
-def parse_batch_span(text: str) -> Span:
-    """`4` -> (4, 4, 4); `1:4:8` -> (1, 4, 8). Raises ConfigError."""
-    parts = text.split(":")
-    if len(parts) in (1, 3) and all(part.isdecimal() for part in parts):
-        low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
-        return low, best, high
-    raise ConfigError(f"batch must be a number or MIN:OPT:MAX; found {text!r}")
-
-
-def parse_resolution_span(text: str) -> tuple[Span, Span]:
-    """`256:1024:2048` or `256x256:512x384:1024x768` -> heights and widths. Raises ConfigError."""
-    parts = text.split(":")
-    if len(parts) != 3:
-        raise ConfigError(f"a range of resolutions must look like 256:1024:2048 (MIN:OPT:MAX); found {text!r}")
-    heights, widths = zip(*(parse_resolution(part) for part in parts), strict=True)
-    return heights, widths

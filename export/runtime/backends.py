@@ -41,7 +41,7 @@ def make_backend(
         artifact: an opened artifact.
         target: a name from the table of backends.
         threads: for one operator; None leaves it to the runtime.
-        stored_half: round each stored value of a half-precision file, where the runtime can (see `rounding`).
+        stored_half: round each stored value of a half-precision file, where the runtime can (see `emulate_half`).
         taps: names of inner tensors to return too, by `run_taps`.
         checkpoint: where a backend that runs the model itself takes its weights; the artifact's own source by default.
 

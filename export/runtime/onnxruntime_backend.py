@@ -36,7 +36,7 @@ class OnnxRuntimeBackend(Opened):
         target: one of those that begin with `onnxruntime`.
         threads: for one operator; None leaves it to onnxruntime.
         stored_half: compute a half-precision file as a GPU would, rounding each stored value
-            (see `rounding`). Always on for bf16 on the CPU, which has no other way.
+            (see `emulate_half`). Always on for bf16 on the CPU, which has no other way.
         taps: names of inner tensors to return too, by `run_taps`.
 
     Attributes:

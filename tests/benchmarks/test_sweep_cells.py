@@ -17,7 +17,7 @@ import torch
 from fvexport.benchmarks import ttft
 from fvexport.benchmarks.peers import PEERS, get_peer, load_peer, make_peer_file, why_peer_absent
 from fvexport.benchmarks.sweep import loading
-from fvexport.benchmarks.sweep.cell_runner import Running
+from fvexport.benchmarks.sweep.cell_runner import CellRunner
 from fvexport.benchmarks.sweep.file_builder import FileBuilder
 from fvexport.benchmarks.sweep.loading import Loaded
 from fvexport.benchmarks.sweep.prefilling import TtftTimer
@@ -68,8 +68,8 @@ def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: A
     return Cell(backend=backend, precision=precision, **SIZE, **(known | changes))
 
 
-def running(cell: Cell, place: Path, file: Path | None, weights: dict[str, Any] | None = None) -> Running:
-    return Running(cell, weights or WEIGHTS, None if file is None else str(file), str(place / "reference.npz"))
+def running(cell: Cell, place: Path, file: Path | None, weights: dict[str, Any] | None = None) -> CellRunner:
+    return CellRunner(cell, weights or WEIGHTS, None if file is None else str(file), str(place / "reference.npz"))
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -164,12 +164,12 @@ def test_a_cell_gets_the_verdict_of_an_export(
     monkeypatch.setattr(loading, "make_backend", make_wrong)
     verdict = parity.check_parity(place / "fp32", checkpoint=builder.checkpoint)
     arguments = (cell(), WEIGHTS, str(place / "fp32"), str(place / "reference.npz"))
-    found = Running(*arguments, own).parity
+    found = CellRunner(*arguments, own).parity
     assert found is not None and found["status"] == verdict.status == ("fail" if wrong else "pass")
     for name in PARITY_FIGURES:
         assert found[name] == pytest.approx(getattr(verdict.figures, name), rel=1e-5)
     assert own == pytest.approx(verdict.torch.to_dict(), rel=1e-5)
-    unknown = Running(*arguments, None).parity
+    unknown = CellRunner(*arguments, None).parity
     assert unknown is not None and unknown["status"] == "pass"
 
 

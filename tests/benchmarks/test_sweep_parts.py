@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fvexport.benchmarks.sweep import plan as planning
 from fvexport.benchmarks.sweep.environment import find_environment
 from fvexport.benchmarks.sweep.plan import COMPILERS, Plan, Weights, make_plan, quant_target
-from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions, parse_seconds
+from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions
 from fvexport.benchmarks.sweep.windows import TimedWindow, is_stable, spread, summarize, unstable_reason
 from fvexport.calibration.policy import QUANT_TARGETS
 from fvexport.cli.sweep_command import sweep
@@ -31,17 +31,6 @@ def taken(*medians: float, reference: str = "", reference_ms: tuple[float, ...] 
 
 
 # --- options -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), (" 2 M ", 120)])
-def test_times_are_read(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["30", "m", "-3s", "1h30m", "nan s"])
-def test_a_time_without_sense_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="must look like 90s"):
-        parse_seconds(text)
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fvexport.core.errors import ConfigError
-from fvexport.encoder.config import FastViTHDConfig, parse_resolution
+from fvexport.encoder.config import FastViTHDConfig
 from fvexport.export import backend_table, export_options
 from fvexport.export.backend_table import QuantChoice
-from fvexport.export.export_options import ExportOptions, parse_batch
+from fvexport.export.export_options import ExportOptions
 
 
 @pytest.mark.parametrize(
@@ -103,33 +101,6 @@ def test_precision_around_what_is_quantized(options: dict[str, Any], around: str
     assert found.quantized == (options["precision"] != "bf16")
     if found.quantized:
         assert (found.policy.target, found.policy.fmt) == (options.get("target", "tensorrt"), options["precision"])
-
-
-@given(st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["x", "X", " x "]))
-def test_resolution_round_trip(height: int, width: int, times: str) -> None:
-    assert parse_resolution(f"{height}{times}{width}") == (height, width)
-    assert parse_resolution(str(height)) == (height, height)
-    assert parse_resolution(ExportOptions(height=height, width=width).resolution) == (height, width)
-
-
-@pytest.mark.parametrize("text", ["", "x", "1024x", "x1024", "1x2x3", "-64", "64.0", "1e3", "big", "512*384", "²"])
-def test_no_resolution(text: str) -> None:
-    with pytest.raises(ConfigError, match="1024 or 512x384"):
-        parse_resolution(text)
-
-
-@given(st.text(max_size=12))
-def test_any_text_is_parsed_or_refused(text: str) -> None:
-    for parse in (parse_resolution, parse_batch):
-        try:
-            parse(text)
-        except ConfigError as error:
-            assert repr(text) in str(error)
-
-
-@pytest.mark.parametrize(("text", "batch"), [("1", 1), ("16", 16), ("dynamic", None)])
-def test_batch(text: str, batch: int | None) -> None:
-    assert parse_batch(text) == batch
 
 
 def test_to_dict_holds_every_option() -> None:

@@ -11,9 +11,6 @@ from fvexport.export.engines.api import Api, install_command, load_api, version_
 from fvexport.export.engines.engine_options import (
     EngineOptions,
     Profile,
-    parse_batch_span,
-    parse_bytes,
-    parse_resolution_span,
 )
 
 SPANS = st.lists(st.integers(1, 9), min_size=3, max_size=3).map(sorted).map(tuple)
@@ -41,32 +38,6 @@ def test_a_profile_that_does_not_grow(span) -> None:
     for spans in ((span, (1,) * 3, (1,) * 3), ((1,) * 3, span, (1,) * 3), ((1,) * 3, (1,) * 3, span)):
         with pytest.raises(ConfigError, match="goes MIN:OPT:MAX, each at least the one before"):
             Profile(*spans)
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("4GiB", 4 * 2**30), ("4 gib", 4 * 2**30), ("512MB", 512 * 10**6), ("2G", 2 * 10**9), ("1.5Ki", 1536), ("7", 7)],
-)
-def test_sizes(text: str, count: int) -> None:
-    assert parse_bytes(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "-1", "4TB", "0", "0GiB", "four"])
-def test_no_sizes(text: str) -> None:
-    with pytest.raises(ConfigError, match="a size must look like 4GiB"):
-        parse_bytes(text)
-
-
-def test_spans() -> None:
-    assert parse_batch_span("4") == (4, 4, 4)
-    assert parse_batch_span("1:4:8") == (1, 4, 8)
-    assert parse_resolution_span("256:512x384:1024") == ((256, 512, 1024), (256, 384, 1024))
-    for text in ("", "1:2", "a:b:c", "1:2:3:4", "dynamic"):
-        with pytest.raises(ConfigError, match="batch must be a number or MIN:OPT:MAX"):
-            parse_batch_span(text)
-    for text in ("", "1024", "256:512", "1:2:3:4"):
-        with pytest.raises(ConfigError, match="must look like 256:1024:2048"):
-            parse_resolution_span(text)
 
 
 @pytest.mark.parametrize(
