@@ -1,9 +1,10 @@
-"""Eight-bit weights that make up for their own rounding.
+"""GPTQ: eight-bit weights, each rounded to compensate for the rounding of those before it.
 
-Rounding every weight to its nearest step is best for the weights and not for the product: with inputs that vary
-together, the error made in one column can be paid back in those after it. Source: GPTQ (E. Frantar et al.,
-arXiv 2210.17323), with the covariance of calibration's inputs; what is left of the error's mean goes into the bias
-(bias correction, arXiv 1906.04721), exactly, so that the covariance is centred.
+Rounding every weight to its nearest step is best for the weights but not for the product: if inputs vary together,
+later columns can compensate for the error of an earlier one. Source: GPTQ (E. Frantar et al.,
+arXiv 2210.17323), with the covariance of the inputs in calibration; the
+mean of the remaining error goes into the bias (bias correction, arXiv 1906.04721), exactly, so that the covariance is
+centred.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ INT8_LIMIT = 127
 REDUCED_LIMIT = 64
 """Two products of uint8 (255 at most) and weights up to 64 add up to 32640: no sum of a pair leaves 16 bits."""
 CLIPS = 21
-"""Candidates for each row's largest weight, from all of it down to 60 %."""
+"""Number of clipping candidates per row, from its largest weight down to 60 % of it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RoundedWeight:
     Attributes:
         values: (N, K) int8 or FP8.
         scale: (N,) step of each row.
-        bias: (N,) corrected for the mean of what rounding changed.
+        bias: (N,) corrected for the mean error of rounding.
     """
 
     values: Tensor
@@ -62,7 +63,7 @@ def round_weight(
     scale = weight_scale(weight, covariance.diagonal(), dtype, limit)
     wanted = weight / scale[:, None]
     steps, nearest = _compensated(wanted, covariance, dtype, limit), _nearest(wanted, dtype, limit)
-    # Errors that are paid into a column at its limit are lost; such a row may be better as it was.
+    # A column at its limit cannot compensate for more: such a row may be better rounded to the nearest.
     worse = _lost(steps - wanted, covariance) > _lost(nearest - wanted, covariance)
     steps = torch.where(worse[:, None], nearest, steps)
     error = weight.double() - steps.double() * scale.double()[:, None]
@@ -94,20 +95,20 @@ def _nearest(steps: Tensor, dtype: torch.dtype, limit: int) -> Tensor:
 
 
 def _lost(change: Tensor, covariance: Tensor) -> Tensor:
-    """(N,) mean squared error of each product, whose mean the bias makes up for."""
+    """(N,) mean squared error of each product, whose mean the bias corrects."""
     return ((change @ covariance) * change).sum(1)
 
 
 def _compensated(steps: Tensor, covariance: Tensor, dtype: torch.dtype, limit: int) -> Tensor:
-    """Rounds columns in order of their variance; each one's error is spread over those that are still to come."""
+    """Rounds columns in order of their variance, and spreads the error of each over the columns after it."""
     width = steps.shape[1]
     variance = covariance.diagonal()
     damping = DAMPING * float(variance.mean())
-    if not damping > 0:  # constant inputs: the bias holds all there is
+    if not damping > 0:  # constant inputs: the bias corrects everything
         return _nearest(steps, dtype, limit)
     order = variance.argsort(descending=True)
     spread = _spread(covariance[order][:, order], damping)
-    # Transposed, so that one input's weights lie together.
+    # Transposed, so that one input's weights are contiguous.
     work = steps.T[order].contiguous()  # (K, N)
     rounded = torch.empty_like(work)
     for start in range(0, width, BLOCK):

@@ -1,8 +1,8 @@
-"""What calibration keeps of an activation: enough to choose any range later, in memory that does not grow.
+"""Histograms and moments of an activation: enough to choose any range later, in constant memory.
 
 Extremes are exact, over every value seen. Histograms and covariances are taken at sampled positions, the same number
-in each image. A histogram's range doubles when a value falls outside, pairs of bins becoming one, so that one pass is
-enough whatever comes.
+in each image. A histogram's range doubles when a value is outside it, merging pairs of bins, so that one pass is always
+enough.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ BINS = 256
 """Bins per channel, over [-limit, limit]."""
 
 TENSOR_BINS = 2048
-"""Bins of a whole tensor's histogram, where it has no channels of its own or after they are merged."""
+"""Bins of a whole tensor's histogram, if it has no channels, or after they are merged."""
 
 EXPONENTS = (-64, 127)
-"""Of the least and the largest limit: one bin's inverse width has to be a float32 too."""
+"""Exponents of the smallest and largest limit: the inverse width of a bin must be a float32 too."""
 
 
 @dataclass
 class Moments:
     """Sums over sampled rows: enough for the mean (K,) and the covariance (K, K).
 
-    Rows are taken off the first ones' mean, since channels that hardly vary around a large value would lose their
-    variance to rounding.
+    The mean of the first rows is subtracted from all, because rounding would destroy the variance of channels that
+    vary little around a large value.
     """
 
     rows: int
@@ -43,7 +43,7 @@ class Moments:
         )
 
     def add(self, rows: Tensor) -> None:
-        """Takes rows (n, K) in."""
+        """Adds rows (n, K)."""
         rows = rows.float()
         if not self.rows:
             self.shift = rows.mean(0).cpu()
@@ -107,7 +107,7 @@ class Histogram:
         return torch.maximum(self.low.abs(), self.high.abs())
 
     def widen(self, low: Tensor, high: Tensor) -> None:
-        """Takes exact extremes (C,) in."""
+        """Updates the exact extremes (C,)."""
         self.low = torch.minimum(self.low, low.float().cpu())
         self.high = torch.maximum(self.high, high.float().cpu())
 

@@ -1,7 +1,7 @@
-"""Photographs that activation ranges are measured on: which ones, whole or cropped, in a fixed order.
+"""Photos for measuring activation ranges: which ones, whole or cropped, in a fixed order.
 
-Noise has other ranges than photographs, so there is no random input: without pictures of the user's, those of
-scikit-image are taken, and a notice says so.
+Noise has other ranges than photos, so input is never random: without the user's pictures, those of scikit-image are
+used, and a notice says so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..encoder.preprocess import Preprocessor
 from .calibration_options import DEFAULT_SAMPLES
 
 SAMPLE = "sample"
-"""Stands for the photographs that scikit-image ships."""
+"""Name of the photos that scikit-image ships."""
 
 CROP_AREA = (0.4, 1.0)
 """Share of a photograph's area that a crop shows."""
@@ -56,12 +56,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """The inputs of one calibration, in order; the pixels are read when they are asked for.
+    """The inputs of one calibration, in order; pixels are read on request.
 
     Attributes:
-        pictures: what is shown to the model.
+        pictures: the inputs of the model.
         source: `sample`, or the folder, image or list as given.
-        fingerprint: SHA-256 over each picture's file content, crop and flip, in order; not over where files lie.
+        fingerprint: SHA-256 over each picture's file content, crop and flip, in order; not over paths.
         skipped: files that were tried and could not be used, each with the reason.
         notices: sentences a user should read.
     """
@@ -98,8 +98,8 @@ def calibration_data(
 ) -> CalibrationData:
     """Chooses `samples` pictures from a folder (searched recursively), a list, a single image, or the sample.
 
-    A list is UTF-8 text with one path a line, relative to the list; blank lines and lines that begin with # don't
-    count. None and the string `sample` are scikit-image's photographs; a folder of that name is `./sample`.
+    A list is UTF-8 text with one path a line, relative to the list; blank lines and lines that begin with # are
+    ignored. None and the string `sample` are scikit-image's photographs; a folder of that name is `./sample`.
 
     More photographs than `samples` are chosen from evenly: one from each of `samples` equal stretches of the files in
     order. Fewer are all shown whole first, then as crops, some mirrored, in turns. Chosen files are decoded once here:
@@ -135,7 +135,7 @@ def calibration_data(
 
 
 def _sample() -> list[Path]:
-    """scikit-image's photographs but those that parity looks at, which are no test once they were calibrated on."""
+    """scikit-image's photos without those that parity compares on: calibrating on them would spoil the test."""
     return [path for name, path in sample_images().items() if name not in HELD_OUT]
 
 

@@ -1,8 +1,8 @@
-"""`Stats`: what one calibration saw, as a file that says what it belongs to.
+"""`Stats`: the statistics of one calibration, and their file, which records what they belong to.
 
 A safetensors file: histograms as counts, covariances as float16 correlations (their triangle: 0.2 GB for the full
-model). While a run is not finished they are kept exactly, so that it ends the same however often it was stopped.
-`ranges.json`, which people read, stands beside it and names it.
+model). Until a run is finished they are stored exactly, so that stopping and resuming does not change its result. The
+readable `ranges.json` beside it names this file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_COUNT = 65535
 """Largest count of uint16. Only a whole tensor's histogram, which is small, has larger ones."""
 
 FAINT = 1e-30
-"""Sums of squares under which a channel is constant but for rounding; it is taken to vary with no other."""
+"""Sums of squares under which a channel is constant but for rounding; it is treated as uncorrelated."""
 
 
 UNREADABLE = (
@@ -39,7 +39,7 @@ UNREADABLE = (
 
 @dataclass(frozen=True)
 class Key:
-    """What statistics belong to.
+    """Identity of a calibration: its statistics are valid for this alone.
 
     Attributes:
         checkpoint: SHA-256 of the encoder's tensors.
@@ -47,7 +47,7 @@ class Key:
         data: fingerprint of the pictures.
         samples: how many pictures.
         rows: positions sampled of each activation and picture.
-        framing: how pictures were prepared, see `PreprocessConfig.key`.
+        framing: how pictures were prepared; see `PreprocessConfig.key`.
     """
 
     checkpoint: str
@@ -108,7 +108,7 @@ class Stats:
             )
         if self.done < self.key.samples:
             raise ConfigError(
-                f"this calibration stopped after {self.done} of {self.key.samples} pictures; run it again, it goes on"
+                f"this calibration stopped after {self.done} of {self.key.samples} pictures; run it again to resume"
             )
 
     def settle(self) -> None:
@@ -144,7 +144,7 @@ class Stats:
         path.touch()
         mode = path.stat().st_mode
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={METADATA: json.dumps(about)})
-        path.chmod(mode)  # safetensors makes files that nobody else may read
+        path.chmod(mode)  # safetensors creates files that only the user can read
 
     @classmethod
     def load(cls, path: Path) -> Stats:

@@ -1,4 +1,4 @@
-"""`fvexport doctor`: what this machine can do, and the command that installs what is missing."""
+"""`fvexport doctor`: checks what this machine can run, and prints the commands that install the rest."""
 
 from __future__ import annotations
 

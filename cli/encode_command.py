@@ -17,7 +17,13 @@ if TYPE_CHECKING:
 
 @click.command("encode")
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--artifact", type=click.Path(path_type=Path), metavar="DIR", required=True, help="What encodes them.")
+@click.option(
+    "--artifact",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    required=True,
+    help="Artifact that encodes the images.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", required=True, help="The .safetensors file to write."
 )
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 )
 @backend_option
 @click.option("--batch-size", type=int, metavar="N", help="Images per call.  [default: the artifact's own, or 1]")
-@click.option("--force", is_flag=True, help="Replace a file that stands at --out.")
+@click.option("--force", is_flag=True, help="Overwrite an existing file at --out.")
 @max_pixels_option
 @json_option
 @verbose_option
@@ -36,8 +42,8 @@ def encode(
 ) -> None:  # fmt: skip
     """Encode images and folders of images into one .safetensors file.
 
-    Each image's features (tokens, channels) stand under its path. A bad image is reported and the others go on; the
-    exit code is then 1.
+    The file has each image's features (tokens, channels) under the image's path. A bad image is reported and
+    skipped; the exit code is then 1.
     """
     from ..core.errors import ImageWarning
     from ..encoder.image import Found, search_images
@@ -45,7 +51,7 @@ def encode(
     from ..export.runtime import Encoder
     from .progress_bar import progress_bar
 
-    # Only folders are looked through here: a file that is missing is a bad image, and the others go on.
+    # Only folders are searched here: a missing file is a bad image, and the others are encoded.
     found = Found()
     for path in images:
         found.add(search_images([path]) if path.is_dir() else Found([path]))
@@ -61,7 +67,7 @@ def encode(
     for _, reason in report.failed:
         printing.error(reason)
     if report.failed:
-        written = f"{out} holds the other {report.encoded}" if report.encoded else "nothing was written"
+        written = f"{out} has the other {report.encoded}" if report.encoded else "nothing was written"
         printing.error(f"{len(report.failed)} of {len(report.failed) + report.encoded} images failed; {written}")
         click.get_current_context().exit(1)
 

@@ -1,4 +1,4 @@
-"""`fvexport parity`: the verdict on an artifact, once more."""
+"""`fvexport parity`: compares an artifact with the eager model again."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from .options import backend_option, json_option, max_pixels_option, verbose_opt
 
 @click.command("parity")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--checkpoint", metavar="SRC", help="Where its weights are.  [default: where it was made from]")
+@click.option(
+    "--checkpoint", metavar="SRC", help="Checkpoint with its weights.  [default: the one it was exported from]"
+)
 @click.option("--images", metavar="DIR", help="Photographs to compare on: a file or folder.  [default: two]")
 @backend_option
-@click.option("--layers", is_flag=True, help="Compare every block's output; names the first that leaves its bound.")
+@click.option("--layers", is_flag=True, help="Compare every block's output; names the first that exceeds its bound.")
 @max_pixels_option
 @json_option
 @verbose_option
@@ -23,7 +25,7 @@ def parity(
 ) -> None:
     """Compare an artifact with the eager model it was made from.
 
-    Exits with 1 where it does not pass.
+    Exits with 1 if it does not pass.
     """
     from ..export.artifact import Artifact
     from ..export.backend_table import get_backend

@@ -1,4 +1,4 @@
-"""Progress on the terminal: nothing for quick work, nothing where stderr is no terminal, one line otherwise."""
+"""Progress on the terminal: one line, unless the work is quick or stderr is no terminal."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 DELAY = 1.0
-"""Seconds of work before anything is shown."""
+"""Seconds before the line appears."""
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """The callback to hand to the library. With `-v`, each step is a log line instead."""
+    """The progress callback for the library. With `-v` it logs each step instead."""
     if is_verbose(click.get_current_context()):
         yield _Log()
     elif sys.stderr.isatty():
@@ -34,7 +34,7 @@ def progress_bar() -> Iterator[Progress]:
 
 
 class _Log:
-    """A log line as each task begins."""
+    """Logs a line when a task begins."""
 
     def __init__(self) -> None:
         self.task = ""
@@ -46,7 +46,7 @@ class _Log:
 
 
 class _Line:
-    """One line on stderr that names the task at hand; gone when the work ends."""
+    """One line on stderr that names the current task; removed when the work ends."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

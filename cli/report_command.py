@@ -1,4 +1,4 @@
-"""`fvexport report`: results of sweeps become a page; several are compared."""
+"""`fvexport report`: makes a page of sweep results, and compares several."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .options import json_option, verbose_option
 
 
 class Percent(click.ParamType):  # type: ignore[type-arg]
-    """`5%` -> 0.05. The sign is asked for, since 0.05 could mean either."""
+    """`5%` -> 0.05. The sign is required, because 0.05 could mean either."""
 
     name = "percent"
 
@@ -37,16 +37,16 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     "--baseline",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What the others are compared with.  [default: the earliest of several runs]",
+    help="Results to compare the others with.  [default: the earliest of several runs]",
 )
 @click.option(
     "--fail-above",
     type=Percent(),
     metavar="5%",
-    help="Exit with 1 where a cell is slower by more than that, beyond its confidence interval, or broken.",
+    help="Exit with 1 if a cell is slower by more than this, beyond its confidence interval, or broken.",
 )
 @click.option(
-    "--relative", is_flag=True, help="Compare times over the reference cell's, which a slow day leaves alone."
+    "--relative", is_flag=True, help="Compare ratios to the reference cell, which do not depend on the machine's load."
 )
 @json_option
 @verbose_option

@@ -1,4 +1,4 @@
-"""`fvexport tune`: block sizes of the kernels, searched on the GPU at hand."""
+"""`fvexport tune`: searches block sizes for the kernels on this GPU."""
 
 from __future__ import annotations
 
@@ -36,28 +36,31 @@ if TYPE_CHECKING:
     show_default=True,
     help="Images per call; may be given several times.",
 )
-@click.option("--fp32", is_flag=True, help="Search for float32; otherwise for float16, which holds for bfloat16.")
+@click.option("--fp32", is_flag=True, help="Search for float32.  [default: float16, which also serves bfloat16]")
 @click.option(
     "--variant", type=Named(VARIANTS), default="fastvithd", show_default=True, help="Architecture to search for."
 )
 @click.option(
-    "--budget", type=click.FloatRange(min=0), metavar="S", help="Stop after so many seconds.  [default: never]"
+    "--budget", type=click.FloatRange(min=0), metavar="S", help="Seconds after which to stop.  [default: never]"
 )
 @click.option(
-    "--jobs", type=click.IntRange(min=1), metavar="N", help="Processes that compile.  [default: one per processor]"
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of compiling processes.  [default: one per processor]",
 )
-@click.option("--dry-run", is_flag=True, help="List what would be searched; needs no GPU.")
+@click.option("--dry-run", is_flag=True, help="List the searches without running them; needs no GPU.")
 @json_option
 @verbose_option
 def tune(
     resolutions: tuple[tuple[int, int], ...], batches: tuple[int, ...], fp32: bool, variant: str, budget: float | None,
     jobs: int | None, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    """Search block sizes for the Triton kernels on this GPU, and keep them in your cache.
+    """Search block sizes for the Triton kernels on this GPU, and store them in your cache.
 
-    Kernels run without it, on sizes that fvexport comes with. Searches run in the order of the time that their calls
-    are predicted to take, and each result is kept at once: --budget leaves out the least important ones. Results hold
-    for this GPU, driver and these versions of torch, Triton and the kernels; anything else is searched for again.
+    Without it, kernels use the sizes that fvexport ships. Searches run in order of predicted time, and each result is
+    stored at once, so that --budget leaves out the least important ones. Results are valid for this GPU, driver and
+    these versions of torch, Triton and the kernels; anything else needs a new search.
     """
     import torch
 
@@ -80,7 +83,7 @@ def tune(
 
 
 def tune_report(report: TuneReport) -> None:
-    """What was searched and found, or what would be."""
+    """Prints what was searched and found, or would be searched."""
 
     def shown(config: Config) -> str:
         return " ".join(str(value) for value in config.arguments.values())

@@ -1,4 +1,4 @@
-"""Where a result is written: checked before the work, beside its name during it, tidy after it."""
+"""Writing a result: check the path before the work, write to a temporary name, clean up afterwards."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from .errors import ArtifactError
 
-# Scratch in use by this process. (A killed run's may carry our number: in containers they repeat.)
+# Temporary paths in use by this process. A killed run's may have our process id: in containers ids repeat.
 _ACTIVE: set[Path] = set()
 
 
 def check_place(out: Path, need_bytes: int) -> None:
-    """Raises ArtifactError where nothing can be written at `out`, or not as many bytes."""
+    """Raises ArtifactError if `out` cannot be written, or its disk has less than `need_bytes` free."""
     parent = out.absolute().parent
     while not parent.exists() and parent != parent.parent:
         parent = parent.parent
@@ -37,7 +37,7 @@ def check_place(out: Path, need_bytes: int) -> None:
 
 @contextmanager
 def scratch_beside(out: Path) -> Iterator[Path]:
-    """A name beside `out` for what is not finished; whatever stands there at the end is removed."""
+    """A temporary path beside `out`; whatever is there at the end is removed."""
     scratch = new_scratch(out)
     _ACTIVE.add(scratch)
     try:
@@ -48,12 +48,12 @@ def scratch_beside(out: Path) -> Iterator[Path]:
 
 
 def new_scratch(out: Path) -> Path:
-    """A name beside `out` that no other run has."""
+    """A path beside `out` that no other run uses."""
     return out.absolute().parent / f".{out.name}.writing-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def prepare(out: Path) -> None:
-    """Makes the folder that `out` goes to, and removes what killed runs left in it."""
+    """Creates the parent folder of `out`, and removes what killed runs left in it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for leftover in out.absolute().parent.glob(f".{glob.escape(out.name)}.writing-*"):
         match = re.fullmatch(r".*\.writing-(\d+)-[0-9a-f]+", leftover.name, re.DOTALL)
@@ -63,19 +63,19 @@ def prepare(out: Path) -> None:
 
 @contextmanager
 def os_errors(out: Path) -> Iterator[None]:
-    """Turns the operating system's refusals while writing `out` into ArtifactError."""
+    """Turns an OSError while writing `out` into ArtifactError."""
     try:
         yield
     except OSError as error:
         named = error.filename is not None and Path(os.fsdecode(error.filename)).absolute()
         if named and not named.is_relative_to(out.absolute().parent):
-            raise  # of something else than what is written here
+            raise  # about another file
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
         raise ArtifactError(f"cannot write {out}: {reason}; free some space or choose another --out") from error
 
 
 def remove(path: Path) -> None:
-    """Removes a file, a link (not what it leads to) or a whole folder; nothing there is no error."""
+    """Removes a file, a link (not its target) or a whole folder; a missing path is no error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -83,7 +83,7 @@ def remove(path: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process of that number runs, be it ours or another user's."""
+    """Whether a process with that id runs, also another user's."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

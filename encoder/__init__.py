@@ -7,7 +7,7 @@ What lives here
     float32         islands of float32 in a half-precision model
     exact           float32 in full, with TF32 off
     convolution_trials
-                    algorithms of convolutions chosen by trial
+                    lets cuDNN choose algorithms by timing them
     connector       visual tokens -> the LLM's embedding width
     seeded          deterministic weights for work without a checkpoint
     checkpoint/     the public checkpoint forms: find, check, load

@@ -1,4 +1,4 @@
-"""Which of cuDNN's algorithms computes a convolution."""
+"""Lets cuDNN choose the algorithm of each convolution by timing them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def cudnn_trials(device: torch.device) -> Iterator[None]:
-    """On a GPU cuDNN times its algorithms at the first call of each shape, instead of trusting its heuristics.
+    """Makes cuDNN time its algorithms at the first call of each shape, instead of using its heuristics.
 
     Args:
-        device: where the convolutions are; nothing changes for a CPU.
+        device: the convolutions' device; a CPU is left as it is.
     """
     before = torch.backends.cudnn.benchmark
     if device.type != "cuda" or before:

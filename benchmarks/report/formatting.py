@@ -1,4 +1,4 @@
-"""Numbers as a reader wants them: three digits, a unit, a thin line between too much and too little."""
+"""Numbers as text: three significant digits and a unit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from .intervals import Interval
 
 THIN = "\u202f"
-"""Between thousands: a narrow space at which no line breaks."""
+"""Thousands separator: a narrow no-break space."""
 
 
 def three(value: float) -> str:

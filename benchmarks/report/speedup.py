@@ -1,4 +1,4 @@
-"""Ratios to eager: sweeps measure cells beside a quick reference, readers ask how much faster than eager they are."""
+"""Speed over eager: sweeps time cells beside a fast reference; reports say how much faster than eager each is."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..sweep.result import Cell, Result
 from .load import Loaded
 
 BASELINE = "eager train fp32"
-"""Speed-ups are over it: the model as it is trained, in PyTorch."""
+"""Speed-ups are relative to this series: the train form in PyTorch."""
 
 
 def over_eager(loaded: Loaded) -> Loaded:
-    """The same runs with the eager train form in float32 in the place of the reference, where it was measured.
+    """The same runs with the eager train form in float32 as the reference, if it was measured.
 
-    Both were measured beside the same reference, so their ratio within a round is the ratio of their ratios. In rounds
-    that eager had left (it was stable before), the median of its ratios stands for it.
+    Both were measured beside the same reference, so their ratio within a round is the ratio of their ratios. For rounds
+    without eager (it was stable before), the median of its ratios is used.
     """
     return replace(loaded, runs=tuple(replace(run, results=beside_eager(run.results)) for run in loaded.runs))
 

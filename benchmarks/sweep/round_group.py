@@ -1,8 +1,8 @@
-"""One group: cells of one resolution, each in its process, timed in the same rounds.
+"""Times cells of one resolution in the same rounds, each cell in its own process.
 
-In every round each cell makes some calls in a row (a window), in an order that turns with the rounds, and the reference
-cell makes its own after every few of them. A cell's ratio is taken to the reference's windows just before and after, so
-that what the machine does meanwhile hits both alike. A cell leaves once its last windows agree.
+In every round each cell makes some calls in a row (a window), in an order that rotates, and after every few cells the
+reference cell makes its own. A cell's ratio is to the reference's windows just before and after, so that other load on
+the machine affects both alike. A cell leaves the group once its last windows agree.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class CellWorker:
         cell, worker: what runs where.
         info: the answer to its `load`.
         windows: of earlier rounds, and of these.
-        peaks: the largest of each figure that windows report beside times.
+        peaks: largest value of each figure that windows report beside latencies.
         energy: joules of one image, by window.
-        done: its figures suffice; kept only as the reference of others.
+        done: needs no more windows; stays only as a reference.
     """
 
     cell: Cell
@@ -45,7 +45,7 @@ class CellWorker:
 
     @property
     def window_s(self) -> float:
-        """Seconds that one more window takes, about."""
+        """Approximate seconds of one more window."""
         return max(0.3, 1.2 * self.info["call_ms"] / 1e3)
 
 
@@ -54,8 +54,8 @@ class RoundGroup:
 
     Args:
         how: when windows suffice.
-        ask: hands a worker its job under the sweep's clock; raises WorkerError.
-        lost: told of a cell whose process is gone.
+        ask: sends a job to a worker, within the sweep's time limits; raises WorkerError.
+        lost: called with a cell whose process is gone.
         left: seconds until the budget ends.
     """
 
@@ -67,7 +67,7 @@ class RoundGroup:
         self.members: list[CellWorker] = []
 
     def rounds(self, first: int) -> Iterator[dict[str, TimedWindow]]:
-        """Yields what each round took, by cell id; ends as all cells are done, have had their rounds, or time is up."""
+        """Yields the windows of each round, by cell id; ends when all cells are done or time is up."""
         number = first
         while any(not member.done for member in self.members) and self.left() > 0:
             taken: dict[str, TimedWindow] = {}
@@ -114,7 +114,7 @@ class RoundGroup:
         return windows
 
     def _window(self, member: CellWorker) -> list[float]:
-        """The reference's calls; none where it is gone."""
+        """The reference's calls; none if its process is gone."""
         if member not in self.members or not (answer := self._ask(member)):
             return []
         member.info.setdefault("parts", []).extend(answer["parts_ms"])
@@ -142,5 +142,5 @@ def _timed_window(number: int, answer: dict[str, Any], reference: str, reference
 
 
 def first_rounds_s(members: Sequence[CellWorker], how: Measuring) -> float:
-    """Seconds that the rounds every cell gets will take, about: what loading must leave of a budget."""
+    """Approximate seconds of the rounds that every cell gets; loading must leave this much of the budget."""
     return how.min_rounds * sum(max(how.window_s, member.window_s) for member in members)

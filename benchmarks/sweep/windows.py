@@ -1,4 +1,4 @@
-"""From windows of calls to one cell's figures, and the decision that they suffice."""
+"""Latency of a cell from its windows, and whether it has enough of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .sweep_options import Measuring
 
 @dataclass(frozen=True)
 class TimedWindow:
-    """One window as it was taken.
+    """One window: latencies of calls in a row.
 
     Attributes:
         round: counted from 0.
         times_ms: of each call.
-        reference: id of the cell measured beside it, empty where there was none.
+        reference: id of the cell measured beside it, empty if there was none.
         reference_ms: the median of that cell's calls around this window.
         parts_ms: encoder, connector and prefill of each call of a `ttft` cell.
     """
@@ -37,8 +37,8 @@ class TimedWindow:
 def spread(windows: Sequence[TimedWindow], last: int) -> float:
     """(largest - smallest) / median of the last windows: of their times, or of their ratios to the reference.
 
-    The smaller of the two counts: on a machine that drifts times wander while ratios stand, and where the reference
-    itself was disturbed it is the other way round. Infinite where there are fewer windows.
+    The smaller of the two is returned: on a machine that drifts, times change while ratios do not; if the reference
+    itself was disturbed, it is the other way round. Infinite if there are fewer windows.
     """
     recent = windows[-last:]
     if len(recent) < last:
@@ -55,9 +55,9 @@ def is_stable(windows: Sequence[TimedWindow], how: Measuring) -> bool:
 
 
 def summarize(windows: Sequence[TimedWindow], how: Measuring, timer: str) -> Latency:
-    """The figures of a cell; `windows` holds at least one.
+    """The latency of a cell; `windows` has at least one.
 
-    Where the reference changed on the way (it crashed), ratios are kept of the one that stayed longest.
+    If the reference changed (it crashed), only ratios to the one used most are kept.
     """
     times = [t for w in windows for t in w.times_ms]
     reference = Counter(w.reference for w in windows).most_common(1)[0][0]
@@ -74,7 +74,7 @@ def summarize(windows: Sequence[TimedWindow], how: Measuring, timer: str) -> Lat
 
 
 def unstable_reason(latency: Latency, how: Measuring, ended: str = "") -> str:
-    """One sentence on why the figures are marked; `ended` says what kept further rounds from being measured."""
+    """One sentence on why a latency is unstable; `ended` says what prevented further rounds."""
     rounds = len(latency.windows)
     if rounds < how.min_rounds:
         return f"{ended or 'stopped'} after {rounds} of {how.min_rounds} rounds"

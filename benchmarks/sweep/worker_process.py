@@ -1,4 +1,4 @@
-"""The parent's hold on a process: one job at a time, under a clock and a memory limit, and a true word on its end."""
+"""`Worker`: a child process that answers one job at a time, within limits of time and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .result import Status
 COMMAND = (sys.executable, "-m", f"{__package__}.worker")
 POLL_S = 0.1
 LAST_BYTES = 4096
-"""Of what a dead process said, where the reason is looked for."""
+"""Size of the end of a dead process's log that is searched for the reason."""
 
 
 class WorkerError(Exception):
@@ -44,10 +44,10 @@ class Worker:
     """A process that answers jobs.
 
     Args:
-        log: where its stderr goes.
-        threads: of its numeric libraries.
-        memory_bytes: it is ended where it holds more; None for no limit.
-        command: starts it; by default `worker` in this Python.
+        log: file for its stderr.
+        threads: number of threads of its numeric libraries.
+        memory_bytes: limit over which it is ended; None for no limit.
+        command: command that starts it; by default `worker` in this Python.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Worker:
         return answer["ok"]
 
     def end(self) -> None:
-        """Ends the process and all that it started."""
+        """Ends the process and all its children."""
         if os.name == "posix":
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)

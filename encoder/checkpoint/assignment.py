@@ -1,4 +1,4 @@
-"""What a checkpoint's tensors make up: model and connector on the meta device, and which tensor goes where."""
+"""Which of a checkpoint's tensors goes where: model and connector on the meta device, and names for both."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from .converted import check_layout, check_names
 from .forms import Naming, detect, model_form
 from .guess import seems_to_be
 from .messages import shown, some, unfit
-from .projector import ConnectorPlan, plan_connector
+from .projector import ConnectorAssignment, assign_connector
 from .settings import Settings
 from .tensors import TensorInfo, TensorStore
 
 
 @dataclass
-class Plan:
-    """A model on the meta device that the file's tensors, by shape and dtype, will fill."""
+class Assignment:
+    """A model on the meta device, and the file's tensors that fill it: their shapes and dtypes fit."""
 
     naming: Naming
     encoder: FastViTHD
     encoder_names: dict[str, str]  # canonical -> the file's
-    connector: ConnectorPlan | None
+    connector: ConnectorAssignment | None
     seems: str
 
 
-def plan_model(source: str, store: TensorStore, settings: Settings, wanted: FastViTHDConfig | None) -> Plan:
+def assign_tensors(source: str, store: TensorStore, settings: Settings, wanted: FastViTHDConfig | None) -> Assignment:
     """Recognizes the form and architecture, and checks every name, shape and dtype; reads no values.
 
     Raises:
-        CheckpointError: another model, another architecture than `wanted`, or unfit tensors.
+        CheckpointError: another model, another architecture than `wanted`, or tensors that do not fit the model.
     """
     _check_one_encoder(source, store)
     naming = detect(store.names)
@@ -64,8 +64,8 @@ def plan_model(source: str, store: TensorStore, settings: Settings, wanted: Fast
     if wanted is not None and config != wanted:
         theirs, ours = (f"depths {c.depths} and dims {c.dims}" for c in (config, wanted))
         known = variant_name(config)
-        mend = f"leave out the variant or give {known}" if known in VARIANTS else "leave out the variant"
-        raise unfit(source, f"has {theirs}; the variant asked for has {ours}", mend)
+        fix = f"leave out the variant or give {known}" if known in VARIANTS else "leave out the variant"
+        raise unfit(source, f"has {theirs}; the variant asked for has {ours}", fix)
 
     form = model_form(names)
     with torch.device("meta"):
@@ -80,7 +80,7 @@ def plan_model(source: str, store: TensorStore, settings: Settings, wanted: Fast
     findings = Findings(store.original, hint)
     findings.compare(shapes_of(encoder), described, names, naming.file_name)
     try:
-        connector = plan_connector(naming.form, store.names, store.describe, settings.connector, config.out_channels)
+        connector = assign_connector(naming.form, store.names, store.describe, settings.connector, config.out_channels)
     except ConfigError as error:
         raise unfit(source, f"has no usable connector: {error}", "check mm_projector_type in config.json") from None
     if connector:
@@ -96,11 +96,11 @@ def plan_model(source: str, store: TensorStore, settings: Settings, wanted: Fast
         findings.compare(shapes_of(connector.module), connector.found, connector.names, connector.name_of)
     if unfitness := findings.error(source, seems):
         raise unfitness
-    return Plan(naming, encoder, names, connector, seems)
+    return Assignment(naming, encoder, names, connector, seems)
 
 
 def _check_one_encoder(source: str, store: TensorStore) -> None:
-    """Raises CheckpointError for several encoders in one file, or one behind a prefix that is not known."""
+    """Raises CheckpointError for several encoders in one file, or one behind an unknown prefix."""
     found = store.unwrapped
     if found.twins:
         places = some([repr(shown(place)) for place in (found.prefix, *found.twins)])
@@ -114,25 +114,25 @@ def _check_one_encoder(source: str, store: TensorStore) -> None:
         raise unfit(source, problem, "save the tensors of the wanted one alone")
 
 
-def read_planned(
-    source: str, store: TensorStore, plan: Plan, progress: Progress
+def read_assigned(
+    source: str, store: TensorStore, assigned: Assignment, progress: Progress
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Every planned tensor under its canonical name: (the encoder's, the connector's), float32.
+    """Reads every assigned tensor: (the encoder's, the connector's) by canonical name, float32.
 
     Raises:
         CheckpointError: NaN or infinity, all such tensors in one error.
     """
     encoder: dict[str, Tensor] = {}
     connector: dict[str, Tensor] = {}
-    targets = {name: (encoder, canonical) for canonical, name in plan.encoder_names.items()}
-    if plan.connector:
-        targets |= {name: (connector, canonical) for canonical, name in plan.connector.names.items()}
+    targets = {name: (encoder, canonical) for canonical, name in assigned.encoder_names.items()}
+    if assigned.connector:
+        targets |= {name: (connector, canonical) for canonical, name in assigned.connector.names.items()}
     findings = Findings(store.original)
     for done, (name, tensor) in enumerate(store.read(targets), start=1):
         findings.examine(name, tensor)
         holder, canonical = targets[name]
         holder[canonical] = tensor
         progress("reading weights", done, len(targets))
-    if error := findings.error(source, plan.seems):
+    if error := findings.error(source, assigned.seems):
         raise error
     return encoder, connector

@@ -1,4 +1,4 @@
-"""The same build as a command line of NVIDIA's own tool, to be run where fvexport is not."""
+"""The same build as a `trtexec` command line, for machines without fvexport."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command_line(
         flavour: which TensorRT.
         model, plan: the ONNX file, and the engine to write.
         profile: input sizes.
-        dynamic: whether the file has sizes to be given.
+        dynamic: whether the file has dynamic sizes.
         options: memory, compatibility.
     """
     words = ["tensorrt_rtx" if flavour == "tensorrt-rtx" else "trtexec", f"--onnx={model}", f"--saveEngine={plan}"]
