@@ -18,7 +18,10 @@ class BuildWithoutSetup(build_py):
         return [module for module in found if module[:2] != ("fvexport", "setup")]
 
 
+# The second needs `tests/data`.
+EXCLUDED = ["tests", "tests.*", "benchmarks.studies.trained"]
+
 setup(
-    packages=["fvexport", *(f"fvexport.{name}" for name in find_packages(exclude=["tests", "tests.*"]))],
+    packages=["fvexport", *(f"fvexport.{name}" for name in find_packages(exclude=EXCLUDED))],
     cmdclass={"build_py": BuildWithoutSetup},
 )

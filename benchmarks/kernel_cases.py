@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..encoder.config import MIXERS, FastViTHDConfig
 from ..kernels.attention import attention, attention_reference
-from ..kernels.depthwise import depthwise, depthwise_reference
+from ..kernels.depthwise import Filters, depthwise, depthwise_reference
 from ..kernels.depthwise_rows import float_taps
 from ..kernels.dispatch import DEFAULTS, MODES, OPS, Modes, modes_of
 from ..kernels.linear_gelu import linear_gelu, linear_gelu_reference
@@ -138,23 +138,23 @@ def cases(config: FastViTHDConfig, side: int, batch: int, make: Maker) -> Iterat
 def _all(config: FastViTHDConfig, side: int, batch: int, make: Maker) -> Iterator[Case]:
     first = config.dims[0]
     yield _stem(make, batch, side, first)
-    yield _depthwise(make, batch, side // 2, side // 2, first, 3, stride=2, gelu=True)
+    yield _depthwise(make, (batch, side // 2, side // 2), first, 3, stride=2, gelu=True)
     yield _pointwise(make, batch * side * side // 16, first)
     stages = zip(config.dims, config.depths, config.stage_resolutions(side, side), strict=True)
     for stage, (c, depth, (h, w)) in enumerate(stages):
         if stage:
             before = config.dims[stage - 1]
-            yield _depthwise(make, batch, 2 * h, 2 * w, before, 7, stride=2, gelu=True, outputs=c // before)
+            yield _depthwise(make, (batch, 2 * h, 2 * w), before, 7, stride=2, gelu=True, outputs=c // before)
             yield _pointwise(make, batch * h * w, c)
         position = MIXERS[stage] == "attention"
         if position:
             yield from _attention(make, batch, h * w, c, config.num_heads(stage), depth)
         else:
-            yield _depthwise(make, batch, h, w, c, 3, count=depth)
-        yield _depthwise(make, batch, h, w, c, 7, count=depth + position)
+            yield _depthwise(make, (batch, h, w), c, 3, count=depth)
+        yield _depthwise(make, (batch, h, w), c, 7, count=depth + position)
         yield from _ffn(make, batch * h * w, c, config.mlp_ratio * c, depth)
     h, w = config.stage_resolutions(side, side)[-1]
-    yield _depthwise(make, batch, h, w, config.dims[-1], 3, outputs=2)
+    yield _depthwise(make, (batch, h, w), config.dims[-1], 3, outputs=2)
 
 
 def _size(*shapes: Sequence[int]) -> int:
@@ -309,23 +309,24 @@ def _stem(make: Maker, b: int, side: int, c: int) -> Case:
 
 
 def _depthwise(
-    make: Maker, b: int, h: int, w: int, c: int, kernel: int, *, stride: int = 1, gelu: bool = False,
+    make: Maker, image: tuple[int, int, int], c: int, kernel: int, *, stride: int = 1, gelu: bool = False,
     outputs: int = 1, count: int = 1,
 ) -> Case:  # fmt: skip
+    b, h, w = image
     out, high, wide = outputs * c, -(-h // stride), -(-w // stride)
     x = make(b, h, w, c)
     weights, biases = [make(kernel, kernel, out, std=1 / kernel) for _ in range(SETS)], [make(out) for _ in range(SETS)]
-    taps = [float_taps(weight, c) for weight in weights]
+    filters = [Filters(weight, float_taps(weight, c)) for weight in weights]
     part = depthwise_part(kernel, stride, outputs)
     chosen = make.chosen(part, c, b * h * w)
 
     def convolution(form: torch.memory_format) -> Callable[[int], Tensor]:
         """As a model calls it: the input in that layout already, and the weight in PyTorch's order."""
-        image = x.permute(0, 3, 1, 2).contiguous(memory_format=form)
-        filters = [weight.permute(2, 0, 1)[:, None].contiguous(memory_format=form) for weight in weights]
+        mapped = x.permute(0, 3, 1, 2).contiguous(memory_format=form)
+        kernels = [weight.permute(2, 0, 1)[:, None].contiguous(memory_format=form) for weight in weights]
 
         def call(i: int) -> Tensor:
-            y = F.conv2d(image, filters[i], biases[i], stride, kernel // 2, groups=c)
+            y = F.conv2d(mapped, kernels[i], biases[i], stride, kernel // 2, groups=c)
             return (F.gelu(y) if gelu else y).permute(0, 2, 3, 1)
 
         return call
@@ -343,7 +344,7 @@ def _depthwise(
         "depthwise", part, sizes, count, chosen, 2.0 * b * high * wide * out * kernel**2,
         make.dtype.itemsize * _size((b, h, w, c), (b, high, wide, out), (kernel, kernel, out)),
         make.kernels(part, chosen, lambda name, modes, i: depthwise(
-            x, weights[i], biases[i], stride, gelu, kernel=name, modes=modes, taps=taps[i]), gelu=gelu),
+            x, filters[i], biases[i], stride, gelu, kernel=name, modes=modes), gelu=gelu),
         {"cuDNN, channels-last": rotated(convolution(torch.channels_last)), "native, NCHW": rotated(native)},
         lambda: depthwise_reference(ends(x).double(), weights[0].double(), biases[0].double(), stride, gelu),
     )  # fmt: skip

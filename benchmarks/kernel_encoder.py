@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..core.dtypes import torch_dtype
 from ..encoder.checkpoint import load_checkpoint
 from ..encoder.config import get_variant
 from ..encoder.exact import exact_float32
 from ..encoder.reparameterize import reparameterize
 from ..export.gpus import Gpu, get_gpu
 from ..export.roofline import roofline
-from ..export.trace import DTYPES
 from ..kernels.accelerate import accelerate
 from .compiled import SAMPLES, measure_in_child, save
 from .kernel_rows import ALLOWED, error_of, figures, medians, replays_of, timed
@@ -36,7 +36,7 @@ COMPILE_S = {"reduce-overhead": 90.0, "max-autotune": 400.0}
 OURS = "ours"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to measure.
 
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        return torch_dtype(self.dtype)
 
 
 class Encoder:

@@ -46,9 +46,8 @@ DTYPES = ("fp16", "bf16", "fp32")
 @click.option("--dry-run", is_flag=True, help="The tiny variant at 64 pixels on the CPU, to try the command out.")
 @click.option("--out", type=click.Path(path_type=Path), help="Append JSON lines to this file.")
 def main(
-    res: str, batch: str, variant: str, dtype: str, only: str | None, seconds: float, max_autotune: bool,
-    variants: bool, jobs: int | None, gpu: str | None, dry_run: bool, out: Path | None,
-) -> None:  # fmt: skip
+    res: str, batch: str, max_autotune: bool, jobs: int | None, dry_run: bool, out: Path | None, **given: Any
+) -> None:
     """Prints a line for each operator and size, then for the encoder, and writes them to `--out`."""
     import torch
 
@@ -58,11 +57,11 @@ def main(
     from .row_file import RowFile
 
     modes = ("reduce-overhead", "max-autotune") if max_autotune else ("reduce-overhead",)
+    sizes = tuple((int(side), int(images)) for side in res.split(",") for images in batch.split(","))
     if dry_run:
-        plan = Plan("tiny", ((64, 1),), "fp32", only or "", seconds, modes, gpu, variants, dry=True)
-    else:
-        sizes = tuple((int(side), int(images)) for side in res.split(",") for images in batch.split(","))
-        plan = Plan(variant, sizes, dtype, only or "", seconds, modes, gpu, variants)
+        sizes, given = ((64, 1),), given | {"variant": "tiny", "dtype": "fp32"}
+    given["only"] = given["only"] or ""
+    plan = Plan(sizes=sizes, modes=modes, dry=dry_run, **given)
     try:
         if not plan.dry:
             check_gpu()
@@ -72,7 +71,7 @@ def main(
     except FvexportError as error:
         raise click.ClickException(str(error)) from error
     if not complete:
-        click.echo(f"the {seconds:g} s are over: run it again with the same --out to go on")
+        click.echo(f"the {plan.seconds:g} s are over: run it again with the same --out to go on")
 
 
 def _warm(plan: Plan, jobs: int | None) -> None:
@@ -156,7 +155,7 @@ def gpu_environment() -> dict[str, Any]:
 
     from ..core.versions import versions_of
     from ..kernels.table import kernels_digest
-    from .paired import environment
+    from .studies.results import environment
 
     found = environment()
     found["versions"] |= versions_of("triton")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError
-from ..core.place import os_errors
+from ..core.output_path import os_errors
+from .json_lines import append_lines, complete_lines
 
 
 class RowFile:
@@ -25,9 +26,9 @@ class RowFile:
         self.path, self.rows = path, list[dict[str, Any]]()
         if path is not None and path.exists():
             with os_errors(path):
-                lines = path.read_text(encoding="utf-8").splitlines()
-            for text in lines:
-                with contextlib.suppress(ValueError):  # the last line of a process that was killed
+                lines = list(complete_lines(path))
+            for _, text in lines:
+                with contextlib.suppress(ValueError):  # two lines in one, from before cut-off lines were removed
                     self.rows.append(json.loads(text))
         known = next((row for row in self.rows if row.get("kind") == "environment"), None)
         if known is None:
@@ -41,8 +42,8 @@ class RowFile:
         """Appends a row."""
         self.rows.append(row)
         if self.path is not None:
-            with os_errors(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            with os_errors(self.path):
+                append_lines(self.path, [json.dumps(row)])
 
     def has(self, key: dict[str, Any]) -> bool:
         """Whether a row has all of `key`'s values."""

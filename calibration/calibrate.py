@@ -13,46 +13,26 @@ import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
 
 from ..core.errors import ConfigError, first_line
 from ..core.hashing import file_sha256
-from ..core.place import scratch_beside
+from ..core.output_path import scratch_beside
 from ..core.progress import Progress, silent
 from ..encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from .data import calibration_data
+from .calibration_options import DEFAULT_SAMPLES, CalibrationOptions, Method
 from .equalize import QUANTILE
 from .observe import observe
-from .options import DEFAULT_SAMPLES, CalibrationOptions, Method
+from .photos import calibration_data
 from .ranges import choose_range
-from .stats import UNREADABLE, Stats
+from .ranges_file import UNREADABLE, Stats
+from .ranges_record import Ranges, RangesFile, SkippedImage, TensorRange
 
-SCHEMA_VERSION = 1
 AGAIN = "run `fvexport calibrate` again"
-
-
-@dataclass(frozen=True)
-class TensorRange:
-    """One row of the report.
-
-    Attributes:
-        tap: `<module>` is its output, `<module>:in` its input.
-        low, high: all that was seen.
-        chosen_low, chosen_high: what the method keeps.
-        spread: largest over typical channel, where channels were told apart: what equalization gains.
-    """
-
-    tap: str
-    low: float
-    high: float
-    chosen_low: float
-    chosen_high: float
-    spread: float | None
 
 
 @dataclass(frozen=True)
@@ -84,20 +64,20 @@ class CalibrationReport:
         """The largest activation: FP16 ends at 65504."""
         return max(self.stats.amax.items(), key=lambda item: item[1])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "schema_version": SCHEMA_VERSION,
+    @property
+    def record(self) -> Ranges:
+        """What is written and printed."""
+        return Ranges(
             **asdict(self.stats.key),
-            "source": self.stats.source,
-            "variant": self.stats.variant,
-            "checkpoint_source": self.stats.checkpoint_source,
-            "method": self.method,
-            "ranges": {row.tap: asdict(row) for row in self.ranges},
-            "amax": self.stats.amax,
-            "skipped": [{"image": name, "reason": reason} for name, reason in self.skipped],
-            "notices": self.notices,
-        }
+            source=self.stats.source,
+            variant=self.stats.variant,
+            checkpoint_source=self.stats.checkpoint_source,
+            method=self.method,
+            ranges={row.tap: row for row in self.ranges},
+            amax=self.stats.amax,
+            skipped=tuple(SkippedImage(image=name, reason=reason) for name, reason in self.skipped),
+            notices=tuple(self.notices),
+        )
 
 
 def calibrate(
@@ -163,7 +143,9 @@ def tensor_ranges(stats: Stats, method: Method) -> list[TensorRange]:
         alive = size[size > 0]
         spread = float(alive.max() / alive.log().mean().exp()) if len(size) > 1 and len(alive) else None
         low, high = float(histogram.low.min()), float(histogram.high.max())
-        rows.append(TensorRange(tap, low, high, chosen.low, chosen.high, spread))
+        rows.append(
+            TensorRange(tap=tap, low=low, high=high, chosen_low=chosen.low, chosen_high=chosen.high, spread=spread)
+        )
     return rows
 
 
@@ -176,7 +158,7 @@ def write_ranges(report: CalibrationReport) -> None:
             report.stats.write(scratch)
             digest = file_sha256(scratch)
             side = path.with_name(f"{path.stem}-{digest[:12]}.safetensors")
-            content = report.to_dict() | {"statistics": {"file": side.name, "sha256": digest}}
+            content = report.record.to_dict() | {"statistics": {"file": side.name, "sha256": digest}}
             orphan = None if side.exists() else side
             scratch.replace(side)
             scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -206,9 +188,8 @@ def load_ranges(path: Path) -> Stats:
         ConfigError: not such a file, or its statistics are gone or changed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entry = content["statistics"]
-        side, wanted = path.parent / Path(entry["file"]).name, entry["sha256"]
+        statistics = RangesFile.from_dict(json.loads(path.read_text(encoding="utf-8"))).statistics
+        side = path.parent / Path(statistics.file).name
     except FileNotFoundError:
         raise ConfigError(f"no ranges at {path}; make them with `fvexport calibrate --out {path}`") from None
     except UNREADABLE as error:
@@ -219,6 +200,6 @@ def load_ranges(path: Path) -> Stats:
         found = file_sha256(side)
     except OSError as error:
         raise ConfigError(f"{side} cannot be read ({error.strerror or error})") from None
-    if found != wanted:
+    if found != statistics.sha256:
         raise ConfigError(f"{side} is not the file that {path} was written with; {AGAIN}")
     return Stats.load(side)

@@ -10,7 +10,7 @@ made alike without changing what it computes, as data-free quantization did for 
     residual stream, stages 1-3  each block's mixer and 7x7 are depthwise, so that each may carry its stream at a scale
                                  of its own; used where fc2's output, which is added to it, is quantized
 
-Rounding that makes up for its own error (`rounding`) then takes the weights, whose columns are no longer alike.
+Rounding that makes up for its own error (`gptq`) then takes the weights, whose columns are no longer alike.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import Attention, FastViTHD, RepMixerBlock, Stage
+from .histograms import Histogram
 from .policy import Policy
-from .statistics import Histogram
-from .stats import Stats
+from .ranges_file import Stats
 
 QUANTILE = 0.999
 """Channels are made alike at this share of their values: their extremes are too few to go by."""

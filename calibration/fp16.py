@@ -28,9 +28,8 @@ import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -39,6 +38,7 @@ from ..core.errors import ConfigError
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.float32 import InFloat32
+from .findings import Fp16Plan
 
 FP16_MAX = torch.finfo(torch.float16).max
 
@@ -49,45 +49,6 @@ ISLAND = re.compile(
     r"(stem\.[1-9]\d*|stages\.\d+\.(downsample|pos_emb|blocks\.\d+\.(mlp|token_mixer))|final_conv)(?=[.:]|$)"
 )
 """Parts that can run in float32. Not the first convolution: its dtype is that of the pixels."""
-
-
-@dataclass(frozen=True)
-class Fp16Plan:
-    """How one model is kept inside FP16.
-
-    Attributes:
-        exponents: per stage; its stream is multiplied by 2^exponent, 0 or less.
-        float32: names of the modules that run in float32.
-        peaks: activations that passed 65504 / headroom before, by tap.
-        headroom: how many times larger than on the calibration images activations may become.
-    """
-
-    exponents: tuple[int, ...]
-    float32: tuple[str, ...]
-    peaks: dict[str, float]
-    headroom: float
-
-    @property
-    def needed(self) -> bool:
-        """Whether the model has to be changed at all."""
-        return any(self.exponents) or bool(self.float32)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, the inverse of `from_dict`."""
-        return asdict(self) | {"exponents": list(self.exponents), "float32": list(self.float32)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Fp16Plan:
-        """Reads what `to_dict` wrote; raises ConfigError for anything else."""
-        try:
-            return cls(
-                exponents=tuple(int(e) for e in data["exponents"]),
-                float32=tuple(str(name) for name in data["float32"]),
-                peaks={str(tap): float(value) for tap, value in data["peaks"].items()},
-                headroom=float(data["headroom"]),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"not an FP16 plan ({type(error).__name__}: {error}); calibrate again") from None
 
 
 def plan_fp16(model: FastViTHD, amax: Mapping[str, float], *, headroom: float = 8.0) -> Fp16Plan:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,32 +20,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..core.cache import cache_folder
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..encoder.checkpoint import CheckpointInfo
 from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import Attention, FastViTHD, SqueezeExcite
 from ..encoder.preprocess import Preprocessor
-from .data import CalibrationData
+from .histograms import BINS, TENSOR_BINS, Histogram, Moments
+from .photos import CalibrationData
 from .policy import row_of
-from .statistics import BINS, TENSOR_BINS, Histogram, Moments
-from .stats import Key, Stats
+from .ranges_file import Key, Stats
 
 ROWS_IN_ALL = 16384
 """Positions sampled of each activation over all pictures: a few per row of the largest covariance."""
 SAVE_SECONDS = 45.0
 STORES = (nn.Conv2d, nn.Linear, nn.GELU, nn.LayerNorm, Attention, SqueezeExcite)
 """Modules whose output a runtime stores."""
-
-
-def cache_folder() -> Path:
-    """Where unfinished and finished statistics are kept: $XDG_CACHE_HOME/fvexport/calibration."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = Path(base) if base else Path.home() / ".cache"
-    except RuntimeError:  # a container's user without a home
-        folder = Path(tempfile.gettempdir())
-    return folder / "fvexport" / "calibration"
 
 
 def observe(
@@ -61,7 +50,7 @@ def observe(
         info: of the checkpoint it came from.
         data: the pictures.
         preprocessor: frames them as inference does.
-        cache: folder of resumable states; None for `cache_folder()`. Where it cannot be written, nothing is resumed.
+        cache: folder of resumable states; None for the user's cache. Where it cannot be written, nothing is resumed.
         progress: called as `calibrate` with the pictures done.
 
     Raises:
@@ -73,7 +62,7 @@ def observe(
     rows = min(4096, max(256, -(-ROWS_IN_ALL // len(data))))
     framing = preprocessor.config.key
     key = Key(info.sha256, preprocessor.height, preprocessor.width, data.fingerprint, len(data), rows, framing)
-    file = (cache or cache_folder()) / f"{key.digest}.safetensors"
+    file = (cache or cache_folder("calibration")) / f"{key.digest}.safetensors"
     stats = _resumed(file, key) or Stats(key, data.source)
     # An earlier run may have known the same pictures and weights by other names.
     stats.source, stats.variant, stats.checkpoint_source = data.source, info.variant, info.source

@@ -6,20 +6,19 @@ Imports nothing heavy: the command line reads the targets from here.
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..core.errors import ConfigError
+from ..core.phrases import did_you_mean
 
 QuantTarget = Literal["tensorrt", "onnxruntime-cpu", "openvino"]
 QUANT_TARGETS: tuple[QuantTarget, ...] = get_args(QuantTarget)
-CPU_TARGETS: tuple[QuantTarget, ...] = ("onnxruntime-cpu", "openvino")
-"""Targets that multiply uint8 by int8 on the CPU, where sums of two products saturate without VNNI."""
+Format = Literal["int8", "fp8"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scheme:
     """How a target's runtime multiplies integers.
 
@@ -27,20 +26,36 @@ class Scheme:
         float_precision: of everything that is not quantized, in the file.
         symmetric: activations are int8 with zero point 0; otherwise uint8 with any zero point.
         integer_bias: biases of matrix products are int32; onnxruntime multiplies integers only beside such a bias.
+        saturates: sums of two products saturate on a CPU without VNNI.
+        formats: number formats it takes.
         why: one sentence.
     """
 
     float_precision: Literal["fp32", "fp16"]
     symmetric: bool
     integer_bias: bool
+    saturates: bool
+    formats: tuple[Format, ...]
     why: str
 
 
 SCHEMES: dict[QuantTarget, Scheme] = {
-    "tensorrt": Scheme("fp16", True, False, "its explicit INT8 wants zero point 0, and FP16 around it"),
-    "onnxruntime-cpu": Scheme("fp32", False, True, "its products are uint8 x int8, and a zero point costs nothing"),
-    "openvino": Scheme("fp32", False, False, "uint8 x int8; what stays float runs in BF16 where the processor has it"),
-}
+    "tensorrt": Scheme(
+        float_precision="fp16", symmetric=True, integer_bias=False, saturates=False, formats=("int8", "fp8"),
+        why="its explicit INT8 wants zero point 0, and FP16 around it",
+    ),
+    "onnxruntime-cpu": Scheme(
+        float_precision="fp32", symmetric=False, integer_bias=True, saturates=True, formats=("int8",),
+        why="its products are uint8 x int8, and a zero point costs nothing",
+    ),
+    "openvino": Scheme(
+        float_precision="fp32", symmetric=False, integer_bias=False, saturates=True, formats=("int8",),
+        why="uint8 x int8; what stays float runs in BF16 where the processor has it",
+    ),
+}  # fmt: skip
+"""The columns of the table of targets (export/backend_table.py) that quantization reads."""
+CPU_TARGETS = tuple(target for target in QUANT_TARGETS if SCHEMES[target].saturates)
+"""Quantization targets that multiply uint8 by int8 on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -110,18 +125,17 @@ class Policy:
     """
 
     target: QuantTarget
-    fmt: Literal["int8", "fp8"] = "int8"
+    fmt: Format = "int8"
     keep: frozenset[str] = frozenset()
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
         if self.target not in QUANT_TARGETS:
-            near = difflib.get_close_matches(self.target, QUANT_TARGETS, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(QUANT_TARGETS)}"
+            hint = did_you_mean(self.target, QUANT_TARGETS, cutoff=0.3)
             raise ConfigError(f"unknown quantization target {self.target!r}; {hint}")
-        if self.fmt == "fp8" and self.target != "tensorrt":
+        if self.fmt not in self.scheme.formats:
             raise ConfigError(f"FP8 runs on TensorRT alone; found --target {self.target}: take --int8 for it")
-        if self.reduce_range and self.target not in CPU_TARGETS:
+        if self.reduce_range and not self.scheme.saturates:
             raise ConfigError(
                 f"--reduce-range is for INT8 on CPUs ({', '.join(CPU_TARGETS)}); found --target {self.target}, whose "
                 "products do not saturate: leave it out"

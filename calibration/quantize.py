@@ -10,12 +10,12 @@ from torch import nn
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..encoder.fastvithd import FastViTHD
-from .options import Method
+from .calibration_options import Method
+from .gptq import INT8_LIMIT, REDUCED_LIMIT, round_weight
 from .policy import Policy
 from .qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
 from .ranges import choose_range
-from .rounding import INT8_LIMIT, REDUCED_LIMIT, round_weight
-from .stats import Stats
+from .ranges_file import Stats
 
 
 def quantizable(model: nn.Module, policy: Policy) -> list[str]:
@@ -28,7 +28,7 @@ def quantize(
 ) -> FastViTHD:
     """A copy of `model` in which every layer of the policy multiplies eight-bit numbers.
 
-    Weights: one scale per output channel, rounded by `rounding`, from -127 to 127, or with the policy's `reduce_range`
+    Weights: one scale per output channel, rounded by `gptq`, from -127 to 127, or with the policy's `reduce_range`
     from -64 to 64. Activations: one scale per tensor, of `method` (FP8: of the largest value).
 
     Args:

@@ -21,9 +21,9 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from .options import METHODS, Method
+from .calibration_options import METHODS, Method
+from .histograms import Histogram
 from .qdq import FP8, FP8_MAX, Quantizer
-from .statistics import Histogram
 
 PERCENTILE = 0.9999
 ROOM = 3.0

@@ -8,49 +8,24 @@ measured whole.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
+from ..core.verdict.figures import compare
 from ..encoder.exact import exact_float32
 from ..encoder.fastvithd import FastViTHD
+from .findings import LayerNoise
 from .policy import row_of
 
-VARIATION = 1e-5
-"""Least standard deviation of features, relative to their root mean square, that is not the rounding of float32."""
 MARGIN_DB = 0.2
 """Aimed above a bound: a prediction is one, and a runtime rounds its sums elsewhere than PyTorch."""
-
-
-@dataclass(frozen=True)
-class LayerNoise:
-    """One quantized layer.
-
-    Attributes:
-        name: of its module.
-        kind: as in the policy's table.
-        sqnr_db: stricter SQNR of the final features if this layer alone is quantized, see `stricter_sqnr`.
-        share: of all quantized layers' multiply-adds.
-    """
-
-    name: str
-    kind: str
-    sqnr_db: float
-    share: float
-
-    @property
-    def noise(self) -> float:
-        """Error over signal, as powers."""
-        return float(10 ** (-self.sqnr_db / 10))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def sensitivity(
@@ -70,7 +45,8 @@ def sensitivity(
     layers = [name for name, part in quantized.named_modules() if _is_quantized(part)]
     found: list[LayerNoise] = []
     with torch.inference_mode(), exact_float32():
-        inputs, features, work = _float_run(model, pixel_values, layers)
+        inputs, y, work = _float_run(model, pixel_values, layers)
+        features = _tokens(y)
         blocks = list(model.named_blocks())
         for number, (block, _) in enumerate(blocks):
             for name in (n for n in layers if n == block or n.startswith(f"{block}.")):
@@ -81,7 +57,8 @@ def sensitivity(
                     y = part(y)
                 swap(model, kept)
                 row, share = row_of(name), work[name] / sum(work.values())
-                found.append(LayerNoise(name, row.kind if row else "", stricter_sqnr(features, y), share))
+                sqnr_db = compare(features, _tokens(y)).strict_sqnr_db
+                found.append(LayerNoise(name, row.kind if row else "", sqnr_db, share))
     progress("sensitivity", len(layers), len(layers))
     return sorted(found, key=lambda layer: layer.sqnr_db)
 
@@ -166,30 +143,15 @@ def swap(model: nn.Module, parts: dict[str, nn.Module]) -> dict[str, nn.Module]:
     return before
 
 
-def stricter_sqnr(reference: Tensor, candidate: Tensor) -> float:
-    """Signal over error in dB of the worst picture; the lower of the plain and the centred figure.
-
-    The centred one compares the error with what varies: the reference without its mean over pictures and positions,
-    per channel (the formula is in export/figures.py). Features in which nothing varies have the plain one alone.
-
-    Args:
-        reference, candidate: (B, C, H, W), a picture each.
-    """
-    a, b = (x.double().flatten(2) for x in (reference, candidate))
-    errors = (b - a).square().sum((1, 2))
-    if not torch.isfinite(errors).all():
-        return -math.inf
-    noise = float((errors / a.square().sum((1, 2)).clamp_min(1e-300)).max())
-    varying = (a - a.mean((0, 2), keepdim=True)).square().sum((1, 2)).mean()
-    if varying > VARIATION**2 * a.square().sum((1, 2)).mean():
-        noise = max(noise, float(errors.max() / varying))
-    return -10 * math.log10(noise) if noise > 0 else math.inf
-
-
 def _is_quantized(module: nn.Module) -> bool:
     from .qdq import QuantizedConv, QuantizedLinear
 
     return isinstance(module, QuantizedConv | QuantizedLinear)
+
+
+def _tokens(features: Tensor) -> np.ndarray:
+    """(B, C, H, W) -> (B, N, C)."""
+    return features.float().flatten(2).mT.cpu().numpy()
 
 
 def _float_run(

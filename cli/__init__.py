@@ -2,15 +2,21 @@
 
 What lives here
     main        the group, and what becomes of errors
-    onnx, parity, inspect, encode, ask, eval, doctor
-                one command each
-    options     option types and option groups that commands share
+    *_command   one command each: `onnx_command` is `fvexport onnx`
+    options     option types, and single options that commands share
+    option_groups
+                several options of a command as one object
+    request_options
+                the options of exports, and the request that they become
     vlm_options those of `ask` and `eval`
-    render      tables for reports and verdicts
-    render_answers
-                what `ask` and `eval` show
-    progress    a progress bar on the terminal
-    machine     what `doctor` finds out about this machine
+    printing    JSON, tables, notes, errors, sizes
+    render_artifact
+                tables about one artifact: export, verdict, operators
+    render_*    tables of the other commands, beside which they are named
+    progress_bar
+                a progress bar on the terminal
+    doctor_checks
+                what `doctor` finds out about this machine
 
 May import everything; nothing imports it. Only click and the standard library are imported with these modules, so
 that `fvexport --help` is quick: torch, onnx, rich and the rest are imported inside the commands.

@@ -7,7 +7,6 @@ keeps its traceback.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import sys
@@ -19,21 +18,22 @@ import click
 
 from .. import __version__
 from ..core.errors import FvexportError
-from . import render
-from .ask import ask
-from .calibrate import calibrate
-from .doctor import doctor
-from .encode import encode
-from .eval import evaluation
-from .inspect import inspect
+from ..core.phrases import did_you_mean
+from . import printing
+from .ask_command import ask
+from .calibrate_command import calibrate
+from .doctor_command import doctor
+from .encode_command import encode
+from .eval_command import evaluation
+from .inspect_command import inspect
 from .notices import printed_warnings
-from .onnx import onnx
+from .onnx_command import onnx
 from .options import is_verbose, verbose_option
-from .parity import parity
-from .report import report
-from .sweep import sweep
-from .trt import trt
-from .tune import tune
+from .parity_command import parity
+from .report_command import report
+from .sweep_command import sweep
+from .trt_command import trt
+from .tune_command import tune
 
 EPILOG = """\b
 Completion of options and names in your shell:
@@ -52,9 +52,7 @@ class Commands(click.Group):
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
             known = self.list_commands(ctx)
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Known are {', '.join(known)}."
-            ctx.fail(f"No such command {name!r}. {hint}")
+            ctx.fail(f"No such command {name!r}. {did_you_mean(name, known, sentence=True)}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,7 +62,7 @@ class Commands(click.Group):
         except FvexportError as found:
             if is_verbose(ctx):
                 traceback.print_exception(found)
-            render.error(str(found))
+            printing.error(str(found))
             ctx.exit(1)
 
 
@@ -101,7 +99,7 @@ def main(args: Sequence[str] | None = None) -> None:
         code = cli.main(None if args is None else list(args), prog_name="fvexport", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        render.error(_usage(error))
+        printing.error(_usage(error))
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -112,12 +110,12 @@ def main(args: Sequence[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except MemoryError:
-        render.error("not enough memory: free some, or use smaller images, a smaller batch or resolution")
+        printing.error("not enough memory: free some, or use smaller images, a smaller batch or resolution")
         code = 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        render.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
+        printing.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -126,8 +124,8 @@ def _usage(error: click.ClickException) -> str:
     message = error.format_message()
     if isinstance(error, click.NoSuchOption) and error.possibilities:
         # click's own wording differs by release, and lists all that are similar.
-        (near,) = difflib.get_close_matches(error.option_name, error.possibilities, n=1, cutoff=0)
-        message = f"No such option {error.option_name!r}. Did you mean {near!r}?"
+        hint = did_you_mean(error.option_name, error.possibilities, cutoff=0, sentence=True)
+        message = f"No such option {error.option_name!r}. {hint}"
     if isinstance(error, click.UsageError) and error.ctx is not None:
         end = "" if message.endswith((".", "?", ")")) else "."
         return f"{message}{end} See `{error.ctx.command_path} --help`"

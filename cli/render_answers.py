@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .render import facts, table
+from .printing import facts, table
 
 if TYPE_CHECKING:
-    from ..benchmarks.tasks.report import EvalReport, Measured
+    from ..benchmarks.tasks.eval_report import EvalReport, Measured
     from ..benchmarks.tasks.resample import Interval
     from ..benchmarks.tasks.session import BatchReport, Session
-    from ..benchmarks.ttft import Ttft
+    from ..benchmarks.tasks.ttft import Ttft
     from ..encoder.fastvlm import Answer
 
 STOPS = {"length": "stopped at --max-new-tokens", "context": "stopped where the context is full"}

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .render import border, facts, notices, size, table, verdict
+from ..core.phrases import first_few
+from .printing import facts, notices, size, table
+from .render_artifact import tensor, verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..export.engine import EngineReport
-    from ..export.tensorrt.summary import EngineSummary
+    from ..export.engine_export import EngineReport
+    from ..export.engines.engine_section import EngineSection
+    from ..export.engines.summary import EngineSummary
 
 MANY = 6
 """Rows of a list before the rest is counted."""
@@ -24,7 +26,7 @@ def to_dict(report: EngineReport) -> dict[str, Any]:
     """Plain data for `--json`."""
     return {
         "artifact": str(report.artifact.path),
-        "manifest": asdict(report.artifact.manifest),
+        "manifest": report.artifact.manifest.to_dict(),
         "verdict": report.verdict and report.verdict.to_dict(),
         "onnx_reused": report.reused,
         "trtexec": report.trtexec,
@@ -39,16 +41,16 @@ def engine_report(report: EngineReport, *, served: Path | None = None) -> None:
     `served` is where a server finds the model, if it was put there.
     """
     manifest = report.artifact.manifest
-    made = f"{manifest.checkpoint['source']} (sha256 {manifest.checkpoint['sha256'][:12]})"
-    onnx_verdict = manifest.parity["status"].upper() if manifest.parity else "not checked"
+    made = f"{manifest.checkpoint.source} (sha256 {manifest.checkpoint.sha256[:12]})"
+    onnx_verdict = manifest.parity.status.upper() if manifest.parity else "not checked"
     rows: list[tuple[str, object]] = [
         ("checkpoint", made),
         (
             "ONNX file",
             f"{manifest.precision}, parity {onnx_verdict}" + (", taken as it stood" if report.reused else ""),
         ),
-        ("input", border(manifest.input)),
-        ("output", border(manifest.output)),
+        ("input", tensor(manifest.input)),
+        ("output", tensor(manifest.output)),
     ]
     if manifest.engine is not None:
         rows += _engine_rows(manifest.engine)
@@ -65,20 +67,20 @@ def engine_report(report: EngineReport, *, served: Path | None = None) -> None:
     if manifest.engine is None:
         click.echo(f"next: {report.trtexec}")
     else:
-        backend = manifest.engine["flavour"]
+        backend = manifest.engine.flavour
         click.echo(f"next: fvexport encode photo.jpg --artifact {where} --backend {backend} --out features.safetensors")
 
 
-def _engine_rows(engine: dict[str, Any]) -> list[tuple[str, object]]:
-    memory = engine["memory"]
-    spans = {name: ":".join(map(str, dict.fromkeys(span))) for name, span in engine["profile"].items()}
+def _engine_rows(engine: EngineSection) -> list[tuple[str, object]]:
+    memory = engine.memory
+    spans = {name: ":".join(map(str, dict.fromkeys(span))) for name, span in vars(engine.profile).items()}
     told = [f"{size(memory['plan'])} on disk"]
     told += [f"{size(memory[name])} of {name}" for name in ("weights", "activations") if name in memory]
     flags = [name.replace("_", "-") for name in ("hardware_compatible", "version_compatible", "strip") if (
-        engine["options"][name]
+        getattr(engine.options, name)
     )]  # fmt: skip
     return [
-        ("bound to", engine["bound_to"]),
+        ("bound to", engine.bound_to),
         ("takes", f"batch {spans['batch']}, height {spans['height']}, width {spans['width']}"),
         ("engine", ", ".join(told) + (f"; {', '.join(flags)}" if flags else "")),
     ]
@@ -98,7 +100,7 @@ def summary(found: EngineSummary) -> None:
     facts(
         [
             ("attention", f"{len(fused)} of {len(found.attention)} blocks in one kernel each"
-                          + (f"; {_some(apart)}" if apart else "")),
+                          + (f"; {first_few(apart, MANY)}" if apart else "")),
             ("wider than asked", _fallbacks(found)),
             ("moved about", f"{found.moves} layers only lay values out anew{moved}"),
             ("largest", ", ".join(f"{where} {dtype} {size(count)}" for where, dtype, _, count in found.largest[:3])
@@ -111,8 +113,4 @@ def _fallbacks(found: EngineSummary) -> str:
     if not found.fallbacks:
         return "nothing"
     told = [f"{fall.node} in {fall.found}, not {fall.wanted}" for fall in found.fallbacks]
-    return f"{len(told)}: {_some(told)}"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:MANY]) + (f" and {len(names) - MANY} more" if len(names) > MANY else "")
+    return f"{len(told)}: {first_few(told, MANY)}"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+from msgspec import UNSET
 
-from ..calibration.options import METHODS
-from .render import facts, notices, size, table
+from ..calibration.calibration_options import METHODS
+from .printing import facts, notices, size, table
 
 if TYPE_CHECKING:
-    from ..calibration.calibrate import CalibrationReport, TensorRange
+    from ..calibration.calibrate import CalibrationReport
+    from ..calibration.findings import LayerNoise
+    from ..calibration.ranges_record import TensorRange
+    from ..export.manifest import QuantizationSection
     from ..export.parity import Verdict
 
 BAR = 24
@@ -72,26 +76,25 @@ def _spread(row: TensorRange) -> str:
     return f"{row.spread:.1f}" if row.spread is not None else "one scale"
 
 
-def quantization(record: Mapping[str, Any], found: Verdict | None) -> None:
+def quantization(made: QuantizationSection, found: Verdict | None) -> None:
     """How a file was quantized; which layers stayed in float, and why; the error from block to block."""
-    data, kept = record["data"], record["float"]
-    predicted = record["predicted"]
+    data, kept = made.data, made.kept_float
     facts(
         [
-            ("target", record["target"]),
-            ("layers", f"{len(record['quantized'])} in {record['format'].upper()}, {len(kept)} more kept in float; "
-                       f"all else in {record['float_precision']}"),
-            ("ranges", f"{record['method']} over {data['samples']} pictures of {data['source']}"),
-            ("equalized", ", ".join(record["equalization"])),
-            *_range_rows(record),
-            ("SQNR", "not measured" if predicted is None or found is None else
-                     f"{found.figures.sqnr_db:.1f} dB, {predicted['sqnr_db']:.1f} dB predicted by PyTorch"),
+            ("target", made.target),
+            ("layers", f"{len(made.quantized)} in {made.format.upper()}, {len(kept)} more kept in float; "
+                       f"all else in {made.float_precision}"),
+            ("ranges", f"{made.method} over {data.samples} pictures of {data.source}"),
+            ("equalized", ", ".join(made.equalization)),
+            *_range_rows(made),
+            ("SQNR", "not measured" if found is None else
+                     f"{found.figures.sqnr_db:.1f} dB, {found.torch.sqnr_db:.1f} dB predicted by PyTorch"),
             *_centred(found),
         ],
         title="quantization",
     )  # fmt: skip
-    if record["sensitivity"]:
-        sensitivity(record["sensitivity"], kept)
+    if made.sensitivity:
+        sensitivity(made.sensitivity, kept)
     if found is not None and found.layers:
         curve(found, only_ends=True)
 
@@ -104,27 +107,27 @@ def _centred(found: Verdict | None) -> list[tuple[str, object]]:
     return [("centred SQNR", f"{ours:.1f} dB, {own:.1f} dB predicted by PyTorch")]
 
 
-def _range_rows(record: Mapping[str, Any]) -> list[tuple[str, object]]:
+def _range_rows(made: QuantizationSection) -> list[tuple[str, object]]:
     """The weights' range, and the pairs of them whose products saturate on CPUs without VNNI."""
-    found = record.get("saturation")
-    if found is None:
+    found = made.saturation
+    if found is UNSET:
         return []
-    saturates = f"{found['affected']} of {found['pairs']} pairs of products, in {len(found['layers'])} layers"
+    saturates = f"{found.affected} of {found.pairs} pairs of products, in {len(found.layers)} layers"
     return [
-        ("weights", "-64 to 64" if record.get("reduce_range") else "-127 to 127"),
-        ("saturates", f"{saturates}, on CPUs without VNNI" if found["affected"] else "nowhere"),
+        ("weights", "-64 to 64" if made.reduce_range else "-127 to 127"),
+        ("saturates", f"{saturates}, on CPUs without VNNI" if found.affected else "nowhere"),
     ]
 
 
-def sensitivity(layers: Sequence[Mapping[str, Any]], kept: Sequence[str]) -> None:
+def sensitivity(layers: Sequence[LayerNoise], kept: Sequence[str]) -> None:
     """A table and a plot: SQNR of the features where one layer alone is quantized, those kept in float first."""
     shown = layers[: max(WORST, len(kept))]
-    least, most = min(row["sqnr_db"] for row in layers), max(row["sqnr_db"] for row in layers)
+    least, most = min(row.sqnr_db for row in layers), max(row.sqnr_db for row in layers)
     table(
         ("layer", "alone, dB", "work", "", "noise"),
         [
-            (row["name"], f"{row['sqnr_db']:.1f}", f"{row['share']:.1%}", "float" if row["name"] in kept else "",
-             _bar(most - row["sqnr_db"], most - least))
+            (row.name, f"{row.sqnr_db:.1f}", f"{row.share:.1%}", "float" if row.name in kept else "",
+             _bar(most - row.sqnr_db, most - least))
             for row in shown
         ],
         title=f"the {len(shown)} most sensitive of {len(layers)} layers",

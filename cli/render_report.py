@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..benchmarks.report.compare import Comparison
+from ..benchmarks.report.formatting import THIN
 from ..benchmarks.report.headline import Best, headline, median_ms, speedup
 from ..benchmarks.report.page import difference_row, headline_row, no_lead, verdict
-from ..benchmarks.report.wording import THIN
-from . import render
+from . import printing
 
 if TYPE_CHECKING:
     from ..benchmarks.report.write import Report
@@ -24,7 +24,7 @@ def report(made: Report) -> None:
     for run in made.loaded.runs:
         rows = [headline_row(best) for best in headline(run)]
         if not rows:
-            render.notices([f"{run.label}: {no_lead(run)}"])
+            printing.notices([f"{run.label}: {no_lead(run)}"])
             continue
         for batch in sorted({row.batch for row in rows}):
             shown = [row for row in rows if row.batch == batch]
@@ -34,11 +34,11 @@ def report(made: Report) -> None:
             ]
             header = ("pixels", "fastest", "a call", "faster", "SQNR", *(["without INT8"] if quantized else []))
             title = run.label + (f", batch {batch}" if batch > 1 else "")
-            render.table(header, [[_plain(text) for text in line] for line in lines], title=title)
+            printing.table(header, [[_plain(text) for text in line] for line in lines], title=title)
     if made.comparison is not None:
         differences(made.comparison)
-    render.notices(made.notices)
-    render.facts([("report", made.html), ("as Markdown", made.markdown), ("as CSV", made.csv)])
+    printing.notices(made.notices)
+    printing.facts([("report", made.html), ("as Markdown", made.markdown), ("as CSV", made.csv)])
 
 
 def differences(comparison: Comparison) -> None:
@@ -47,10 +47,10 @@ def differences(comparison: Comparison) -> None:
     rows = [(r.name, r.now.text, r.change, r.interval, r.finding) for r in shown[:MOST_ROWS]]
     if rows:
         header = ("cell", "ms", "change", "95 % interval", "")
-        render.table(header, [[_plain(text) for text in row] for row in rows], title="what changed")
+        printing.table(header, [[_plain(text) for text in row] for row in rows], title="what changed")
     click.echo(f"compared with {comparison.baseline}: {verdict(comparison)}")
     if len(shown) > MOST_ROWS:
-        render.notices([f"{len(shown) - MOST_ROWS} more such cells are in the report"])
+        printing.notices([f"{len(shown) - MOST_ROWS} more such cells are in the report"])
 
 
 def to_dict(made: Report) -> dict[str, Any]:

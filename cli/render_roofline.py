@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .render import facts, notices, size, table
+from .printing import facts, notices, size, table
 
 if TYPE_CHECKING:
     from ..export.roofline import Floor, Roofline, Work

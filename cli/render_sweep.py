@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from . import render
+from ..core.phrases import first_few
+from . import printing
 
 if TYPE_CHECKING:
     from ..benchmarks.report.write import Report
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 def sweep(found: SweepReport, report: Report) -> None:
     """A table for each resolution, what has no figures and why, and the next command to type."""
-    from ..benchmarks.report.eager import BASELINE, beside_eager
+    from ..benchmarks.report.speedup import BASELINE, beside_eager
 
     eager = {r.cell.id for r in found.results if r.cell.series == BASELINE}
     beside = dict(zip((r.cell.id for r in found.results), beside_eager(found.results), strict=True))
@@ -27,12 +28,12 @@ def sweep(found: SweepReport, report: Report) -> None:
         results = [result for result in found.results if _place(result) == place]
         rows = [_row(beside[result.cell.id], eager) for result in results]
         header = ("", "ms", "images/s", "over eager", "SQNR, dB", "MB")
-        render.table(header, rows, title=_title(results))
+        printing.table(header, rows, title=_title(results))
     told = _reasons(found.results)
     for entry in found.absent:
         words = " ".join(filter(None, (entry.backend, entry.precision)))
         told.append(f"{words} is absent: {entry.reason}" + (f"; `{entry.install}`" if entry.install else ""))
-    render.notices(told)
+    printing.notices(told)
     where = shlex.quote(str(found.out))
     click.echo(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
     click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
@@ -46,7 +47,7 @@ def _reasons(results: list[Result]) -> list[str]:
             batch = f" b{result.cell.batch}" if result.cell.batch > 1 else ""
             name = f"{result.cell.resolution}{batch} {result.cell.series}"
             cells.setdefault((result.status, result.reason), []).append(name)
-    return [f"{render.some(names)}: {status}, {reason}" for (status, reason), names in cells.items()]
+    return [f"{first_few(names, printing.MAX_NAMES)}: {status}, {reason}" for (status, reason), names in cells.items()]
 
 
 def _title(results: list[Result]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import re
-from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import F, Resolution
+from .option_groups import group
+from .options import Resolution
+
+if TYPE_CHECKING:
+    from ..benchmarks.tasks.model_options import ModelOptions
 
 
 class Grid(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.2
@@ -26,39 +28,33 @@ class Grid(click.ParamType):  # type: ignore[type-arg]  # not generic before cli
         return int(match[1]), int(match[2])
 
 
-def model_options(command: F) -> F:
-    """Everything of `ModelOptions`, passed on as one, `model`."""
+def _model(**given: Any) -> ModelOptions:
+    from ..benchmarks.tasks.model_options import ModelOptions
 
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        from ..benchmarks.tasks.model import ModelOptions
+    return ModelOptions(**given)
 
-        return command(
-            *args, model=ModelOptions(**{f.name: kwargs.pop(f.name) for f in fields(ModelOptions)}), **kwargs
-        )
 
-    for option in (
-        click.option("--force", is_flag=True, help="Take an artifact that was made from other weights."),
-        click.option(
-            "--grid", "grids", type=Grid(), metavar="RxC", multiple=True, help="Tiles that --anyres may take."
-        ),
-        click.option("--anyres", is_flag=True, help="Cut pictures into tiles beside an overview, each of --res."),
-        click.option(
-            "--res",
-            "resolution",
-            type=Resolution(),
-            metavar="1024|HxW",
-            help="Multiples of 64 pixels.  [default: the artifact's, else the checkpoint's]",
-        ),
-        click.option(
-            "--dtype",
-            metavar="NAME",
-            help="Of the language model: float32, bfloat16 or float16.  [default: float32 on a CPU, else its own]",
-        ),
-        click.option("--device", metavar="NAME", help="Of the language model.  [default: cuda where there is a GPU]"),
-        click.option("--tokenizer", metavar="SRC", help="Folder or Hugging Face id of one, for weights without."),
-        click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hugging Face checkpoint."),
-        click.option("--checkpoint", metavar="SRC", required=True, help="File, folder or Hugging Face id."),
-    ):
-        wrapped = option(wrapped)
-    return wrapped  # type: ignore[return-value]
+model_options = group(
+    "model",
+    _model,
+    click.option("--checkpoint", metavar="SRC", required=True, help="File, folder or Hugging Face id."),
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a Hugging Face checkpoint."),
+    click.option("--tokenizer", metavar="SRC", help="Folder or Hugging Face id of one, for weights without."),
+    click.option("--device", metavar="NAME", help="Of the language model.  [default: cuda where there is a GPU]"),
+    click.option(
+        "--dtype",
+        metavar="NAME",
+        help="Of the language model: float32, bfloat16 or float16.  [default: float32 on a CPU, else its own]",
+    ),
+    click.option(
+        "--res",
+        "resolution",
+        type=Resolution(),
+        metavar="1024|HxW",
+        help="Multiples of 64 pixels.  [default: the artifact's, else the checkpoint's]",
+    ),
+    click.option("--anyres", is_flag=True, help="Cut pictures into tiles beside an overview, each of --res."),
+    click.option("--grid", "grids", type=Grid(), metavar="RxC", multiple=True, help="Tiles that --anyres may take."),
+    click.option("--force", is_flag=True, help="Take an artifact that was made from other weights."),
+)
+"""The options of `ModelOptions`, which a command receives as `model`."""

@@ -1,9 +1,16 @@
 """What every other folder shares; imports nothing of them.
 
+cache.py      the user's cache folder
+dtypes.py     number formats: their names and widths
 errors.py     what a user can mend, as one exception class per kind
 hardware.py   the processor, its memory and the GPU of this machine
 hashing.py    SHA-256 of files
-place.py      where results are written, and how an old one survives a failed run
+locks.py      one writer per result
+output_path.py
+              writes results so that an old one survives a failed run
+phrases.py    phrases of messages: the nearest name, the first few of a list
 progress.py   the callback that reports a step
+records.py    files of JSON as typed structs, which keep what a newer version wrote
+verdict/      figures of features against the reference's, what is allowed, and the verdict
 versions.py   versions of installed packages
 """

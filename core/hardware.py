@@ -96,6 +96,14 @@ def cuda_version() -> tuple[int, int] | None:
     return version.value // 1000, version.value % 1000 // 10
 
 
+def has_cuda_gpu() -> bool:
+    """Whether NVIDIA's driver sees a GPU; asked of the driver, since torch may be a CPU build."""
+    driver, count = cuda_driver(), ctypes.c_int(0)
+    if driver is None:
+        return False
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
 def memory_available() -> int | None:
     """Bytes that a new process can have before something is swapped or killed."""
     return _meminfo("MemAvailable") or memory_total()

@@ -7,11 +7,11 @@ This module imports nothing heavy: the command line reads it for its help.
 
 from __future__ import annotations
 
-import difflib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ..core.errors import ConfigError
+from ..core.phrases import did_you_mean
 
 MIXERS = ("repmixer", "repmixer", "repmixer", "attention", "attention")
 """The token mixer of each stage: convolutions in three, self-attention in two."""
@@ -100,13 +100,9 @@ class FastViTHDConfig:
         self.check_resolution(height, width)
         return (height // self.stride) * (width // self.stride)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, the inverse of `from_dict`."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FastViTHDConfig:
-        """Reads what `to_dict` wrote; raises ConfigError for unknown or missing keys."""
+        """A config from plain data; raises ConfigError for unknown or missing keys."""
         missing = [f.name for f in fields(cls) if f.name not in data]
         if missing:
             raise ConfigError(f"not a FastViTHD config: {', '.join(missing)} missing")
@@ -158,9 +154,7 @@ def get_variant(name: str) -> FastViTHDConfig:
     """The config of a named variant; raises ConfigError with the nearest name otherwise."""
     if name in VARIANTS:
         return VARIANTS[name]
-    near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(VARIANTS)}"
-    raise ConfigError(f"unknown variant {name!r}; {hint}")
+    raise ConfigError(f"unknown variant {name!r}; {did_you_mean(name, VARIANTS)}")
 
 
 def variant_name(config: FastViTHDConfig) -> str:

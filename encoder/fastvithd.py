@@ -14,7 +14,7 @@ Feature maps are (B, C, H, W); tokens are (B, N, C) with N = H * W in row-major 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -25,6 +25,16 @@ from .config import MIXERS, FastViTHDConfig
 
 Form = Literal["train", "released", "fused"]
 NORM_EPS = 1e-5
+
+
+class ConvShape(NamedTuple):
+    """A convolution: channels, side of its kernel, stride and groups."""
+
+    cin: int
+    cout: int
+    kernel: int
+    stride: int = 1
+    groups: int = 1
 
 
 class ConvBN(nn.Module):
@@ -70,14 +80,15 @@ class MobileOneBlock(nn.Module):
     """
 
     def __init__(
-        self, cin: int, cout: int, kernel: int, stride: int = 1, groups: int = 1, *,
-        form: Form, scale_branch: bool = True, norm_only: bool = False, se_channels: int = 0, act: bool = True,
+        self, conv: ConvShape, *, form: Form, scale_branch: bool = True, norm_only: bool = False, se_channels: int = 0,
+        act: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
+        cin, cout, kernel, stride, groups = conv
         if form == "train":
-            self.conv_kxk = nn.ModuleList([] if norm_only else [ConvBN(cin, cout, kernel, stride, groups)])
+            self.conv_kxk = nn.ModuleList([] if norm_only else [ConvBN(*conv)])
             with_scale = scale_branch and kernel > 1 and not norm_only
-            self.conv_scale = ConvBN(cin, cout, 1, stride, groups) if with_scale else None
+            self.conv_scale = ConvBN(*conv._replace(kernel=1)) if with_scale else None
             with_identity = cin == cout and stride == 1
             self.identity = nn.BatchNorm2d(cin, eps=NORM_EPS) if with_identity else None
         else:
@@ -124,7 +135,9 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, cin: int, cout: int, *, form: Form) -> None:
         super().__init__()
-        self.proj = nn.Sequential(LargeKernelConv(cin, cout, form=form), MobileOneBlock(cout, cout, 1, form=form))
+        self.proj = nn.Sequential(
+            LargeKernelConv(cin, cout, form=form), MobileOneBlock(ConvShape(cout, cout, 1), form=form)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x)  # (B, C, H, W) -> (B, C', H/2, W/2)
@@ -151,8 +164,9 @@ class RepMixer(nn.Module):
     def __init__(self, dim: int, kernel: int = 3, *, form: Form) -> None:
         super().__init__()
         if form == "train":
-            self.norm = MobileOneBlock(dim, dim, kernel, groups=dim, form=form, norm_only=True, act=False)
-            self.mixer = MobileOneBlock(dim, dim, kernel, groups=dim, form=form, act=False)
+            depthwise = ConvShape(dim, dim, kernel, groups=dim)
+            self.norm = MobileOneBlock(depthwise, form=form, norm_only=True, act=False)
+            self.mixer = MobileOneBlock(depthwise, form=form, act=False)
             self.layer_scale = LayerScale(dim)
         else:
             self.reparam_conv = nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
@@ -274,14 +288,13 @@ class FastViTHD(nn.Module):
             self.center_levels(mean)
         c = config.dims[0]
         self.stem = nn.Sequential(
-            MobileOneBlock(3, c, 3, stride=2, form=form, scale_branch=False),
-            MobileOneBlock(c, c, 3, stride=2, groups=c, form=form, scale_branch=False),
-            MobileOneBlock(c, c, 1, form=form, scale_branch=False),
+            MobileOneBlock(ConvShape(3, c, 3, stride=2), form=form, scale_branch=False),
+            MobileOneBlock(ConvShape(c, c, 3, stride=2, groups=c), form=form, scale_branch=False),
+            MobileOneBlock(ConvShape(c, c, 1), form=form, scale_branch=False),
         )
         self.stages = nn.Sequential(*(Stage(config, stage, form=form) for stage in range(len(config.dims))))
-        self.final_conv = MobileOneBlock(
-            config.dims[-1], config.out_channels, 3, groups=config.dims[-1], form=form, se_channels=config.se_channels
-        )
+        last = ConvShape(config.dims[-1], config.out_channels, 3, groups=config.dims[-1])
+        self.final_conv = MobileOneBlock(last, form=form, se_channels=config.se_channels)
         self.eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`Preprocessor` as the dictionary of a transformers image processor, and back.
+"""`PreprocessConfig` as the dictionary of a transformers image processor, and back.
 
 A manifest's `preprocessing` is such a dictionary: the class that its `image_processor_type` names,
 `CLIPImageProcessor(**preprocessing)` for one, makes the same pixel values. Entries of our own say what transformers has
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import ConfigError
-from .preprocess import OPENAI_MEAN, OPENAI_STD, RESAMPLES, PreprocessConfig, Preprocessor, ResizeMode, is_number
+from .preprocess_config import OPENAI_MEAN, OPENAI_STD, RESAMPLES, PreprocessConfig, ResizeMode, check_size, is_number
 
 LABELS = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys")
 """Entries of a `preprocessor_config.json` that name classes and change no pixel."""
@@ -47,17 +47,16 @@ _WORDS = {mode: word for word, mode in _MODES.items()}
 _NAMES = {int(filter_): name for name, filter_ in RESAMPLES.items()}
 
 
-def to_dict(preprocessor: Preprocessor) -> dict[str, Any]:
-    """How an image is prepared: what a transformers image processor takes, then entries of our own.
+def to_dict(config: PreprocessConfig, height: int, width: int) -> dict[str, Any]:
+    """How an image is prepared for `height` x `width` pixels: a transformers image processor's entries, then our own.
 
     `image_aspect_ratio` (`pad`, `crop`, `longest` or `squash`), `crop_pct`, `fill_color` and `center_rounding` are the
     attributes `resize`, `crop_pct`, `fill` and `rounding` of `PreprocessConfig`. No class is named if transformers has
     none that does the same: for `longest`; for `pad` and `shortest` to a target that is not square; for a crop that
     rounds as torchvision does, which can begin one pixel later.
     """
-    config, height, width = preprocessor.config, preprocessor.height, preprocessor.width
     square, pads = height == width, config.resize == "pad"
-    columns, rows = preprocessor.scaled()
+    columns, rows = config.scaled(height, width)
     by_edge = config.resize == "shortest" and square
     kind = {"shortest": "CLIPImageProcessor", "squash": "CLIPImageProcessor", "pad": PADS_FIRST}.get(config.resize)
     if (
@@ -87,10 +86,11 @@ def to_dict(preprocessor: Preprocessor) -> dict[str, Any]:
     }
 
 
-def from_dict(data: Mapping[str, Any]) -> Preprocessor:
-    """Reads what `to_dict` wrote, now or in an earlier version, which knew no entries of its own but the first.
+def from_dict(data: Mapping[str, Any]) -> tuple[int, int, PreprocessConfig]:
+    """(height, width, config) from what `to_dict` wrote, now or in an earlier version.
 
-    Raises ConfigError, naming the entry, for every other kind of preprocessing.
+    Of our own entries, earlier versions wrote `image_aspect_ratio` alone. Raises ConfigError, naming the entry, for
+    every other kind of preprocessing.
     """
     try:
         size = data["crop_size"]
@@ -103,20 +103,17 @@ def from_dict(data: Mapping[str, Any]) -> Preprocessor:
             f"this preprocessing is not supported: image_aspect_ratio must be one of {', '.join(_MODES)}; "
             f"found {data.get('image_aspect_ratio')!r}"
         )
-    own = Preprocessor(
-        height,
-        width,
-        PreprocessConfig(
-            resize=mode,
-            resample=resample_of(data.get("resample"), "preprocessing"),
-            crop_pct=number(data.get("crop_pct", 1.0), "preprocessing", "crop_pct"),
-            mean=triple(data.get("image_mean"), "preprocessing", "image_mean"),
-            std=triple(data.get("image_std"), "preprocessing", "image_std"),
-            fill=levels(data.get("fill_color", [0, 0, 0]), "preprocessing", "fill_color"),
-            rounding=data.get("center_rounding", "down"),
-        ),
+    config = PreprocessConfig(
+        resize=mode,
+        resample=resample_of(data.get("resample"), "preprocessing"),
+        crop_pct=number(data.get("crop_pct", 1.0), "preprocessing", "crop_pct"),
+        mean=triple(data.get("image_mean"), "preprocessing", "image_mean"),
+        std=triple(data.get("image_std"), "preprocessing", "image_std"),
+        fill=levels(data.get("fill_color", [0, 0, 0]), "preprocessing", "fill_color"),
+        rounding=data.get("center_rounding", "down"),
     )
-    done = to_dict(own)
+    check_size(height, width)
+    done = to_dict(config, height, width)
     if "crop_pct" not in data:  # by an earlier version, which named one class and one kind of size
         square = height == width
         done |= {
@@ -130,7 +127,7 @@ def from_dict(data: Mapping[str, Any]) -> Preprocessor:
     for key, found in data.items():
         if key not in done and key not in LABELS and found not in (None, False):
             raise ConfigError(f"this preprocessing is not supported: unknown entry {key}, found {found}")
-    return own
+    return height, width, config
 
 
 def config_of_processor(
@@ -158,7 +155,7 @@ def config_of_processor(
         raise ConfigError(f"{where}: do_resize is false, and the encoder needs images of one size")
     if "center_rounding" in data:  # as `to_dict` wrote it
         try:
-            return from_dict(data).config
+            return from_dict(data)[2]
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
     for key in _CHANGES_PIXELS:

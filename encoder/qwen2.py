@@ -14,12 +14,6 @@ from ..core.errors import UnavailableError
 
 INSTALL = 'pip install "fvexport[vlm]"'
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
 
 class Qwen2(NamedTuple):
     """transformers' own classes."""

@@ -1,31 +1,34 @@
 """From a model to a file that runs elsewhere, and the proof that it is the same model.
 
 What lives here
-    options         what an export is asked for, checked before anything expensive
-    trace           PyTorch module -> ONNX graph, quietly and with readable names
+    export_options  the options of an export, checked before anything expensive
+    requests        an export or an engine build as one object
+    tracing         PyTorch module -> ONNX graph, quietly and with readable names
     attention_plugin  attention as one node, for TensorRT's plugin
     passes          our own graph clean-up, and onnxsim, with weights standing aside
     simplification  whether the simplified graph is taken
     rules           what every exported graph must look like
     clock           seconds of each phase
-    onnx            the main job: checkpoint -> artifact
-    engine          the same, ending in a TensorRT engine
+    onnx_export     the main job: checkpoint -> artifact
+    engine_export   the same, ending in a TensorRT engine
     reuse           whether an artifact that stands there is what would be exported
-    tensorrt/       building engines, and what was built
+    engines/        building engines, and what was built
     manifest        what an artifact says of itself
-    source          from an artifact back to its checkpoint, and to the module that was exported
+    artifact_source
+                    from an artifact back to its checkpoint, and to the module that was exported
     prepare         from a checkpoint to the module that is exported: fused, inside FP16, quantized
     artifact        the folder: opened with checks, written whole or not at all
-    figures         error statistics between two sets of features
     parity          the verdict: artifact against the eager model
+    parity_runs     what it runs: photographs in batches
+    parity_backends  what it runs them on: backends with inner tensors, and with half precision emulated
     triton_server   an artifact as a model of Triton Inference Server
-    inspect         operators, parameters, multiply-adds and activations of an artifact
+    inspection      operators, parameters, multiply-adds and activations of an artifact
     operators       the fused encoder operator by operator: sizes, multiply-adds, weights
     gpus            peak rates of well-known GPUs
     roofline        bytes, operations and the floor of each block, and what fusing removes
     features        many images -> one safetensors file, in bounded memory
     drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower
-    targets         the table of places where an artifact runs
+    backend_table   the table of backends: what each runs, and what it needs
     placement       the backend that `auto` takes, and what is slow or inexact on this machine
     saturation      weights whose 8-bit products saturate on CPUs without VNNI
     runtime/        one small class per place, behind `Encoder`

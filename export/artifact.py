@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ArtifactError, first_line
 from ..core.hashing import file_sha256
-from ..core.place import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
-from .manifest import Manifest
+from ..core.output_path import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
+from .manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -92,9 +92,9 @@ class Artifact:
             if not _is_file(file):
                 raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}")
             size = file.stat().st_size
-            if size != entry["bytes"]:
-                raise ArtifactError(f"{file} has {size} bytes instead of {entry['bytes']}; {AGAIN}")
-            if verify and file_sha256(file) != entry.get("sha256"):
+            if size != entry.bytes:
+                raise ArtifactError(f"{file} has {size} bytes instead of {entry.bytes}; {AGAIN}")
+            if verify and file_sha256(file) != entry.sha256:
                 raise ArtifactError(f"{file} was changed after its export (SHA-256 differs); {AGAIN}")
         check_external_data(self.model_path)
 
@@ -141,10 +141,10 @@ def _is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long for the disk
 
 
-def describe_files(folder: Path) -> dict[str, dict[str, object]]:
+def describe_files(folder: Path) -> dict[str, FileEntry]:
     """Size and SHA-256 of every file of a folder but the manifest."""
     return {
-        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        file.name: FileEntry(bytes=file.stat().st_size, sha256=file_sha256(file))
         for file in sorted(folder.iterdir())
         if file.name != MANIFEST_FILE
     }

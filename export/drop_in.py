@@ -32,7 +32,7 @@ from ..encoder.checkpoint.forms import detect
 from ..encoder.checkpoint.load import tensors_sha256
 from ..encoder.checkpoint.projector import canonical_names
 from .artifact import Artifact
-from .options import AUTO
+from .export_options import AUTO
 from .runtime.vision_tower import ArtifactTower, check_same_weights
 
 _LOG = logging.getLogger("fvexport")

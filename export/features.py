@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.errors import ArtifactError, ConfigError, ImageError
-from ..core.place import check_place, os_errors, prepare, scratch_beside
+from ..core.output_path import check_place, os_errors, prepare, scratch_beside
 from ..core.progress import Progress, silent
 from .runtime.encoder import Encoder
 
@@ -199,8 +199,8 @@ def _printable(text: str) -> str:
 def _metadata(encoder: Encoder) -> dict[str, str]:
     manifest, frame = encoder.artifact.manifest, encoder.preprocessor
     return {
-        "artifact_sha256": str(manifest.files[encoder.artifact.model_path.name].get("sha256", "")),
-        "checkpoint_sha256": str(manifest.checkpoint.get("sha256", "")),
+        "artifact_sha256": manifest.files[encoder.artifact.model_path.name].sha256,
+        "checkpoint_sha256": manifest.checkpoint.sha256,
         "resolution": f"{frame.height}x{frame.width}",
         "backend": encoder.chosen.name,
         "fvexport": __version__,

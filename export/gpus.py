@@ -11,10 +11,10 @@ This module imports nothing heavy: the command line reads its names.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from ..core.errors import ConfigError
+from ..core.phrases import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,4 @@ def get_gpu(name: str) -> Gpu:
         if gpu.name == name:
             return gpu
     names = [gpu.name for gpu in GPUS]
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
-    raise ConfigError(f"unknown GPU {name!r}; {hint}; others by --tflops and --bandwidth")
+    raise ConfigError(f"unknown GPU {name!r}; {did_you_mean(name, names)}; others by --tflops and --bandwidth")

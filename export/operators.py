@@ -1,14 +1,15 @@
 """The fused encoder, operator by operator as it stands in the exported graph, with the size and work of each.
 
-Written from the config alone, without PyTorch; tests hold it against the modules themselves.
+Made from the layers of `encoder.layers`, without PyTorch; tests hold it against the modules themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..encoder.config import MIXERS, FastViTHDConfig
+from ..encoder.config import FastViTHDConfig
+from ..encoder.layers import Kind, Layer, encoder_blocks
 
 
 @dataclass(frozen=True)
@@ -59,26 +60,15 @@ class Block:
 
 def operators(config: FastViTHDConfig, height: int, width: int) -> Iterator[Block]:
     """The fused encoder's blocks for one image of `height` x `width` pixels, in order."""
-    config.check_resolution(height, width)
-    c, pixels = config.dims[0], height * width
-    half, size = c * pixels // 4, c * pixels // 16
-    yield _single("stem.0", None, c, 3 * pixels, _conv_act("", "x", half, 27, 28 * c))
-    yield _single("stem.1", None, c, half, _conv_act("", "x", size, 9, 10 * c, grouped=True))
-    yield _single("stem.2", None, c, size, _conv_act("", "x", size, c, c * (c + 1)))
-    for stage, (dim, depth) in enumerate(zip(config.dims, config.depths, strict=True)):
-        positions = pixels // config.strides[stage] ** 2
-        if stage:
-            before, size = size, dim * positions
-            large = _conv_act("proj.0.", "x", size, 49, 50 * dim, grouped=True)
-            mixed = _conv_act("proj.1.", "proj.0.act", size, dim, dim * (dim + 1))
-            yield _single(f"stages.{stage}.downsample", stage, dim, before, (*large, *mixed))
-        attends = MIXERS[stage] == "attention"
-        if attends:
-            conv = Operator("reparam_conv", ("x",), size, 49 * size, 50 * dim, grouped=True)
-            yield _single(f"stages.{stage}.pos_emb", stage, dim, size, (conv,))
-        parts = _attention_block(config, dim, positions) if attends else _repmixer_block(config, dim, positions)
-        yield Block(f"stages.{stage}.blocks", depth, stage, dim, size, parts)
-    yield _single("final_conv", None, config.out_channels, size, _final_conv(config, size))
+    for block in encoder_blocks(config, height, width):
+        found: list[Operator] = []
+        sources = ["x"]  # the input of each layer, and the last one's output
+        for layer in block.layers:
+            found += _OPERATORS[layer.kind](layer, *sources[-2:])
+            sources.append(found[-1].name)
+        first, last = block.layers[0], block.layers[-1]
+        input_size = first.channels * first.positions * first.stride**2
+        yield Block(block.name, block.count, block.stage, last.out_channels, input_size, tuple(found))
 
 
 def source_of(read: str) -> str:
@@ -86,59 +76,58 @@ def source_of(read: str) -> str:
     return read.partition("[")[0]
 
 
-def _single(name: str, stage: int | None, dim: int, input_size: int, parts: tuple[Operator, ...]) -> Block:
-    return Block(name, 1, stage, dim, input_size, parts)
+def _convolution(layer: Layer, *sources: str) -> list[Operator]:
+    """A convolution, which sums `taps` products per output, and its GELU."""
+    depthwise, size = layer.kind == "depthwise", layer.out_channels * layer.positions
+    taps = layer.kernel**2 * (1 if depthwise else layer.channels)
+    conv = Operator(
+        layer.name, sources[-1:], size, taps * size, (taps + 1) * layer.out_channels, grouped=depthwise
+    )  # fmt: skip
+    act = Operator(layer.name.replace("reparam_conv", "act"), (conv.name,), size, pointwise=True)
+    return [conv, act] if layer.gelu else [conv]
 
 
-def _conv_act(
-    prefix: str, source: str, size: int, taps: int, weights: int, *, grouped: bool = False
-) -> tuple[Operator, ...]:
-    """A convolution that sums `taps` products per output, and its GELU."""
-    conv = Operator(f"{prefix}reparam_conv", (source,), size, taps * size, weights, grouped=grouped)
-    return conv, Operator(f"{prefix}act", (conv.name,), size, pointwise=True)
-
-
-def _conv_ffn(config: FastViTHDConfig, source: str, dim: int, positions: int) -> tuple[Operator, ...]:
-    size, ratio = dim * positions, config.mlp_ratio
-    return (
-        Operator("mlp.conv", (source,), size, 49 * size, 50 * dim, grouped=True),
-        Operator("mlp.fc1", ("mlp.conv",), ratio * size, ratio * dim * size, ratio * dim * (dim + 1)),
-        Operator("mlp.act", ("mlp.fc1",), ratio * size, pointwise=True),
-        Operator("mlp.fc2", ("mlp.act",), size, ratio * dim * size, dim * (ratio * dim + 1)),
-        Operator("mlp.residual", ("mlp.fc2", source), size),
-    )
-
-
-def _repmixer_block(config: FastViTHDConfig, dim: int, positions: int) -> tuple[Operator, ...]:
-    size, mixer = dim * positions, "token_mixer.reparam_conv"
-    conv = Operator(mixer, ("x",), size, 9 * size, 10 * dim, grouped=True)
-    return (conv, *_conv_ffn(config, mixer, dim, positions))
-
-
-def _attention_block(config: FastViTHDConfig, dim: int, positions: int) -> tuple[Operator, ...]:
-    size, name = dim * positions, "token_mixer."
-    scores = dim // config.head_dim * positions**2
-    return (
-        Operator("norm", ("x",), size),
+def _attention(layer: Layer, *sources: str) -> list[Operator]:
+    dim, positions, name = layer.channels, layer.positions, layer.name + "."
+    size, scores = dim * positions, layer.heads * positions**2
+    return [
+        Operator("norm", sources[-1:], size),
         Operator(name + "qkv", ("norm",), 3 * size, 3 * dim * size, 3 * dim * (dim + 1)),
         Operator(name + "scores", (name + "qkv[q]", name + "qkv[k]"), scores, positions * size, product=True),
         Operator(name + "softmax", (name + "scores",), scores),
         Operator(name + "values", (name + "softmax", name + "qkv[v]"), size, positions * size, product=True),
         Operator(name + "proj", (name + "values",), size, dim * size, dim * (dim + 1)),
-        Operator(name + "residual", (name + "proj", "x"), size),
-        *_conv_ffn(config, name + "residual", dim, positions),
-    )
+        Operator(name + "residual", (name + "proj", sources[-1]), size),
+    ]
 
 
-def _final_conv(config: FastViTHDConfig, size: int) -> tuple[Operator, ...]:
-    out, hidden, size = config.out_channels, config.se_channels, 2 * size
-    return (
-        Operator("reparam_conv", ("x",), size, 9 * size, 10 * out, grouped=True),
-        Operator("se.mean", ("reparam_conv",), out),
+def _ffn(layer: Layer, *sources: str) -> list[Operator]:
+    """The two products; their residual is the input of the convolution before them."""
+    dim, hidden, positions = layer.channels, layer.hidden, layer.positions
+    size, wide, macs = dim * positions, hidden * positions, dim * hidden * positions
+    return [
+        Operator("mlp.fc1", sources[-1:], wide, macs, hidden * (dim + 1)),
+        Operator("mlp.act", ("mlp.fc1",), wide, pointwise=True),
+        Operator("mlp.fc2", ("mlp.act",), size, macs, dim * (hidden + 1)),
+        Operator("mlp.residual", ("mlp.fc2", sources[-2]), size),
+    ]
+
+
+def _gate(layer: Layer, *sources: str) -> list[Operator]:
+    out, hidden, size = layer.channels, layer.hidden, layer.channels * layer.positions
+    return [
+        Operator("se.mean", sources[-1:], out),
         Operator("se.fc1", ("se.mean",), hidden, hidden * out, hidden * (out + 1)),
         Operator("se.relu", ("se.fc1",), hidden, pointwise=True),
         Operator("se.fc2", ("se.relu",), out, hidden * out, out * (hidden + 1)),
         Operator("se.sigmoid", ("se.fc2",), out, pointwise=True),
-        Operator("se.gate", ("reparam_conv", "se.sigmoid"), size),
+        Operator("se.gate", (sources[-1], "se.sigmoid"), size),
         Operator("act", ("se.gate",), size, pointwise=True),
-    )
+    ]
+
+
+_OPERATORS: dict[Kind, Callable[..., list[Operator]]] = {
+    "stem": _convolution, "depthwise": _convolution, "pointwise": _convolution, "attention": _attention, "ffn": _ffn,
+    "gate": _gate,
+}  # fmt: skip
+"""From each kind of layer to its operators, given the inputs of the layer before it and its own."""

@@ -6,6 +6,7 @@ photographs, and judged against what PyTorch itself loses in the artifact's prec
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,27 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.numpy import load_file
 
+from ..core.dtypes import torch_dtype
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
+from ..core.records import plain
+from ..core.verdict.figures import Comparison, Figures, relative_l2
+from ..core.verdict.judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import HELD_OUT, ImageLike, find_images, load_image, sample_images
 from .artifact import Artifact
-from .figures import Comparison, Figures
-from .judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
+from .artifact_source import exported_module, source_checkpoint
+from .backend_table import get_backend, stored_precision
+from .export_options import AUTO
 from .manifest import Manifest
-from .options import AUTO
+from .parity_backends import EagerReference, TappedBackend, parity_backend
 from .parity_runs import Run, runs_of
 from .placement import choose_backend
-from .runtime.backends import ArtifactBackend, make_backend
-from .runtime.eager import EagerBackend
-from .source import exported_module, source_checkpoint
-from .targets import get_target
-from .trace import DTYPES
+from .runtime.base import Backend
 
 Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] | None
 """Photographs to compare on: named ones, files, folders, or None for two that scikit-image ships."""
@@ -62,7 +63,7 @@ class LayerFigure:
         return self.rel_l2 is not None and self.rel_l2 <= self.bound
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The result of one comparison.
 
@@ -129,17 +130,17 @@ def check_parity(
     manifest = artifact.manifest
     precision = manifest.precision
     thresholds = THRESHOLDS[precision]
-    connector = checkpoint.connector if manifest.options.get("projector") else None
+    connector = checkpoint.connector if manifest.options.projector else None
 
-    reference = EagerBackend(checkpoint.encoder, connector)
-    uint8 = manifest.input["dtype"] == "uint8"
+    reference = EagerReference(checkpoint.encoder, connector)
+    uint8 = manifest.input.dtype == "uint8"
     taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
-    candidate = make_backend(
-        artifact, backend, stored_half=get_target(backend).rounds_stored, taps=taps, checkpoint=checkpoint
-    )
-    own = _own(checkpoint, manifest, exported, connector, candidate.stores or manifest.float_precision)
+    candidate = parity_backend(artifact, backend, taps=taps, checkpoint=checkpoint)
+    stored = stored_precision(get_backend(backend), precision, manifest.float_precision)
+    own = _own(checkpoint, manifest, exported, connector, stored)
     compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {})
-    record = manifest.quantization or {}
+    quantization = manifest.quantization
+    recorded = quantization.blocks if quantization else {}
 
     preprocessing = manifest.preprocessor.config
     layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
@@ -148,7 +149,7 @@ def check_parity(
         progress("parity", done, len(runs))
         values = preprocessing.normalize(run.pixels)
         feed = run.pixels if uint8 else values
-        for name, pair in compared.run(run, values, feed, layers=layers, recorded=record.get("blocks", {})).items():
+        for name, pair in compared.run(run, values, feed, layers=layers, recorded=recorded).items():
             layer_rows[name].append(pair)
     progress("parity", len(runs), len(runs))
 
@@ -157,11 +158,12 @@ def check_parity(
     layer_figures = [_layer_figure(name, found, thresholds) for name, found in layer_rows.items()]
     status, reason = judge(
         figures, torch_figures, thresholds,
-        bound_db=record.get("bound_db"), bound_figure=record.get("bound_figure", "plain"),
+        bound_db=quantization.bound_db if quantization else None,
+        bound_figure=quantization.bound_figure if quantization else "plain",
     )  # fmt: skip
     sizes = sorted({run.resolution for run in runs}, reverse=True)
     return Verdict(
-        status, reason, precision, figures, torch_figures, thresholds,
+        status=status, reason=reason, precision=precision, figures=figures, torch=torch_figures, thresholds=thresholds,
         images=list(named), resolutions=[f"{height}x{width}" for height, width in sizes],
         backend=f"{candidate.name}, computing {candidate.computes}",
         layers=layer_figures, first_bad_layer=next((f.name for f in layer_figures if not f.passed), None),
@@ -170,14 +172,14 @@ def check_parity(
 
 def _own(
     checkpoint: Checkpoint, manifest: Manifest, exported: FastViTHD | None, connector: Connector | None, stored: str
-) -> EagerBackend | None:
-    """PyTorch with the same scales and quantizers, storing alike; None where only its record is left."""
-    stores = None if stored == "fp32" else DTYPES[stored]
+) -> EagerReference | None:
+    """PyTorch with the same scales and quantizers, storing the same precision; None where only its record is left."""
+    half = None if stored == "fp32" else torch_dtype(stored)
     if exported is None:
         if manifest.quantization:
             return None
         exported = exported_module(manifest, checkpoint, uint8_input=False)
-    return EagerBackend(exported, connector, stores=stores)
+    return EagerReference(exported, connector, emulate_half=half)
 
 
 def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
@@ -222,9 +224,9 @@ class _Compared:
         torch: of PyTorch.
     """
 
-    reference: EagerBackend
-    own: EagerBackend | None
-    candidate: ArtifactBackend
+    reference: EagerReference
+    own: EagerReference | None
+    candidate: Backend
     scales: dict[str, np.ndarray]
     found: Comparison = field(default_factory=Comparison)
     torch: Comparison = field(default_factory=Comparison)
@@ -245,6 +247,7 @@ class _Compared:
         own_errors: dict[str, float | None] = {}
         if layers:
             expected = self.reference.run_taps(values, blocks.__setitem__)
+            assert isinstance(self.candidate, TappedBackend)  # of a target with `taps`
             actual, inner = self.candidate.run_taps(feed)
         else:
             expected, inner = self.reference.run(values), {}
@@ -285,11 +288,12 @@ def _recorded(manifest: Manifest, images: Sequence[str], ratio: float | None) ->
         images: names of the photographs now.
         ratio: of a centred error to a plain one on these photographs.
     """
-    predicted = (manifest.quantization or {}).get("predicted")
-    if not predicted:
+    predicted = manifest.quantization.predicted if manifest.quantization else None
+    if predicted is None:
         return unmeasured(THRESHOLDS[manifest.precision])
-    figures = Figures.from_dict(predicted)
-    if figures.centred_rel_l2 is not None and (manifest.parity or {}).get("images") == list(images):
+    figures = Figures.from_dict(plain(predicted))
+    judged_on = manifest.parity.images if manifest.parity else ()
+    if figures.centred_rel_l2 is not None and judged_on == tuple(images):
         return figures
     # An earlier version's record, or one of other photographs. The error is not centred, so the ratio of a centred
     # error to a plain one depends on the reference alone.
@@ -297,10 +301,8 @@ def _recorded(manifest: Manifest, images: Sequence[str], ratio: float | None) ->
 
 
 def _rel_l2(reference: np.ndarray, candidate: np.ndarray) -> float | None:
-    if not np.isfinite(candidate).all():
-        return None
-    a, b = torch.from_numpy(reference), torch.from_numpy(candidate)
-    return float((a - b).double().norm() / a.double().norm().clamp_min(1e-300))
+    found = relative_l2(reference, candidate) if np.isfinite(candidate).all() else math.inf
+    return found if math.isfinite(found) else None
 
 
 def _layer_figure(name: str, found: list[LayerErrors], thresholds: Thresholds) -> LayerFigure:

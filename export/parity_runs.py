@@ -10,8 +10,8 @@ import numpy as np
 from ..encoder.image import ImageLike, load_image
 from ..encoder.preprocess import Preprocessor
 from .artifact import Artifact
+from .engines.engine_options import Profile
 from .runtime.encoder import preprocessor_of
-from .tensorrt.options import Profile
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def runs_of(artifact: Artifact, images: Sequence[ImageLike], profile: Profile | 
     not square, in one batch. An engine's `profile` limits both sizes and batch.
     """
     manifest = artifact.manifest
-    batch = manifest.input["shape"][0]
-    dynamic = manifest.options.get("dynamic_res")
+    batch = manifest.input.shape[0]
+    dynamic = manifest.options.dynamic_res
     stride = manifest.architecture.stride
     own = preprocessor_of(artifact)
     height, width = _within(profile, own.height, own.width) if dynamic else (own.height, own.width)

@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from msgspec import UNSET
 from onnx import TensorProto, helper
 
 from ..core.errors import FvexportError
-from ..core.hardware import products_saturate
+from ..core.hardware import has_cuda_gpu, products_saturate
 from ..encoder.checkpoint.preprocessing import PUBLISHED
-from ..encoder.preprocess import RELEASED
+from ..encoder.preprocess_config import RELEASED
 from .artifact import Artifact
+from .backend_table import fastest_quant_target, get_backend, why_absent, why_no_tensorrt_gpu
+from .engines.engine_section import EngineSection
+from .export_options import AUTO, ExportOptions
 from .manifest import Manifest
-from .options import AUTO, ExportOptions
 from .saturation import saturation_of
-from .targets import fastest_quant_target, get_target, has_cuda_gpu, why_absent, why_no_tensorrt_gpu
-from .tensorrt.options import Flavour
-
-ENGINES = ("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx")
-MADE_FOR: dict[str, tuple[str, ...]] = {
-    "tensorrt": ENGINES, "onnxruntime-cpu": ("onnxruntime-cpu", "openvino"), "openvino": ("openvino",),
-}  # fmt: skip
-"""Quantization target -> the backends that run its files fast; OpenVINO runs onnxruntime's as fast as its own."""
-TITLES = {"tensorrt": "TensorRT", "onnxruntime-cpu": "onnxruntime's CPU", "openvino": "OpenVINO"}
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class BackendChoice:
     """A backend for an artifact.
 
     Attributes:
-        name: from the table of targets.
+        name: from the table of backends.
         why: the reason in a few words; empty if the backend was named.
     """
 
@@ -53,7 +48,7 @@ def choose_backend(
 
     Args:
         artifact: an opened artifact.
-        backend: `auto`, or a name or alias from the table of targets; `trt` is the TensorRT of the artifact's engine.
+        backend: `auto`, or a name or alias from the table of backends; `trt` is the TensorRT of the artifact's engine.
         judging: for a verdict, which wants the values that the file describes: BF16 then stays on onnxruntime, which
             rounds each stored value.
         taps: take only backends that show the output of every block.
@@ -62,22 +57,22 @@ def choose_backend(
         UnavailableError: no such backend.
     """
     manifest = artifact.manifest
-    engine = str((manifest.engine or {}).get("flavour") or "")
+    engine = manifest.engine.flavour if manifest.engine else None
     if backend != AUTO:
-        name = get_target(backend).name
+        name = get_backend(backend).name
         return BackendChoice(engine if backend == "trt" and engine else name)
-    if engine and not taps and _why_no_engine(artifact) is None:
-        return BackendChoice(engine, "the artifact's engine runs here")
+    if manifest.engine and not taps and _why_no_engine(artifact.path, manifest.engine) is None:
+        return BackendChoice(manifest.engine.flavour, "the artifact's engine runs here")
     gpu = _gpu_backend(manifest, taps=taps)
     if gpu is not None:
         return gpu
     target = quant_target(manifest)
-    if target in ("onnxruntime-cpu", "openvino") and why_absent(get_target(target)) is None:
+    if target is not None and not get_backend(target).gpu and why_absent(get_backend(target)) is None:
         return BackendChoice(target, "the artifact was made for it")
-    openvino = not manifest.options.get("attention_plugin") and why_absent(get_target("openvino")) is None
+    openvino = not manifest.options.attention_plugin and why_absent(get_backend("openvino")) is None
     if manifest.precision == "bf16" and not judging and openvino:
         return BackendChoice("openvino", "onnxruntime's CPU has no BF16 convolution")
-    missing = why_absent(get_target("onnxruntime-cpu"))
+    missing = why_absent(get_backend("onnxruntime-cpu"))
     if missing is not None and openvino:
         return BackendChoice("openvino", missing)
     return BackendChoice("onnxruntime-cpu", "no GPU that runs it" if has_cuda_gpu() else "no GPU found")
@@ -85,21 +80,19 @@ def choose_backend(
 
 def quant_target(manifest: Manifest) -> str | None:
     """The runtime that a quantized file was made for, or None for any other file."""
-    return str(manifest.quantization["target"]) if manifest.quantization else None
+    return manifest.quantization.target if manifest.quantization else None
 
 
-def _why_no_engine(artifact: Artifact) -> str | None:
+def _why_no_engine(artifact: Path, engine: EngineSection) -> str | None:
     """None if the artifact's engine runs here, else the reason."""
-    engine = artifact.manifest.engine or {}
-    row = get_target(str(engine["flavour"]))
+    row = get_backend(engine.flavour)
     if (reason := why_absent(row)) is not None:
         return reason
-    from .tensorrt.api import load_api
-    from .tensorrt.binding import check_binding, current_gpu
+    from .engines.api import load_api
+    from .engines.binding import check_binding, current_gpu
 
     try:
-        flavour: Flavour = "tensorrt-rtx" if row.name == "tensorrt-rtx" else "tensorrt"
-        check_binding(str(artifact.path), engine, load_api(flavour, to_build=False), current_gpu())
+        check_binding(str(artifact), engine, load_api(engine.flavour, to_build=False), current_gpu())
     except FvexportError as error:
         return str(error)
     return None
@@ -110,13 +103,13 @@ def _gpu_backend(manifest: Manifest, *, taps: bool) -> BackendChoice | None:
     if not has_cuda_gpu():
         return None
     if manifest.precision == "fp8":
-        if taps or manifest.options.get("projector") or why_absent(get_target("triton")) is not None:
+        if taps or manifest.options.projector or why_absent(get_backend("triton")) is not None:
             return None
         import torch
 
         ada = torch.cuda.get_device_capability() >= (8, 9)
         return BackendChoice("triton", "a GPU that multiplies FP8") if ada else None
-    cuda = get_target("onnxruntime-cuda")
+    cuda = get_backend("onnxruntime-cuda")
     if manifest.precision in cuda.precisions and why_absent(cuda) is None and _cuda_sessions_work():
         return BackendChoice(cuda.name, "there is a GPU")
     return None
@@ -182,7 +175,7 @@ BF16_NOTICE = (
 def _slow_target(target: str) -> str:
     if target == "tensorrt" and (reason := why_no_tensorrt_gpu()) is not None:
         return f"made for TensorRT, and {reason}: on a CPU this file takes longer than an FP32 one"
-    absent = why_absent(get_target(target))
+    absent = why_absent(get_backend(target))
     return f"made for {target}" + (f", and {absent}" if absent else "")
 
 
@@ -194,7 +187,7 @@ def runtime_notices(artifact: Artifact, backend: str) -> list[str]:
     manifest = artifact.manifest
     found = (_slow(artifact, backend), _saturation(artifact, backend), _old_preprocessing(artifact))
     notices = [text for text in found if text]
-    if manifest.precision == "bf16" and backend == "onnxruntime-cpu":
+    if manifest.precision == "bf16" and "bf16" not in get_backend(backend).precisions:
         notices.append(
             f"{artifact.path} is BF16, which {backend} computes slowly: in float32, rounding each stored value"
         )
@@ -203,38 +196,36 @@ def runtime_notices(artifact: Artifact, backend: str) -> list[str]:
 
 def _old_preprocessing(artifact: Artifact) -> str | None:
     own = artifact.manifest.checkpoint
-    form = own.get("form")
-    if "preprocessing_source" in own or PUBLISHED.get(str(form), RELEASED) == RELEASED:
+    if own.preprocessing_source is not UNSET or PUBLISHED.get(own.form, RELEASED) == RELEASED:
         return None
     return (
-        f"{artifact.path} was made by a version that took FastVLM's mean, std and interpolation for {form} "
+        f"{artifact.path} was made by a version that took FastVLM's mean, std and interpolation for {own.form} "
         "checkpoints too, so its features differ from the checkpoint's own; export it again"
     )
 
 
 def _slow(artifact: Artifact, backend: str) -> str | None:
     target = quant_target(artifact.manifest)
-    fp8 = artifact.manifest.precision == "fp8"
-    if target is None or backend in MADE_FOR.get(target, ENGINES) or (fp8 and backend == "triton"):
+    if target is None or target in get_backend(backend).fast_with:
         return None
-    if target == "tensorrt":
+    row = get_backend(target)
+    if row.engine:
         where = "builds an engine" if why_no_tensorrt_gpu() is None else "builds an engine on a machine with a GPU"
         fix = f"`fvexport trt --artifact {artifact.path}` {where}"
-        if not fp8:
+        if artifact.manifest.precision != "fp8":
             fix += f", `fvexport onnx --int8 --target {fastest_quant_target(cpu_only=True).target}` a file for this CPU"
-        return f"{artifact.path} was made for TensorRT and is slow on {backend}, slower than an FP32 file; {fix}"
-    absent = why_absent(get_target(target))
-    fix = f"take --backend {target}" if absent is None else f"`{get_target(target).install}`"
-    return f"{artifact.path} was made for {TITLES[target]} and is slow on {backend}, slower than an FP32 file; {fix}"
+    else:
+        fix = f"take --backend {target}" if why_absent(row) is None else f"`{row.install}`"
+    return f"{artifact.path} was made for {row.title} and is slow on {backend}, slower than an FP32 file; {fix}"
 
 
 def _saturation(artifact: Artifact, backend: str) -> str | None:
     if not may_saturate(artifact, backend):
         return None
     found = saturation_of(artifact)
-    share = f"{found['affected']} of {found['pairs']} pairs of weights in {len(found['layers'])} layers"
+    share = f"{found.affected} of {found.pairs} pairs of weights in {len(found.layers)} layers"
     begin = f"8-bit products saturate on this CPU (no VNNI), in {share} of {artifact.path}"
-    if backend == "onnxruntime-cpu":
+    if get_backend(backend).exact_products:
         return f"{begin}: computed exactly, more slowly; `fvexport onnx --reduce-range` makes a file without them"
     return f"{begin}: features can be wrong; export it with --reduce-range"
 
@@ -244,9 +235,7 @@ def may_saturate(artifact: Artifact, backend: str) -> bool:
     manifest = artifact.manifest
     if manifest.precision != "int8" or not products_saturate():
         return False
-    # Files for TensorRT keep FP16 around their Q/DQ: onnxruntime's CPU then multiplies in float.
-    integers = backend == "openvino" or (backend == "onnxruntime-cpu" and quant_target(manifest) != "tensorrt")
-    return integers and saturation_of(artifact)["affected"] > 0
+    return quant_target(manifest) in get_backend(backend).saturates and saturation_of(artifact).affected > 0
 
 
 def runs_on(manifest: Manifest) -> str:
@@ -257,5 +246,5 @@ def runs_on(manifest: Manifest) -> str:
         return "TensorRT on Hopper and later, fvexport's triton from Ada on"
     target = quant_target(manifest)
     if target is not None:
-        return f"{TITLES.get(target, target)}; elsewhere more slowly"
+        return f"{get_backend(target).title}; elsewhere more slowly"
     return "onnxruntime, OpenVINO, TensorRT" + ("; fast on GPUs alone" if manifest.precision == "fp16" else "")

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..calibration.calibrate import load_ranges
-from ..calibration.data import calibration_data
+from ..calibration.calibration_options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
 from ..calibration.equalize import KINDS, equalize
-from ..calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
+from ..calibration.findings import Fp16Plan
+from ..calibration.fp16 import fit_fp16, plan_fp16
 from ..calibration.observe import model_input, observe, observe_peaks
-from ..calibration.options import DEFAULT_SAMPLES, FP16_SAMPLES, CalibrationOptions
+from ..calibration.photos import calibration_data
+from ..calibration.policy import SCHEMES
 from ..calibration.quantize import quantizable, quantize
+from ..calibration.ranges_file import Stats
 from ..calibration.sensitivity import Bounded, meet_bound
-from ..calibration.stats import Stats
+from ..core.dtypes import torch_dtype
 from ..core.progress import Progress
+from ..core.verdict.reference import Reference
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.config import MIXERS
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
-from .figures import Comparison
-from .options import ExportOptions
+from .backend_table import get_backend, stored_precision
+from .export_options import ExportOptions
+from .manifest import CalibrationData, QuantizationSection
+from .parity_backends import EagerReference
 from .parity_runs import tokens_of
-from .runtime.eager import EagerBackend
-from .runtime.openvino import has_bf16
-from .targets import get_target, why_absent
-from .trace import DTYPES
+from .runtime.eager_backend import EagerBackend
 
 PROBE_SIDE = 512
 """Longest side at which layers' sensitivities are compared: their order hardly depends on it, their time does."""
@@ -52,14 +53,26 @@ class Prepared:
     """
 
     encoder: FastViTHD
-    quantization: dict[str, Any] | None = None
-    fp16: dict[str, Any] | None = None
+    quantization: QuantizationSection | None = None
+    fp16: Fp16Plan | None = None
     block_scales: dict[str, Tensor] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     @property
     def changed(self) -> bool:
         return self.quantization is not None or self.fp16 is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What `prepare` was called with, and the `frame` that images are prepared in."""
+
+    checkpoint: Checkpoint
+    options: ExportOptions
+    calibration: CalibrationOptions
+    images: Mapping[str, ImageLike]
+    frame: Preprocessor
+    progress: Progress
 
 
 def prepare(
@@ -81,12 +94,15 @@ def prepare(
     progress("fuse", 0, None)
     normalization = checkpoint.info.preprocessing.normalization
     fused = reparameterize(checkpoint.encoder, uint8_input=options.input == "uint8", normalization=normalization)
-    frame = _frame(checkpoint, options.height, options.width)
+    job = _Job(
+        checkpoint=checkpoint, options=options, calibration=calibration, images=images, progress=progress,
+        frame=_frame(checkpoint, options.height, options.width),
+    )  # fmt: skip
     if options.quantized:
-        return _quantized(fused, checkpoint, options, calibration, images, frame, progress)
+        return _quantized(fused, job)
     result = Prepared(fused)
     if options.float_precision == "fp16":
-        peaks = _peaks(fused, checkpoint, calibration, frame, result.notices, progress)
+        peaks = _peaks(fused, job, result.notices)
         _fit(result, plan_fp16(fused, peaks))
     return result
 
@@ -95,16 +111,14 @@ def _frame(checkpoint: Checkpoint, height: int, width: int) -> Preprocessor:
     return Preprocessor(height, width, checkpoint.info.preprocessing)
 
 
-def _peaks(
-    fused: FastViTHD, checkpoint: Checkpoint, calibration: CalibrationOptions, frame: Preprocessor,
-    notices: list[str], progress: Progress,
-) -> dict[str, float]:  # fmt: skip
+def _peaks(fused: FastViTHD, job: _Job, notices: list[str]) -> dict[str, float]:
+    calibration = job.calibration
     if calibration.ranges is not None:
-        return _stats(checkpoint, Path(calibration.ranges), frame).amax
+        return _stats(job.checkpoint, Path(calibration.ranges), job.frame).amax
     data = calibration_data(calibration.calib, calibration.samples or FP16_SAMPLES, seed=calibration.seed)
     if calibration.calib is not None:
         notices += data.notices
-    return observe_peaks(fused, data, frame, progress=progress)
+    return observe_peaks(fused, data, job.frame, progress=job.progress)
 
 
 def _stats(checkpoint: Checkpoint, ranges: Path, frame: Preprocessor) -> Stats:
@@ -118,7 +132,7 @@ def _fit(result: Prepared, plan: Fp16Plan) -> None:
     if not plan.needed:
         return
     result.encoder = fit_fp16(result.encoder, plan)
-    result.fp16 = plan.to_dict()
+    result.fp16 = plan
     result.block_scales |= stream_scales(result.encoder, plan)
     largest = max(plan.peaks, key=lambda tap: plan.peaks[tap])
     told = [f"stage {s + 1} by 2^{e}" for s, e in enumerate(plan.exponents) if e]
@@ -142,19 +156,17 @@ def stream_scales(model: FastViTHD, plan: Fp16Plan) -> dict[str, Tensor]:
     return scales
 
 
-def _quantized(
-    fused: FastViTHD, checkpoint: Checkpoint, options: ExportOptions, calibration: CalibrationOptions,
-    images: Mapping[str, ImageLike], frame: Preprocessor, progress: Progress,
-) -> Prepared:  # fmt: skip
+def _quantized(fused: FastViTHD, job: _Job) -> Prepared:
+    options, calibration, progress = job.options, job.calibration, job.progress
     result = Prepared(fused)
     policy = options.policy
     if calibration.ranges is not None:
-        stats = _stats(checkpoint, Path(calibration.ranges), frame)
+        stats = _stats(job.checkpoint, Path(calibration.ranges), job.frame)
     else:
         data = calibration_data(calibration.calib, calibration.samples or DEFAULT_SAMPLES, seed=calibration.seed)
         result.notices += data.notices
         fast = fused.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        stats = observe(fast, checkpoint.info, data, frame, progress=progress)
+        stats = observe(fast, job.checkpoint.info, data, job.frame, progress=progress)
     equalized = equalize(fused, stats, policy)
     result.encoder, result.block_scales = equalized.model, equalized.block_scales
     if options.float_precision == "fp16":
@@ -162,28 +174,26 @@ def _quantized(
     plain = result.encoder
     result.encoder = quantize(plain, equalized.stats, policy, method=calibration.method, progress=progress)
     layers = quantizable(plain, policy)
-    bounded = _bounded(
-        fused, plain, result.encoder, options, calibration, images, frame, checkpoint, progress
-    )  # fmt: skip
+    bounded = _bounded(fused, plain, result.encoder, job)
     if bounded is not None:
         result.encoder = bounded.model
     kept = bounded.kept if bounded else []
-    result.quantization = {
-        "target": policy.target,
-        "format": policy.fmt,
-        "float_precision": options.float_precision,
-        "reduce_range": policy.reduce_range,
-        "method": "minmax" if policy.fmt == "fp8" else calibration.method,
-        "data": {"source": stats.source, "fingerprint": stats.key.data, "samples": stats.key.samples},
-        "equalization": [kind for kind in KINDS if kind != "stream" or equalized.block_scales],
-        "quantized": [name for name in layers if name not in kept],
-        "float": kept,
-        "bound_db": calibration.bound,
-        "bound_figure": "stricter",
-        "sensitivity": [layer.to_dict() for layer in bounded.layers] if bounded else [],
-        "predicted": None,
-        "blocks": {},
-    }
+    result.quantization = QuantizationSection(
+        target=policy.target,
+        format=policy.fmt,
+        float_precision=SCHEMES[policy.target].float_precision,
+        reduce_range=policy.reduce_range,
+        method="minmax" if policy.fmt == "fp8" else calibration.method,
+        data=CalibrationData(source=stats.source, fingerprint=stats.key.data, samples=stats.key.samples),
+        equalization=tuple(kind for kind in KINDS if kind != "stream" or equalized.block_scales),
+        quantized=tuple(name for name in layers if name not in kept),
+        kept_float=tuple(kept),
+        bound_db=calibration.bound,
+        bound_figure="stricter",
+        sensitivity=tuple(bounded.layers) if bounded else (),
+        predicted=None,
+        blocks={},
+    )
     if kept and bounded:
         share = sum(layer.share for layer in bounded.layers if layer.name in kept)
         result.notices.append(
@@ -193,43 +203,31 @@ def _quantized(
     return result
 
 
-def _bounded(
-    reference: FastViTHD, plain: FastViTHD, quantized: FastViTHD, options: ExportOptions,
-    calibration: CalibrationOptions, images: Mapping[str, ImageLike], frame: Preprocessor, checkpoint: Checkpoint,
-    progress: Progress,
-) -> Bounded | None:  # fmt: skip
+def _bounded(reference: FastViTHD, plain: FastViTHD, quantized: FastViTHD, job: _Job) -> Bounded | None:
     """The quantized model with as many layers in float as the bound asks for, or None where there is none."""
-    if calibration.bound is None:
+    checkpoint, options, images, frame = job.checkpoint, job.options, job.images, job.frame
+    if job.calibration.bound is None:
         return None
     # As the verdict will have it: behind the connector, in the half type that the runtime stores.
-    connector, stores = checkpoint.connector if options.projector else None, stored_type(options)
+    connector, half = checkpoint.connector if options.projector else None, stored_type(options)
     stride = reference.config.stride
-    pixels = [model_input(reference, frame.pixels(image), frame) for image in images.values()]
+    pixels = torch.cat([model_input(reference, frame.pixels(image), frame) for image in images.values()]).numpy()
     seen = [tokens_of(frame, image, stride) for image in images.values()]
-    eager = EagerBackend(reference, connector)
-    expected = [eager.run(x.numpy())[0] for x in pixels]
+    known = Reference.of(EagerBackend(reference, connector).run, pixels, seen)
 
     def measure(model: FastViTHD) -> float:
-        backend = EagerBackend(model, connector, stores=stores)
-        found = Comparison()
-        for picture, (x, features, tokens) in enumerate(zip(pixels, expected, seen, strict=True)):
-            found.add(features, backend.run(x.numpy())[0], picture=picture, seen=tokens)
-        return found.figures.strict_sqnr_db if found.figures.finite else -math.inf
+        return known.figures(EagerReference(model, connector, emulate_half=half).run).strict_sqnr_db
 
     shrink = min(1.0, PROBE_SIDE / max(frame.height, frame.width))
     sides = (max(stride, round(side * shrink / stride) * stride) for side in (frame.height, frame.width))
     small = _frame(checkpoint, *sides)
     probe = torch.cat([model_input(reference, small.pixels(image), small) for image in list(images.values())[:2]])
-    return meet_bound(plain, quantized, calibration.bound, measure, probe, progress=progress)
+    return meet_bound(plain, quantized, job.calibration.bound, measure, probe, progress=job.progress)
 
 
 def stored_type(options: ExportOptions) -> torch.dtype | None:
     """The half type of what is not quantized, on the runtime that the verdict comes from; None for float32."""
-    if (
-        options.quantized
-        and options.policy.target == "openvino"
-        and why_absent(get_target("openvino")) is None
-        and has_bf16()
-    ):
-        return torch.bfloat16
-    return None if options.float_precision == "fp32" else DTYPES[options.float_precision]
+    stored: str = options.float_precision
+    if options.quantized:
+        stored = stored_precision(get_backend(options.policy.target), options.precision, stored)
+    return None if stored == "fp32" else torch_dtype(stored)

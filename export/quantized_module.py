@@ -13,7 +13,7 @@ import torch
 from onnx import NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
 
-from ..calibration.fp16 import Fp16Plan, fit_fp16
+from ..calibration.fp16 import fit_fp16
 from ..calibration.qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
 from ..core.errors import ArtifactError
 from ..encoder.fastvithd import AttentionBlock, FastViTHD
@@ -31,12 +31,12 @@ def quantized_module(artifact: Artifact) -> FastViTHD:
     """
     manifest = artifact.manifest
     mean = manifest.preprocessor.config.mean
-    model = FastViTHD(manifest.architecture, form="fused", uint8_input=manifest.input["dtype"] == "uint8", mean=mean)
+    model = FastViTHD(manifest.architecture, form="fused", uint8_input=manifest.input.dtype == "uint8", mean=mean)
     for module in model.modules():
         if isinstance(module, AttentionBlock):  # equalization gave it an affine
             module.norm = nn.LayerNorm(module.norm.normalized_shape, module.norm.eps)
     if manifest.fp16:
-        model = fit_fp16(model, Fp16Plan.from_dict(manifest.fp16))
+        model = fit_fp16(model, manifest.fp16)
     file = _File(artifact)
     found = set()
     for name, layer in list(model.named_modules()):
@@ -45,7 +45,7 @@ def quantized_module(artifact: Artifact) -> FastViTHD:
             if read is not layer:
                 model.set_submodule(name, read)
                 found.add(name)
-    wanted = set((manifest.quantization or {})["quantized"])
+    wanted = set(manifest.quantization.quantized if manifest.quantization else ())
     if found != wanted:
         odd = sorted(found ^ wanted)
         raise ArtifactError(f"{file.where} quantizes other layers than its manifest says ({odd[0]}); export it again")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from .. import __version__
 from ..calibration.calibrate import load_ranges
-from ..calibration.data import calibration_data
-from ..calibration.options import DEFAULT_SAMPLES, CalibrationOptions
+from ..calibration.calibration_options import DEFAULT_SAMPLES, CalibrationOptions
+from ..calibration.photos import calibration_data
 from ..core.errors import ArtifactError
 from ..encoder.checkpoint import Checkpoint
 from .artifact import MANIFEST_FILE, Artifact, check_writable
-from .manifest import Manifest
-from .options import ExportOptions
+from .export_options import ExportOptions
+from .manifest import Manifest, QuantizationSection
 
 
 def standing(
@@ -61,40 +62,38 @@ def differs(
     """
     options = options.resolved()
     made_from, info = manifest.checkpoint, checkpoint.info
-    if made_from["sha256"] != info.sha256:
-        return f"it was made from other weights, {made_from['source']}"
-    if options.projector and made_from.get("connector_sha256") != info.connector_sha256:
+    if made_from.sha256 != info.sha256:
+        return f"it was made from other weights, {made_from.source}"
+    if options.projector and made_from.connector_sha256 != info.connector_sha256:
         return "it ends with another connector"
     if manifest.preprocessor.config != info.preprocessing:
         return f"its images are prepared otherwise ({manifest.preprocessor.config.describe()})"
-    stored = {name: manifest.options.get(name) for name in options.to_dict()}
+    stored: ExportOptions = replace(manifest.options, opset=manifest.opset)
     if manifest.quantization is not None:  # earlier versions knew one range and one default target
-        stored["reduce_range"] = bool(stored["reduce_range"])
-        stored["target"] = stored["target"] or "tensorrt"
-    stored["opset"] = manifest.opset
-    wanted = options.to_dict() | {"opset": options.effective_opset}
-    for name, value in wanted.items():
-        if stored[name] != value:
-            return f"its {name} is {stored[name]}, not {value}"
+        stored = replace(stored, reduce_range=bool(stored.reduce_range), target=stored.target or "tensorrt")
+    for name, value in vars(replace(options, opset=options.effective_opset)).items():
+        if getattr(stored, name) != value:
+            return f"its {name} is {getattr(stored, name)}, not {value}"
     if manifest.versions.get("fvexport") != __version__:
         return f"it was written by fvexport {manifest.versions.get('fvexport')}"
     if manifest.quantization is not None:
-        return _quantized_otherwise(manifest, options, calibration)
+        return _quantized_otherwise(manifest.quantization, options, calibration)
     if options.precision == "fp16" and calibration != CalibrationOptions():
         return "which pictures its FP16 scales were chosen on is not recorded"
     return None
 
 
-def _quantized_otherwise(manifest: Manifest, options: ExportOptions, calibration: CalibrationOptions) -> str | None:
-    record = manifest.quantization or {}
+def _quantized_otherwise(
+    made: QuantizationSection, options: ExportOptions, calibration: CalibrationOptions
+) -> str | None:
     method = "minmax" if options.precision == "fp8" else calibration.method
-    if record["method"] != method:
-        return f"its ranges are by {record['method']}, not {method}"
-    if record["bound_db"] != calibration.bound:
-        return f"it was made for a bound of {record['bound_db']} dB, not {calibration.bound}"
+    if made.method != method:
+        return f"its ranges are by {made.method}, not {method}"
+    if made.bound_db != calibration.bound:
+        return f"it was made for a bound of {made.bound_db} dB, not {calibration.bound}"
     if calibration.ranges is not None:
         fingerprint = load_ranges(Path(calibration.ranges)).key.data
     else:
         samples = calibration.samples or DEFAULT_SAMPLES
         fingerprint = calibration_data(calibration.calib, samples, seed=calibration.seed).fingerprint
-    return None if record["data"]["fingerprint"] == fingerprint else "it was calibrated on other pictures"
+    return None if made.data.fingerprint == fingerprint else "it was calibrated on other pictures"

@@ -20,13 +20,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+from ..core.dtypes import BITS
 from ..core.errors import ConfigError
 from ..encoder.config import FastViTHDConfig, variant_name
 from .gpus import Gpu
 from .operators import Block, Operator, operators, source_of
 
 FloorPrecision = Literal["fp16", "bf16", "fp32"]
-BYTES: dict[str, int] = {"fp16": 2, "bf16": 2, "fp32": 4}
+BYTES = {name: BITS[name] // 8 for name in get_args(FloorPrecision)}
 """Of one stored value. FP32 is multiplied on CUDA cores: tensor cores would round it to TF32."""
 
 MEMORY, TENSOR, CUDA = "memory", "tensor_cores", "cuda_cores"

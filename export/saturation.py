@@ -8,13 +8,13 @@ volume 2, and "Int8 computation considerations" in oneDNN's developer guide.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
+from msgspec import UNSET
 from onnx import numpy_helper
 
 from .artifact import Artifact
+from .manifest import Saturation
 
 MAX_PAIR = 128
 """255 * 128 = 32640 fits 16 bits, 255 * 129 = 32895 does not."""
@@ -26,8 +26,8 @@ def saturating_pairs(weight: np.ndarray) -> int:
     return int((np.abs(pairs.sum(-1)) > MAX_PAIR).sum())  # of different signs, two int8 add up to 127 at most
 
 
-def count_saturating(model: onnx.ModelProto) -> dict[str, Any]:
-    """`pairs` of int8 weights in matrix products, how many are `affected`, and how many of each layer in `layers`.
+def count_saturating(model: onnx.ModelProto) -> Saturation:
+    """Which pairs of weights can saturate.
 
     Args:
         model: a quantized graph with its weights.
@@ -48,11 +48,12 @@ def count_saturating(model: onnx.ModelProto) -> dict[str, Any]:
         total += matrix.shape[0] * (matrix.shape[1] // 2)
         if affected := saturating_pairs(matrix):
             layers[reader.name.rpartition("/")[0] or reader.name] = affected
-    return {"pairs": total, "affected": sum(layers.values()), "layers": layers}
+    return Saturation(pairs=total, affected=sum(layers.values()), layers=layers)
 
 
-def saturation_of(artifact: Artifact) -> dict[str, Any]:
+def saturation_of(artifact: Artifact) -> Saturation:
     """`count_saturating` of an artifact: as recorded, or counted for one that has no record of it."""
-    record = artifact.manifest.quantization or {}
-    found = record.get("saturation")
-    return found if isinstance(found, dict) else count_saturating(onnx.load(str(artifact.model_path)))
+    quantization = artifact.manifest.quantization
+    if quantization is not None and quantization.saturation is not UNSET:
+        return quantization.saturation
+    return count_saturating(onnx.load(str(artifact.model_path)))

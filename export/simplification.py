@@ -12,15 +12,16 @@ import onnx
 import onnx_ir as ir
 
 from ..core.errors import ArtifactError, ExportError
+from ..core.verdict.figures import compare
+from ..core.verdict.judging import THRESHOLDS
 from ..encoder.config import FastViTHDConfig
 from .artifact import DATA_FILE, MODEL_FILE
-from .figures import compare
-from .judging import THRESHOLDS
-from .options import ExportOptions
+from .export_options import ExportOptions
+from .manifest import GraphSection
 from .passes import Simplification, name_dimensions, simplify, structure, tidy
 from .rules import check_rules
-from .runtime.onnxruntime import EXTERNAL_FOLDER, QDQ_AS_WRITTEN
-from .runtime.rounding import with_rounding
+from .runtime.emulate_half import with_rounding
+from .runtime.onnxruntime_backend import EXTERNAL_FOLDER, QDQ_AS_WRITTEN
 
 INLINE_BYTES = 1024
 """Tensors under this size stay in the graph's file; shape inference must see them."""
@@ -31,8 +32,8 @@ def write_graph(model: ir.Model, folder: Path) -> None:
     ir.save(model, folder / MODEL_FILE, external_data=DATA_FILE, size_threshold_bytes=INLINE_BYTES)
 
 
-def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> tuple[ir.Model, dict[str, Any]]:
-    """Our clean-up, then onnxsim where it is asked for and does no harm; and what the manifest says of it."""
+def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> tuple[ir.Model, GraphSection]:
+    """Our clean-up, then onnxsim where it is asked for and does no harm; and the manifest's section on it."""
     traced = len(model.graph)
     tidy(model)
     result = Simplification(len(model.graph), len(model.graph))
@@ -44,11 +45,11 @@ def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig)
         result = replace(result, kept_unsimplified=reason)
     name_dimensions(model)
     kept = result.kept_unsimplified
-    return model, {
-        "nodes_traced": traced,
-        "nodes": len(model.graph),
-        "kept_unsimplified": f"the graph was not simplified: {kept}" if kept else None,
-    }
+    return model, GraphSection(
+        nodes_traced=traced,
+        nodes=len(model.graph),
+        kept_unsimplified=f"the graph was not simplified: {kept}" if kept else None,
+    )
 
 
 def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> str | None:
@@ -62,7 +63,7 @@ def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: 
         return None
     try:
         same = _output(after, options), _output(before, options)
-        close = compare(*same).rel_l2 <= THRESHOLDS[options.precision].rel_l2_floor
+        close = THRESHOLDS[options.precision].are_equal(compare(*same))
     except OSError as error:
         raise ArtifactError(
             f"cannot write temporary files in {tempfile.gettempdir()} ({error.strerror}); free some space, set TMPDIR, "

@@ -15,16 +15,19 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from .. import __version__
+from ..core.dtypes import DTYPES
 from ..core.errors import ArtifactError, ConfigError, one_line
-from ..core.place import check_place
+from ..core.output_path import check_place
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
-from .manifest import Manifest
+from .backend_table import get_backend
+from .manifest import Manifest, TensorSpec
+from .placement import quant_target
 
 Platform = Literal["onnx", "plan"]
 CONFIG_FILE = "config.pbtxt"
@@ -33,7 +36,7 @@ MAX_BATCH_SIZE = 8
 """Of a file that takes any batch, where none is asked for."""
 
 BACKENDS: dict[Platform, str] = {"onnx": "onnxruntime", "plan": "tensorrt"}
-DATA_TYPES = {"float32": "TYPE_FP32", "float16": "TYPE_FP16", "bfloat16": "TYPE_BF16", "uint8": "TYPE_UINT8"}
+DATA_TYPES = {"uint8": "TYPE_UINT8"} | {dtype: f"TYPE_{name.upper()}" for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ def why_no_plan(manifest: Manifest) -> str | None:
     engine = manifest.engine
     if engine is None or PLAN_FILE not in manifest.files:
         return "it has none; make one with `fvexport trt`"
-    return _why_not_loaded(engine["flavour"], strip=engine["options"]["strip"])
+    return _why_not_loaded(engine.flavour, strip=engine.options.strip)
 
 
 def _why_not_loaded(flavour: str, *, strip: bool) -> str | None:
@@ -173,10 +176,10 @@ def _batches(manifest: Manifest, platform: Platform, asked: int | None) -> tuple
     """`max_batch_size`, and the batch that an engine is fastest at."""
     if asked is not None and asked < 1:
         raise ConfigError(f"the largest batch must be at least 1; found {asked}")
-    fixed = manifest.input["shape"][0]
+    fixed = manifest.input.shape[0]
     low, best, high = (1, None, None)
     if platform == "plan" and manifest.engine is not None:
-        low, best, high = manifest.engine["profile"]["batch"]
+        low, best, high = manifest.engine.profile.batch
     if isinstance(fixed, int):
         if asked not in (None, fixed):
             raise ConfigError(f"the file takes batches of {fixed} alone; found {asked}: export it with --batch dynamic")
@@ -202,8 +205,8 @@ def _config(model: _Model) -> str:
         f"backend: {_quoted(BACKENDS[model.platform])}",
         f"default_model_filename: {_quoted(f'model.{model.platform}')}",
         f"max_batch_size: {model.max_batch_size}",
-        *_border("input", manifest.input, batching),
-        *_border("output", manifest.output, batching),
+        *_tensor("input", manifest.input, batching),
+        *_tensor("output", manifest.output, batching),
         f"instance_group [{{ count: 1 kind: {_kind(model)} }}]",
         *_batching(model),
         *_optimization(model),
@@ -217,22 +220,22 @@ def _comments(model: _Model) -> list[str]:
     manifest = model.artifact.manifest
     config = manifest.preprocessor.config
     pixels = "0 to 255"
-    if manifest.input["dtype"] != "uint8":
+    if manifest.input.dtype != "uint8":
         mean, std = (", ".join(f"{value:.6g}" for value in each) for each in (config.mean, config.std))
         pixels = f"(level / 255 - mean) / std with mean {mean} and std {std}" if config.normalizes else "in [0, 1]"
-    size = manifest.input["shape"]
+    size = manifest.input.shape
     return [
         f"Made by fvexport {__version__}: FastViTHD ({one_line(manifest.variant)}), {manifest.precision}.",
-        f"{manifest.input['name']}: RGB, {pixels}, channels first, height and width "
+        f"{manifest.input.name}: RGB, {pixels}, channels first, height and width "
         + (f"{size[2]} x {size[3]}." if isinstance(size[2], int) else "multiples of 64."),
         "The parameter fvexport.preprocessing says how a photograph becomes that, in transformers' terms.",
     ]
 
 
-def _border(kind: str, entry: dict[str, Any], batching: bool) -> list[str]:
-    shape: Sequence[int | str] = entry["shape"][1:] if batching else entry["shape"]
+def _tensor(kind: str, spec: TensorSpec, batching: bool) -> list[str]:
+    shape = spec.shape[1:] if batching else spec.shape
     dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in shape)
-    return [f"{kind} [{{ name: {_quoted(entry['name'])} data_type: {DATA_TYPES[entry['dtype']]} dims: [ {dims} ] }}]"]
+    return [f"{kind} [{{ name: {_quoted(spec.name)} data_type: {DATA_TYPES[spec.dtype]} dims: [ {dims} ] }}]"]
 
 
 def _kind(model: _Model) -> str:
@@ -240,8 +243,8 @@ def _kind(model: _Model) -> str:
     manifest = model.artifact.manifest
     if model.platform == "plan" or manifest.float_precision == "bf16":  # onnxruntime's CPU has no BF16 convolution
         return "KIND_GPU"
-    target = (manifest.quantization or {}).get("target")
-    return "KIND_CPU" if target in ("onnxruntime-cpu", "openvino") else "KIND_AUTO"
+    target = quant_target(manifest)
+    return "KIND_AUTO" if target is None or get_backend(target).gpu else "KIND_CPU"
 
 
 def _batching(model: _Model) -> list[str]:
@@ -253,7 +256,7 @@ def _batching(model: _Model) -> list[str]:
 
 def _optimization(model: _Model) -> list[str]:
     """An engine for one shape is replayed as a CUDA graph: its start then costs the CPU one call."""
-    shape = model.artifact.manifest.input["shape"]
+    shape = model.artifact.manifest.input.shape
     static = all(isinstance(size, int) for size in shape)
     return ["optimization { cuda { graphs: true } }"] if model.platform == "plan" and static else []
 
@@ -263,15 +266,14 @@ def _parameters(model: _Model) -> dict[str, str]:
     file = PLAN_FILE if model.platform == "plan" else MODEL_FILE
     found = {
         "fvexport.version": __version__,
-        "fvexport.checkpoint": manifest.checkpoint["source"],
-        "fvexport.checkpoint_sha256": manifest.checkpoint["sha256"],
-        "fvexport.model_sha256": str(manifest.files[file].get("sha256", "")),
-        "fvexport.preprocessing": json.dumps(manifest.preprocessing),
+        "fvexport.checkpoint": manifest.checkpoint.source,
+        "fvexport.checkpoint_sha256": manifest.checkpoint.sha256,
+        "fvexport.model_sha256": manifest.files[file].sha256,
+        "fvexport.preprocessing": json.dumps(manifest.preprocessor.to_dict()),
     }
     if model.platform == "plan" and manifest.engine is not None:
-        gpu = manifest.engine.get("gpu") or {}
-        found["fvexport.tensorrt"] = str(manifest.engine["version"])
-        found["fvexport.gpu"] = str(gpu.get("name", ""))
+        found["fvexport.tensorrt"] = manifest.engine.version
+        found["fvexport.gpu"] = manifest.engine.gpu.name if manifest.engine.gpu else ""
     return found
 
 

@@ -35,7 +35,7 @@ from ..encoder.fastvithd import (
 )
 from ..encoder.reparameterize import reparameterize
 from .attention import attention
-from .depthwise import depthwise, taps_first
+from .depthwise import Filters, depthwise, taps_first
 from .depthwise_rows import float_taps
 from .dispatch import FP8, SWITCH, check_names, modes_of, runs, switched_on
 from .fp8 import End, is_fp8_layer
@@ -231,8 +231,8 @@ class _Depthwise(_Kernels):
     def forward(self, x: Tensor, out_scale: float | None = None) -> Tensor:
         """With an out_scale the result is FP8, in steps of that size."""
         return depthwise(
-            x, self.weight, self.bias, self.stride, self.gelu, kernel=self.chosen(self.part, x), modes=self.modes,
-            taps=self.taps, out_scale=out_scale,
+            x, Filters(self.weight, self.taps), self.bias, self.stride, self.gelu,
+            kernel=self.chosen(self.part, x), modes=self.modes, out_scale=out_scale,
         )  # fmt: skip
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Depthwise:

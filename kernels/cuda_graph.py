@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, UnavailableError
-from ..encoder.cudnn import cudnn_trials
+from ..encoder.convolution_trials import cudnn_trials
 from ..encoder.exact import exact_float32
+from .capture import captured
 
 WARMUP = 3
 """Calls before the capture: kernels are compiled and libraries choose algorithms in them."""
@@ -89,10 +90,7 @@ class CudaGraph:
                 for _ in range(WARMUP):
                     model(self._input)
             torch.cuda.current_stream(device).wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads may use the GPU meanwhile.
-            with torch.cuda.graph(self._graph, pool=memory.pool, stream=stream, capture_error_mode="thread_local"):
-                self.output = model(self._input)
+            self._graph, self.output = captured(lambda: model(self._input), stream=stream, pool=memory.pool)
             memory.end()
 
     def __call__(self, x: Tensor) -> Tensor:

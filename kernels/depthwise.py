@@ -21,6 +21,8 @@ anyway, and one read of it is all that there is to save, for nine times the 3x3'
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -134,15 +136,23 @@ def launch_depthwise(
     return out
 
 
+class Filters(NamedTuple):
+    """A weight (k, k, m C) of `depthwise`, with `float_taps(weight, C)`, which all kernels but `depthwise` read."""
+
+    weight: Tensor
+    taps: Tensor | None
+
+
 def depthwise(
-    x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, gelu: bool = False, *, kernel: str | bool | None = True,
-    modes: int = Modes.NONE, taps: Tensor | None = None, out_scale: float | None = None,
+    x: Tensor, weight: Tensor | Filters, bias: Tensor, stride: int = 1, gelu: bool = False, *,
+    kernel: str | bool | None = True, modes: int = Modes.NONE, out_scale: float | None = None,
 ) -> Tensor:  # fmt: skip
     """A depthwise convolution of x (B, H, W, C), padded by k // 2 -> (B, ceil(H/s), ceil(W/s), m C), contiguous.
 
     Args:
         x: any strides; a channels-last feature map is `map.permute(0, 2, 3, 1)`, with no copy.
-        weight: (k, k, m C), k odd; output channel c takes input channel c // m (`taps_first`).
+        weight: (k, k, m C), k odd; output channel c takes input channel c // m (`taps_first`). `Filters` bring taps
+            that were prepared before.
         bias: (m C,).
         stride: s.
         gelu: apply GELU to the result.
@@ -151,12 +161,12 @@ def depthwise(
             1 in `depthwise_rows` and `depthwise_strips` and other than 2 in `depthwise_pairs`; in `depthwise_strips`
             also stride 2.
         modes: of `dispatch.Modes`.
-        taps: `float_taps(weight, C)`, if it was prepared before; all kernels but `depthwise` use it.
         out_scale: round the result to FP8 in steps of this size; by default it has x's dtype.
 
     Raises:
         ConfigError: shapes or dtypes that do not fit each other, an unknown kernel, or a gradient is asked for.
     """
+    weight, taps = weight if isinstance(weight, Filters) else Filters(weight, None)
     fits = x.ndim == 4 and weight.ndim == 3 and weight.shape[0] == weight.shape[1] and weight.shape[0] % 2 == 1
     if not fits or not x.shape[3] or weight.shape[2] % x.shape[3] or bias.shape != weight.shape[2:] or stride < 1:
         shapes = [tuple(t.shape) for t in (x, weight, bias)]

@@ -13,7 +13,6 @@ Operators read it at each call, so a captured CUDA graph keeps what it was captu
 
 from __future__ import annotations
 
-import difflib
 import enum
 import functools
 import os
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import ConfigError
+from ..core.phrases import did_you_mean
 from . import language
 
 BASELINE = ("attention", "norm_linear", "linear", "mlp", "depthwise")
@@ -179,8 +179,7 @@ def check_names(names: Collection[str], source: str) -> None:
     known = (*OPS, *MODES)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are 0, 1, all, {', '.join(known)}"
+            hint = did_you_mean(name, ("0", "1", "all", *known))
             raise ConfigError(f"{source} names no kernel or mode {name!r}; {hint}")
 
 

@@ -187,13 +187,13 @@ def encoder_calls(
     stem = config.dims[0]
     if exists("stem", NEWEST, dtype):
         yield from _stem(batch, height, width, stem, make)
-    yield from _depthwise(batch, height // 2, width // 2, stem, 3, make, stride=2, gelu=True)
+    yield from _depthwise((batch, height // 2, width // 2), stem, 3, make, stride=2, gelu=True)
     yield from _linear(batch * height * width // 16, stem, stem, make, gelu=True)
     for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
         m, hidden = batch * h * w, config.mlp_ratio * c
         if stage:
             before = config.dims[stage - 1]
-            yield from _depthwise(batch, 2 * h, 2 * w, before, 7, make, stride=2, gelu=True, outputs=c // before)
+            yield from _depthwise((batch, 2 * h, 2 * w), before, 7, make, stride=2, gelu=True, outputs=c // before)
             yield from _linear(m, c, c, make, gelu=True)
         if MIXERS[stage] == "attention":
             if fp8:
@@ -202,20 +202,20 @@ def encoder_calls(
                 yield from _attention(batch, h * w, config.num_heads(stage), make, c)
                 yield from _linear(m, c, c, make, residual=True)
         else:
-            yield from _depthwise(batch, h, w, c, 3, make)
+            yield from _depthwise((batch, h, w), c, 3, make)
         if fp8 and in_fp8("fc1", c):
-            yield from _depthwise(batch, h, w, c, 7, make, out_scale=ANY_SCALE)
+            yield from _depthwise((batch, h, w), c, 7, make, out_scale=ANY_SCALE)
             yield from _quantize_fp8(m, c, make)
             yield from _linear_fp8(m, hidden, c, make, End(gelu=True, out_scale=ANY_SCALE))
             yield from _linear_fp8(m, c, hidden, make, End(residual=make(m, c)))
             continue
-        yield from _depthwise(batch, h, w, c, 7, make)
+        yield from _depthwise((batch, h, w), c, 7, make)
         if c <= MAX_CHANNELS:
             yield from _mlp(m, c, hidden, make)
         yield from _linear(m, hidden, c, make, gelu=True)
         yield from _linear(m, c, hidden, make, residual=True)
     h, w = config.stage_resolutions(height, width)[-1]
-    yield from _depthwise(batch, h, w, config.dims[-1], 3, make, outputs=2)
+    yield from _depthwise((batch, h, w), config.dims[-1], 3, make, outputs=2)
 
 
 class _Make:
@@ -312,9 +312,10 @@ def _mlp(m: int, c: int, hidden: int, make: _Make) -> Iterator[Call]:
 
 
 def _depthwise(
-    batch: int, height: int, width: int, c: int, kernel: int, make: _Make, *, stride: int = 1,
-    gelu: bool = False, outputs: int = 1, out_scale: float | None = None,
+    image: tuple[int, int, int], c: int, kernel: int, make: _Make, *, stride: int = 1, gelu: bool = False,
+    outputs: int = 1, out_scale: float | None = None,
 ) -> Iterator[Call]:  # fmt: skip
+    batch, height, width = image
     x, out = make(batch, height, width, c), outputs * c
     weight, bias = make(kernel, kernel, out), make(out)
     sizes = {

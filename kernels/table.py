@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.cache import cache_folder
 from ..core.versions import versions_of
 from .dispatch import OPS
 
@@ -169,9 +169,7 @@ def cache_file(device: torch.device) -> Path:
     """Where searches on this GPU with these versions are kept: $XDG_CACHE_HOME/fvexport/kernels/<GPU>-<hash>.json."""
     identity = json.dumps(environment_of(device), sort_keys=True)
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name(device)).strip("-").lower()
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "fvexport" / "kernels"
-    return folder / f"{gpu}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+    return cache_folder("kernels") / f"{gpu}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
 
 
 def environment_of(device: torch.device) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ..core.errors import FvexportError, UnavailableError, first_line
+from .capture import captured
 
 Run = Callable[[], object]
 
@@ -142,14 +143,16 @@ class CudaClock:
                         run()
                     self._check(run)
             self._cuda.synchronize()
-            graph = self._cuda.CUDAGraph()
+
+            def every() -> object:
+                for index in range(copies):
+                    result = runs[index % len(runs)]()
+                return result
+
             try:
-                with self._cuda.graph(graph, stream=stream):
-                    for index in range(copies):
-                        result = runs[index % len(runs)]()
+                graph, result = captured(every, stream=stream, errors="global", cuda=self._cuda)
             except Exception as error:
                 reason = first_line(error)
-                del graph
                 self._recover(before, reason)
                 raise CaptureError(f"cannot record a CUDA graph: {reason}") from error
         self._cuda.synchronize()
@@ -200,9 +203,7 @@ class CudaClock:
         try:
             self._cuda.synchronize()
             value = torch.zeros(1, device=self._device())
-            graph = self._cuda.CUDAGraph()
-            with self._cuda.graph(graph):
-                value.add_(1)
+            captured(lambda: value.add_(1), errors="global", cuda=self._cuda)
             torch.rand(1, device=self._device())
             self._cuda.synchronize()
         except Exception as error:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UnavailableError, first_line
-from ..core.place import os_errors, prepare, scratch_beside
+from ..core.output_path import os_errors, prepare, scratch_beside
 from ..core.progress import Progress, silent
 from ..encoder.config import FastViTHDConfig
 from . import language

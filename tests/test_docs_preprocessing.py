@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED
-from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
 
 PAGE = (Path(__file__).parents[1] / "docs/artifact.md").read_text(encoding="utf-8")
 CONFIGS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +13,29 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("benchmarks", "calibration", "cli", "core", "encoder", "export", "kernels")
 OPTIONAL = frozenset([
-    "modelopt", "nncf", "onnxruntime", "onnxsim", "openvino", "openvino_telemetry", "playwright", "tensorrt",
-    "tensorrt_rtx", "timm", "tokenizers", "transformers", "triton", "tritonclient",
+    "jinja2", "markupsafe", "matplotlib", "modelopt", "nncf", "onnxruntime", "onnxsim", "openvino",
+    "openvino_telemetry", "playwright", "scipy", "tensorrt", "tensorrt_rtx", "timm", "tokenizers", "transformers",
+    "triton", "tritonclient",
 ])  # fmt: skip
+REPORT = frozenset(["jinja2", "markupsafe", "matplotlib", "scipy"])
+"""The extra `report`."""
 
-HIDDEN = f"""
+HIDING = """
 import sys
 
 class Without:
     def __init__(self, finder): self.finder = finder
     def __getattr__(self, name): return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        return None if name.split(".")[0] in {set(OPTIONAL)!r} else self.finder.find_spec(name, path, target)
+        return None if name.split(".")[0] in {hidden} else self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
-"""Makes a process see none of them, as `importlib.util.find_spec` too."""
+
+
+def hiding(packages: frozenset[str]) -> str:
+    """Code that makes a process see none of `packages`, as `importlib.util.find_spec` too."""
+    return HIDING.format(hidden=set(packages))
 
 
 @pytest.mark.parametrize("folder", [*PACKAGES, "tests"])
@@ -51,16 +59,38 @@ def test_every_module_imports_without_them(tmp_path: Path) -> None:
         for folder in PACKAGES for file in sorted((ROOT / folder).rglob("*.py"))
     ]  # fmt: skip
     assert len(modules) > 150
-    code = HIDDEN + f"import importlib\nfor name in {modules!r}:\n    importlib.import_module(name)"
+    code = hiding(OPTIONAL) + f"import importlib\nfor name in {modules!r}:\n    importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.long
 def test_the_suite_is_collected_without_them(tmp_path: Path) -> None:
-    code = HIDDEN + "import pytest\nsys.exit(pytest.main(sys.argv[1:]))"
+    code = hiding(OPTIONAL) + "import pytest\nsys.exit(pytest.main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "-q", "--collect-only", "-n", "0", "-p", "no:cacheprovider"]
     command += ["-c", str(ROOT / "pyproject.toml"), "--rootdir", str(ROOT), str(ROOT / "tests")]
     for options in ([], ["-m", "gpu"]):
         done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "error" not in done.stdout.splitlines()[-1], done.stdout[-2000:]
+
+
+def test_only_what_writes_a_page_needs_the_extra_report(tmp_path: Path) -> None:
+    code = hiding(REPORT) + "from fvexport.cli.main import main\nmain(sys.argv[1:])"
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    for line in (
+        "--help", "onnx --variant tiny --res 64 --out made", "inspect made", "parity made", "sweep --help",
+        "report --help",
+    ):  # fmt: skip
+        done = run(*line.split())
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    for line in ("sweep --variant tiny --res 64 --out swept", "report swept"):
+        done = run(*line.split())
+        assert done.returncode == 1 and 'pip install "fvexport[report]"' in done.stderr, f"{line}\n{done.stderr}"
+        assert len(done.stderr.splitlines()) == 1 and "jinja2, markupsafe, matplotlib, scipy" in done.stderr
+    assert not (tmp_path / "swept").exists()  # before anything was measured
+    done = run("doctor", "--json")
+    assert 'pip install "fvexport[report]"' in json.loads(done.stdout)["installs"], done.stderr

@@ -174,7 +174,7 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_thresholds_stand_in_the_docs() -> None:
-    from fvexport.export.judging import THRESHOLDS
+    from fvexport.core.verdict.judging import THRESHOLDS
 
     page = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (fp32|fp16|bf16|int8|fp8) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \| (\S+) \|$", page, re.M)
@@ -186,7 +186,7 @@ def test_thresholds_stand_in_the_docs() -> None:
 
 
 def test_every_option_of_the_export_stands_in_the_docs() -> None:
-    from fvexport.cli.onnx import onnx
+    from fvexport.cli.onnx_command import onnx
 
     page = (ROOT / "docs/onnx.md").read_text(encoding="utf-8")
     options = {name for option in onnx.params for name in (*option.opts, *option.secondary_opts) if name != "-v"}
@@ -195,8 +195,8 @@ def test_every_option_of_the_export_stands_in_the_docs() -> None:
 
 
 def test_every_option_of_ask_and_eval_stands_in_the_docs() -> None:
-    from fvexport.cli.ask import ask
-    from fvexport.cli.eval import evaluation
+    from fvexport.cli.ask_command import ask
+    from fvexport.cli.eval_command import evaluation
 
     page = (ROOT / "docs/fastvlm.md").read_text(encoding="utf-8")
     options = {name for command in (ask, evaluation) for option in command.params for name in option.opts}

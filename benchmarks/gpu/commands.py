@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS, KERNELS, TUNED = "pytest.txt", "kernels.jsonl", "tuned.json"
 FILES = (TESTS, KERNELS, TUNED, "profile-ours.json", "profile-compile.json")
 
-GPU_TESTS = ("tests/kernels", "tests/export/test_pytorch.py", "tests/benchmarks/test_sweep_cells.py")
+GPU_TESTS = ("tests/kernels", "tests/export/test_pytorch_backend.py", "tests/benchmarks/test_sweep_cells.py")
 LEFT_OUT = ("tests/kernels/gpu", "tests/kernels/test_tune.py")
 """The phases `operators` and `tune` do the same at the model's own sizes."""
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ...core.errors import first_line
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.image import sample_images
-from ...encoder.preprocess import PreprocessConfig, Preprocessor
+from ...encoder.preprocess import Preprocessor
+from ...encoder.preprocess_config import PreprocessConfig
 from ...kernels.accelerate import accelerate
 from ...kernels.cuda_graph import CudaGraph, cuda_graph
 from .scope import Size

@@ -15,15 +15,16 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
+
+from .predicted.prediction import PREDICTED, Prediction
 
 if TYPE_CHECKING:
     from .predicted.device import Device
     from .predicted.scenario import Image, Scenario
 
-PREDICTED = "predicted, not measured"
 BEFORE, AFTER = "before", "after"
 SIZES = ((256, 1), (256, 8), (1024, 1), (1024, 8))
 """(side, images per call) of the tables."""
@@ -54,47 +55,6 @@ CHANGES: tuple[Change, ...] = (
     Change("FP8", ("linear_fp8", "norm_fp8"), "fp8"),
 )
 """In the order in which they are added up, on top of the release's kernels."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Predicted milliseconds of one call of the encoder.
-
-    Attributes:
-        gpu, side, batch: what for.
-        parts: milliseconds by part of the model and by who computes it: `before`, `after`, and the rivals.
-        launches: kernels by who computes it.
-        floor: milliseconds below which no kernels of any kind can be, part by part.
-        alone: total milliseconds of the release's kernels with today's block sizes, the first row, and one change.
-        together: total with this change and all before it.
-    """
-
-    gpu: str
-    side: int
-    batch: int
-    parts: Mapping[str, Mapping[str, float]]
-    launches: Mapping[str, int]
-    floor: Mapping[str, float]
-    alone: Mapping[str, float]
-    together: Mapping[str, float]
-
-    @property
-    def contenders(self) -> tuple[str, ...]:
-        """Who computes the encoder, `before` and `after` first."""
-        return tuple(self.launches)
-
-    def total(self, contender: str) -> float:
-        """Milliseconds of all parts."""
-        return sum(row[contender] for row in self.parts.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        totals = {name: self.total(name) for name in self.contenders}
-        return {
-            "what": PREDICTED, "unit": "ms", "gpu": self.gpu, "resolution": self.side, "batch": self.batch,
-            "total": totals, "parts": self.parts, "launches": self.launches, "floor": self.floor,
-            "changes_alone": self.alone, "changes_together": self.together,
-        }  # fmt: skip
 
 
 def predict(side: int, batch: int, device: Device | None = None, *, changes: bool = True) -> Prediction:

@@ -3,7 +3,7 @@
     write           `write_report`: the files
     load            results of several files become runs
     compare         differences between runs, regressions
-    eager           speed over eager, from what was measured beside another reference
+    speedup         speed over eager, from what was measured beside another reference
     headline        what is fastest at each resolution, and still the same model
     intervals       confidence intervals by bootstrap
     series          results become curves; their colours, markers and dashes
@@ -11,7 +11,7 @@
     svg             matplotlib's figures become SVG that lies inside a page
     published       the paper's own figures
     tables, notes   the table of cells, and what has to be said beside it
-    wording         numbers as text
+    formatting      numbers as text
     page, markdown  the report's text; page.html.j2, macros.html.j2, style.css and script.js are the page
 
 May import everything but `cli`; is imported by `cli` alone.

@@ -8,9 +8,9 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from ..sweep.result import Cell
+from .formatting import milliseconds, three
 from .series import Curve
 from .svg import INK, inches, to_svg
-from .wording import milliseconds, three
 
 if TYPE_CHECKING:
     from collections.abc import Callable

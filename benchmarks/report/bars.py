@@ -9,10 +9,10 @@ from ..sweep.result import Result
 from . import published
 from .axes import CHARACTER, Canvas, Plot, draw_curve, log_axis, make, size_of
 from .compare import Comparison, Difference
+from .formatting import milliseconds, percent, percent_interval
 from .notes import name as cell_name
 from .series import Curve
 from .svg import INK
-from .wording import milliseconds, percent, percent_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,7 @@ from .load import Run
 QUANTIZED = ("int8", "fp8")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Best:
     """The fastest cell at one resolution and batch, of those that pass their parity.
 
@@ -55,9 +55,9 @@ def headline(run: Run) -> list[Best]:
         plain = [r for r in passing if r.cell.precision not in QUANTIZED]
         rows.append(
             Best(
-                resolution, batch, variant, fastest, _ties(fastest, others),
-                plain[0] if plain else None, _ties(plain[0], plain[1:]) if plain else (),
-                len(passing), len(found) - len(passing),
+                resolution=resolution, batch=batch, variant=variant, fastest=fastest, ties=_ties(fastest, others),
+                float_fastest=plain[0] if plain else None, float_ties=_ties(plain[0], plain[1:]) if plain else (),
+                candidates=len(passing), failing=len(found) - len(passing),
             )
         )  # fmt: skip
     return rows

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..bootstrap import resampled
+
 LEVEL = 0.95
 RESAMPLES = 10_000
 MIN_WINDOWS = 5
@@ -75,16 +77,10 @@ def _between(center: float, resampled: np.ndarray, freedom: int) -> Interval:
 
 
 def _medians(logs: np.ndarray, stream: int) -> np.ndarray:
-    """Medians of resamples (RESAMPLES,)."""
+    """Medians of resamples (RESAMPLES,), the same in every run, so that the same results give the same report."""
     count = len(logs)
     # Sorted first: which round was which makes no difference, so neither may it to the draw.
     ordered = np.sort(logs)
     center = np.median(ordered)
     spread = center + math.sqrt(count / (count - 1)) * (ordered - center)
-    return np.median(spread[_draws(count, stream)], axis=1)
-
-
-@functools.lru_cache(maxsize=8)
-def _draws(count: int, stream: int) -> np.ndarray:
-    """Indices (RESAMPLES, count), the same in every run, so that the same results give the same report."""
-    return np.random.default_rng([stream, count]).integers(0, count, (RESAMPLES, count))
+    return resampled(spread, lambda samples: np.median(samples, axis=1), RESAMPLES, [stream, count])

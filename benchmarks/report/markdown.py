@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ... import __version__
 from .compare import Comparison
+from .formatting import THIN
 from .headline import headline, reference_name
 from .load import Loaded, Run
 from .notes import notes
@@ -21,7 +22,6 @@ from .page import (
     with_ties,
 )  # fmt: skip
 from .tables import markdown_table, table
-from .wording import THIN
 
 
 def build_markdown(loaded: Loaded, comparison: Comparison | None) -> str:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...core.phrases import first_few
 from ..sweep.result import Result
 from .axes import Plot
 from .bars import difference_plots
 from .compare import QUIET, Comparison, Difference
+from .formatting import counted, decibels, milliseconds, percent, percent_interval, three, times
 from .headline import Best, headline, median_ms, reference_name, speedup
 from .intervals import LEVEL, MIN_WINDOWS, RESAMPLES
 from .load import Loaded, Run
@@ -24,7 +26,6 @@ from .plots import legend_marks, run_curves, run_plots
 from .published import MACHINE
 from .series import Curve
 from .tables import Table, table
-from .wording import counted, decibels, milliseconds, percent, percent_interval, three, times
 
 RELEASED = "1024"
 """The resolution that FastVLM was released for."""
@@ -48,7 +49,7 @@ METHOD = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadlineRow:
     """A row of the table at the top, in words."""
 
@@ -242,9 +243,7 @@ def headline_row(best: Best) -> HeadlineRow:
 
 
 def _ties_text(ties: Sequence[Result]) -> str:
-    named = ", ".join(result.cell.series for result in ties[:2])
-    more = f" and {len(ties) - 2} more" if len(ties) > 2 else ""
-    return f"or {named}{more}: no difference shown" if ties else ""
+    return f"or {first_few((result.cell.series for result in ties), 2)}: no difference shown" if ties else ""
 
 
 def with_ties(name: str, ties: str) -> str:
@@ -355,7 +354,7 @@ def verdict(comparison: Comparison) -> str:
     return f"Of {counted(len(comparison.differences), 'cell')} in both: " + ", ".join(s for s in said if s) + "."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DifferenceRow:
     """A row of the table of differences, in words."""
 
@@ -382,9 +381,9 @@ def difference_row(difference: Difference) -> DifferenceRow:
     interval = percent_interval(change).partition("(")[2].rstrip(")") if change else ""
     style = {"slower": "bad", "broken": "bad", "faster": "good", "same": "", "unclear": "quiet"}[difference.finding]
     return DifferenceRow(
-        name(difference.new), difference.run, shown(difference.base), shown(difference.new),
-        percent(change.value - 1) if change else "", change.value if change else "", interval, difference.finding,
-        style, difference.reason,
+        name=name(difference.new), run=difference.run, before=shown(difference.base), now=shown(difference.new),
+        change=percent(change.value - 1) if change else "", change_key=change.value if change else "",
+        interval=interval, finding=difference.finding, style=style, reason=difference.reason,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..sweep.result import Result
@@ -23,11 +24,11 @@ from .axes import (
     time_tick,
 )
 from .bars import ranking_plot, ttft_plot
+from .formatting import counted, decibels, megabytes, milliseconds, times, times_interval
 from .headline import median_ms, reference_name, speedup
 from .load import Run
 from .series import Curve, curves
 from .svg import INK, inches, to_svg
-from .wording import counted, decibels, megabytes, milliseconds, times, times_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,63 +63,80 @@ def tip(curve: Curve, result: Result, what: str) -> str:
     return f"{curve.label}, {result.cell.resolution}{batch}: {what}{unsteady}"
 
 
-def _curve_plot(
-    found: Sequence[Curve],
-    name: str,
-    title: str,
-    caption: str,
-    value: Callable[[Result], float | None],
-    bar: Callable[[Result], tuple[float, float] | None],
-    words: Callable[[Result], str],
-    axis: Callable[[float], str],
-    finish: Callable[[Canvas, Axes, int], None] = lambda _, __, ___: None,
-    *,
-    prefix: str,
-    full: bool,
-    smallest_first: bool = True,
-) -> Plot | None:
-    """Curves over resolution, a panel for each batch, with what `finish` adds to a panel."""
-    kept = [curve for curve in found if any(value(result) is not None for result in curve.results)]
-    if not kept:
-        return None
-    groups = batches(kept)
-    if len({size_of(result.cell) for curve in kept for result in curve.results}) == 1:
-        shown = title.replace("over resolution", f"at {kept[0].results[0].cell.resolution}")
-        points = [
-            (c, r, v, bar(r), tip(c, r, words(r))) for c in kept for r in c.results if (v := value(r)) is not None
-        ]
-        points.sort(key=lambda point: point[2], reverse=not smallest_first)
-        return ranking_plot(points, name, shown, caption, axis, prefix=prefix)
+@dataclass(frozen=True, kw_only=True)
+class _CurvePlot:
+    """A value over resolution.
 
-    def draw(canvas: Canvas) -> None:
-        names = canvas.wide and full and len(groups) == 1
-        titles = [counted(batch, "image", "images") + " per call" for batch in groups]
-        for axes, batch in zip(panels(canvas, titles, right=NAMES_WIDTH if names else 14), groups, strict=True):
-            ends = []
-            results = [r for curve in kept for r in curve.results if r.cell.batch == batch and value(r) is not None]
-            sizes = sorted({size_of(result.cell) for result in results})
-            for curve in kept:
-                here = [(r, v) for r in curve.results if r.cell.batch == batch and (v := value(r)) is not None]
-                if not here:
-                    continue
-                bars = [(size_of(r.cell), *limits) for r, _ in here if (limits := bar(r)) is not None]
-                draw_bars(axes, curve, bars)
-                draw_curve(canvas, axes, curve, [(size_of(r.cell), v, tip(curve, r, words(r))) for r, v in here])
-                if size_of(here[-1][0].cell) == sizes[-1]:
-                    settings = {"color": INK[f"c{curve.style.colour}"], "gid": f"curve-{curve.key}-name"}
-                    ends.append((sizes[-1], here[-1][1], curve.label, settings))
-            finish(canvas, axes, batch)
-            log_axis(axes.yaxis, "", axis)
-            width = axes.get_position().width * canvas.width
-            resolution_axis(axes, sizes, width)
-            if names:
-                ends.sort(key=lambda end: end[1], reverse=not smallest_first)
-                name_ends(axes, ends, most=int(NAMES_WIDTH / CHARACTER))
+    Attributes:
+        name, title, caption: of the plot.
+        value: of a result; None leaves the result out.
+        words: the value as the tip of a point says it.
+        axis: the value as the axis says it.
+        bar: the range drawn around a point, or None.
+        finish: adds to a panel, whose batch size it is called with.
+        full: as wide as the page.
+        smallest_first: whether a small value is a good one.
+    """
 
-    rows = len(groups)
-    return make(
-        name, title, caption, draw, prefix=prefix, full=full, height=440 if full else 320, narrow_height=290 * rows
-    )
+    name: str
+    title: str
+    caption: str
+    value: Callable[[Result], float | None]
+    words: Callable[[Result], str]
+    axis: Callable[[float], str]
+    bar: Callable[[Result], tuple[float, float] | None] = lambda _: None
+    finish: Callable[[Canvas, Axes, int], None] = lambda _, __, ___: None
+    full: bool
+    smallest_first: bool = True
+
+    def plot(self, found: Sequence[Curve], prefix: str) -> Plot | None:
+        """A panel for each batch; a ranking if all results have one resolution; None without values."""
+        kept = [curve for curve in found if any(self.value(result) is not None for result in curve.results)]
+        if not kept:
+            return None
+        if len({size_of(result.cell) for curve in kept for result in curve.results}) == 1:
+            title = self.title.replace("over resolution", f"at {kept[0].results[0].cell.resolution}")
+            points = [
+                (c, r, v, self.bar(r), tip(c, r, self.words(r)))
+                for c in kept
+                for r in c.results
+                if (v := self.value(r)) is not None
+            ]
+            points.sort(key=lambda point: point[2], reverse=not self.smallest_first)
+            return ranking_plot(points, self.name, title, self.caption, self.axis, prefix=prefix)
+        groups = batches(kept)
+
+        def draw(canvas: Canvas) -> None:
+            named = canvas.wide and self.full and len(groups) == 1
+            titles = [counted(batch, "image", "images") + " per call" for batch in groups]
+            for axes, batch in zip(panels(canvas, titles, right=NAMES_WIDTH if named else 14), groups, strict=True):
+                self._draw_panel(canvas, axes, kept, batch, named=named)
+
+        return make(
+            self.name, self.title, self.caption, draw, prefix=prefix, full=self.full,
+            height=440 if self.full else 320, narrow_height=290 * len(groups),
+        )  # fmt: skip
+
+    def _draw_panel(self, canvas: Canvas, axes: Axes, kept: Sequence[Curve], batch: int, *, named: bool) -> None:
+        """The curves of one batch size, with their names to the right if `named`."""
+        value, ends = self.value, []
+        results = [r for curve in kept for r in curve.results if r.cell.batch == batch and value(r) is not None]
+        sizes = sorted({size_of(result.cell) for result in results})
+        for curve in kept:
+            here = [(r, v) for r in curve.results if r.cell.batch == batch and (v := value(r)) is not None]
+            if not here:
+                continue
+            draw_bars(axes, curve, [(size_of(r.cell), *limits) for r, _ in here if (limits := self.bar(r)) is not None])
+            draw_curve(canvas, axes, curve, [(size_of(r.cell), v, tip(curve, r, self.words(r))) for r, v in here])
+            if size_of(here[-1][0].cell) == sizes[-1]:
+                settings = {"color": INK[f"c{curve.style.colour}"], "gid": f"curve-{curve.key}-name"}
+                ends.append((sizes[-1], here[-1][1], curve.label, settings))
+        self.finish(canvas, axes, batch)
+        log_axis(axes.yaxis, "", self.axis)
+        resolution_axis(axes, sizes, axes.get_position().width * canvas.width)
+        if named:
+            ends.sort(key=lambda end: end[1], reverse=not self.smallest_first)
+            name_ends(axes, ends, most=int(NAMES_WIDTH / CHARACTER))
 
 
 def latency_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
@@ -148,19 +166,11 @@ def latency_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
         "Median time of one call, on logarithmic axes. Bars reach from the fastest to the slowest round: what the "
         "machine did meanwhile."
     ) + (f" {published.NOTE}" if paper and 1 in batches(found) else "")
-    return _curve_plot(
-        found,
-        "latency",
-        "Latency over resolution",
-        caption,
-        median_ms,
-        bar,
-        words,
-        time_tick,
-        finish,
-        prefix=prefix,
-        full=True,
-    )
+    plot = _CurvePlot(
+        name="latency", title="Latency over resolution", caption=caption, value=median_ms, words=words, axis=time_tick,
+        bar=bar, finish=finish, full=True,
+    )  # fmt: skip
+    return plot.plot(found, prefix)
 
 
 def speedup_plot(found: Sequence[Curve], prefix: str, reference: str) -> Plot | None:
@@ -190,10 +200,11 @@ def speedup_plot(found: Sequence[Curve], prefix: str, reference: str) -> Plot | 
         f"How many times as fast as {reference} at the same resolution and batch: the median of the ratios within "
         "rounds, so that a slow minute hits both. Bars are 95 % intervals by bootstrap over the rounds."
     )
-    return _curve_plot(
-        found, "speedup", f"Speed-up over {reference}", caption, value, bar, words, times, finish, prefix=prefix,
-        full=True, smallest_first=False,
+    plot = _CurvePlot(
+        name="speedup", title=f"Speed-up over {reference}", caption=caption, value=value, words=words, axis=times,
+        bar=bar, finish=finish, full=True, smallest_first=False,
     )  # fmt: skip
+    return plot.plot(found, prefix)
 
 
 def memory_plot(found: Sequence[Curve], prefix: str, *, gpu: bool) -> Plot | None:
@@ -211,7 +222,8 @@ def memory_plot(found: Sequence[Curve], prefix: str, *, gpu: bool) -> Plot | Non
         if gpu
         else "Largest resident memory of the cell's process, with loading."
     )
-    return _curve_plot(found, name, title, caption, value, lambda _: None, words, megabytes, prefix=prefix, full=False)
+    plot = _CurvePlot(name=name, title=title, caption=caption, value=value, words=words, axis=megabytes, full=False)
+    return plot.plot(found, prefix)
 
 
 def accuracy_plot(found: Sequence[Curve], prefix: str) -> Plot | None:

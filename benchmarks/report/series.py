@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ...export.targets import TARGETS
+from ...export.backend_table import BACKENDS
 from ..sweep.result import Cell, Result
 
 COLOURS = 10
@@ -25,7 +25,7 @@ DASHES: dict[str, tuple[float, ...]] = {
 HOLLOW = ("int8", "fp8")
 """Precisions whose markers are not filled."""
 
-_FIXED = ("eager train", "eager fused", "eager channels-last", *(t.name for t in TARGETS if t.name != "eager"))
+_FIXED = ("eager train", "eager fused", "eager channels-last", *(t.name for t in BACKENDS if t.name != "eager"))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _varying(cells: Sequence[Cell]) -> list[Callable[[Cell], str]]:
 
 
 def _numbers(runners: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
-    """A number for each runner: the same in every report for those of the table of targets, then the others'."""
+    """A number for each runner: the same in every report for those of the table of backends, then the others'."""
     known = {("ours", name): index for index, name in enumerate(_FIXED)}
     rest = sorted(set(runners) - known.keys())
     return known | {runner: len(_FIXED) + index for index, runner in enumerate(rest)}

@@ -49,7 +49,6 @@ RC: Any = {
     "text.color": INK["fg"],
 }
 
-_SVG = "http://www.w3.org/2000/svg"
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _NAMES = {colour: name for name, colour in INK.items()}
 _PIXEL = 72

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..sweep.result import Result
+from .formatting import THIN, decibels, three, times
 from .headline import speedup
 from .intervals import Interval
 from .load import Run
 from .series import DASHES
-from .wording import THIN, decibels, three, times
 
 Importance = Literal["main", "more"]
 

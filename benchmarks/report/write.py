@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...core.errors import ArtifactError
-from ...core.place import check_place, os_errors, prepare, scratch_beside
+from ...core.errors import ArtifactError, UnavailableError
+from ...core.output_path import check_place, os_errors, prepare, scratch_beside
 from ...core.progress import Progress, silent
 from .compare import DEFAULT_THRESHOLD, Comparison, compare_runs
-from .eager import over_eager
 from .load import Loaded, load
+from .speedup import over_eager
 
 HTML, MARKDOWN, CSV = "report.html", "report.md", "report.csv"
+PACKAGES = ("jinja2", "markupsafe", "matplotlib", "scipy")
+"""What the extra `report` installs."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,16 @@ class Report:
     @property
     def notices(self) -> tuple[str, ...]:
         return self.loaded.notices
+
+
+def check_packages() -> None:
+    """Raises UnavailableError if a package of the extra `report` is not installed; imports none of them."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise UnavailableError(
+            f'a report needs {", ".join(missing)}, which {verb} not installed; `pip install "fvexport[report]"`'
+        )
 
 
 def write_report(
@@ -62,7 +75,9 @@ def write_report(
 
     Raises:
         ArtifactError: results that are missing or damaged, something else's files in the way, or no place to write.
+        UnavailableError: the extra `report` is not installed.
     """
+    check_packages()
     folder = Path(out)
     files = {name: folder / name for name in (HTML, MARKDOWN, CSV)}
     for file in files.values():

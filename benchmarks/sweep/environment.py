@@ -8,9 +8,9 @@ from datetime import datetime, timezone
 
 from ...core import hardware
 from ...core.versions import versions_of
-from .options import Measuring
 from .process_memory import may_go_first
 from .result import Environment
+from .sweep_options import Measuring
 
 DISTRIBUTIONS = (
     *("fvexport", "torch", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"),

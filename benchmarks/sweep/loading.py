@@ -11,21 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.dtypes import torch_dtype
 from ...encoder.checkpoint import Checkpoint, load_checkpoint
 from ...encoder.reparameterize import reparameterize
 from ...export.artifact import Artifact
+from ...export.backend_table import BackendInfo, get_backend
 from ...export.runtime.backends import make_backend
 from ...export.runtime.base import TensorBackend
-from ...export.runtime.eager import EagerBackend
-from ...export.runtime.pytorch import PyTorchBackend
-from ...export.targets import Target, get_target
-from ...export.trace import DTYPES
-from ..peers import get_peer, load_peer
+from ...export.runtime.eager_backend import EagerBackend
+from ...export.runtime.pytorch_backend import PyTorchBackend
+from ..peers.table import get_peer, load_peer
 from .result import Cell
-
-COMPILES = ("torch-compile", "plain-torch-compile")
-REPLAYS = (*COMPILES, "tensorrt", "tensorrt-rtx")
-"""Replay CUDA graphs of their own, which cannot be captured once more. (`triton` does too, but can launch without.)"""
 
 
 @dataclass(frozen=True)
@@ -64,19 +60,19 @@ def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     if cell.form in ("train", "fused"):
         return _eager(cell, load_checkpoint(**weights))
     assert file is not None
-    row = get_target(cell.backend)
+    row = get_backend(cell.backend)
     checkpoint = load_checkpoint(**weights) if row.module == "torch" else None
     backend = make_backend(Artifact.open(file), cell.backend, threads=cell.threads, checkpoint=checkpoint)
     tensors = backend.run_tensor if isinstance(backend, TensorBackend) else None
     launch = backend.launch if isinstance(backend, PyTorchBackend) and cell.backend == "triton" else None
-    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, cell.backend not in REPLAYS, launch)
+    return Loaded(backend.run, backend.computes, _device(row, backend), tensors, not row.replays, launch)
 
 
 def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:
     """The checkpoint's own form, or the fused one, in PyTorch's default layout."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = checkpoint.encoder if cell.form == "train" else reparameterize(checkpoint.encoder)
-    encoder = encoder.to(DTYPES[cell.precision])
+    encoder = encoder.to(torch_dtype(cell.precision))
     if cell.precision == "fp16" and device.type == "cpu":
         encoder = encoder.float()  # as `PyTorchBackend`: float16 convolutions on a CPU take minutes
     backend = EagerBackend(encoder.to(device))
@@ -96,7 +92,7 @@ def _peer(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     return Loaded(peer.run, peer.computes, peer.device, peer.run_tensor)
 
 
-def _device(row: Target, backend: Any) -> str:
+def _device(row: BackendInfo, backend: Any) -> str:
     if (device := getattr(backend, "device", None)) is not None:
         return torch.device(device).type
-    return "cpu" if row.provider in ("CPUExecutionProvider", "CPU") else "cuda"
+    return "cuda" if row.gpu else "cpu"

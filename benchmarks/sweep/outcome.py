@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import statistics
 
-from .figures import summarize, unstable_reason
-from .files import File
-from .heat import Live
-from .options import Measuring
+from .cell_files import File
 from .result import Parity, Result, Ttft
+from .round_group import CellWorker
+from .sweep_options import Measuring
+from .windows import summarize, unstable_reason
 
 
-def measured_result(live: Live, file: File, how: Measuring, environment: str, date: str) -> Result:
+def measured_result(member: CellWorker, file: File, how: Measuring, environment: str, date: str) -> Result:
     """The result of a cell that has windows; `unstable` where they disagree or are too few."""
-    info = live.info
-    latency = summarize(live.windows, how, info["timer"])
+    info = member.info
+    latency = summarize(member.windows, how, info["timer"])
     return Result(
-        live.cell,
-        "ok" if latency.stable else "unstable",
-        "" if latency.stable else unstable_reason(latency, how, "the budget ended"),
-        environment,
-        date,
+        cell=member.cell,
+        status="ok" if latency.stable else "unstable",
+        reason="" if latency.stable else unstable_reason(latency, how, "the budget ended"),
+        environment=environment,
+        date=date,
         computes=info["computes"],
         latency=latency,
         tokens=info["tokens"],
@@ -28,19 +28,19 @@ def measured_result(live: Live, file: File, how: Measuring, environment: str, da
         load_s=info["load_s"],
         first_ms=info["first_ms"],
         peak_host_mb=info["peak_host_mb"],
-        run_host_mb=live.peaks.get("run_host_mb"),
-        peak_gpu_mb=live.peaks.get("gpu_mb"),
-        energy_j=statistics.fmean(live.energy) if live.energy else None,
+        run_host_mb=member.peaks.get("run_host_mb"),
+        peak_gpu_mb=member.peaks.get("gpu_mb"),
+        energy_j=statistics.fmean(member.energy) if member.energy else None,
         parity=Parity(**info["parity"]) if info["parity"] else None,
-        ttft=_ttft(live),
+        ttft=_ttft(member),
         artifact_mb=file.mb,
     )
 
 
-def _ttft(live: Live) -> Ttft | None:
-    parts = [part for window in live.windows for part in window.parts_ms]
+def _ttft(member: CellWorker) -> Ttft | None:
+    parts = [part for window in member.windows for part in window.parts_ms]
     if not parts:
         return None
     encoder, connector, prefill = (statistics.median(part) for part in zip(*parts, strict=True))
     total = statistics.median(sum(part) for part in parts)
-    return Ttft(encoder, connector, prefill, total, live.info["tokens"], live.cell.prompt_tokens or 0)
+    return Ttft(encoder, connector, prefill, total, member.info["tokens"], member.cell.prompt_tokens or 0)

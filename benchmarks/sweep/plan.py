@@ -5,31 +5,26 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from ...calibration.policy import QUANT_TARGETS, QuantTarget
 from ...core import hardware
 from ...core.errors import ConfigError, first_line
-from ...export.options import QUANTIZED, Precision
-from ...export.targets import TARGETS, Target, get_target, why_absent
-from ..peers import PEERS, why_peer_absent
-from .options import SweepOptions
+from ...export.backend_table import BACKENDS, BackendInfo, get_backend, why_absent
+from ...export.precision import QUANTIZED, Precision
+from ..peers.table import PEERS, get_peer, why_peer_absent
 from .result import Absent, Cell, Kind
+from .sweep_options import SweepOptions
 
 EAGER_FORMS = ("train", "channels-last", "fused")
 ORDER: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16", "fp8")
 """Of precisions, the most telling first."""
-COMPILERS = (
-    *("torch-compile", "plain-torch-compile", "triton"),
-    *("tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt", "onnxruntime-tensorrt-rtx"),
-)
-"""Take a minute or more before their first image, so they come last."""
 NATIVE = (1024, 1024)
 ANYRES_TILES = 5
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The identity of the weights, as `Maker.describe` finds it out."""
+    """The identity of the weights, as `FileBuilder.describe` finds it out."""
 
     checkpoint: str
     variant: str
@@ -41,16 +36,16 @@ class Plan:
     """What will be measured.
 
     Attributes:
-        heats: cells that are measured in the same rounds; the most telling heat first, and in it the most telling cell.
+        groups: cells measured in the same rounds; the most telling group first, and in it the most telling cell.
         absent: backends, or their precisions, that have no cell.
     """
 
-    heats: list[list[Cell]]
+    groups: list[list[Cell]]
     absent: list[Absent]
 
     @property
     def cells(self) -> list[Cell]:
-        return [cell for heat in self.heats for cell in heat]
+        return [cell for group in self.groups for cell in group]
 
 
 def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan:
@@ -64,14 +59,14 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
         absent.setdefault((kind, backend, precision), Absent(backend, precision, reason, install, environment, kind))
 
     rows = []
-    named = dict.fromkeys(get_target(name) for name in options.backends or ())  # an alias may repeat a name
-    for row in TARGETS if options.backends is None else named:
+    named = dict.fromkeys(get_backend(name) for name in options.backends or ())  # an alias may repeat a name
+    for row in BACKENDS if options.backends is None else named:
         reason = _why_absent(row)
         if reason is None:
             rows.append(row)
         else:
             note("ours", row.name, None, reason, row.install)
-    pairs: list[tuple[Target, Precision]] = []
+    pairs: list[tuple[BackendInfo, Precision]] = []
     for row in rows:
         for precision in ORDER if options.precisions is None else options.precisions:
             if precision in row.precisions:
@@ -80,10 +75,10 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
                 note("ours", row.name, precision, f"does not run {precision} natively")
     threads = options.threads or len(hardware.usable_cores())
     base = _Base(weights, threads, options.samples)
-    heats = []
+    groups = []
     for batch in sorted(options.batches):
         for height, width in _ordered(options.resolutions):
-            cells = [c for row, p in pairs for c in base.ours(row, p, height, width, batch)]
+            cells = [c for row, p in pairs for c in base.ours(row, p, (height, width, batch))]
             if options.peers:
                 for peer in PEERS:
                     for precision in peer.precisions:
@@ -91,21 +86,16 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
                             continue
                         reason = why_peer_absent(peer, precision, height, width, batch)
                         if reason is None:
-                            cells.append(base.cell("peer", peer.name, precision, height, width, batch))
+                            cells.append(base.cell("peer", peer.name, precision, (height, width, batch)))
                         else:
-                            note("peer", peer.name, precision, reason, get_target(peer.target).install)
-            heats.append(sorted(cells, key=_rank))
-    heats += _ttft_heats(options, pairs, base, note)
-    heats = [heat for heat in heats if heat]
-    if not any(cell.kind != "peer" for heat in heats for cell in heat):
+                            note("peer", peer.name, precision, reason, get_backend(peer.target).install)
+            groups.append(sorted(cells, key=_rank))
+    groups += _ttft_groups(options, pairs, base, note)
+    groups = [group for group in groups if group]
+    if not any(cell.kind != "peer" for group in groups for cell in group):
         why = next((f"{a.backend}: {a.reason}" for a in absent.values() if a.kind == "ours"), "no backend was named")
         raise ConfigError(f"nothing to measure here ({why}); `fvexport doctor` says what can run")
-    return Plan(heats, list(absent.values()))
-
-
-def quant_target(backend: str) -> QuantTarget:
-    """The row of the quantization policy whose files `backend` runs; all but the CPU's are NVIDIA's."""
-    return backend if backend in QUANT_TARGETS else "tensorrt"
+    return Plan(groups, list(absent.values()))
 
 
 @dataclass(frozen=True)
@@ -116,23 +106,23 @@ class _Base:
     threads: int
     samples: int
 
-    def cell(
-        self, kind: Kind, backend: str, precision: str, height: int, width: int, batch: int, *, form: str = "",
-        llm: str | None = None, prompt_tokens: int | None = None, tiles: int = 1,
-    ) -> Cell:  # fmt: skip
-        known = self.weights
+    def cell(self, kind: Kind, backend: str, precision: str, size: tuple[int, int, int], **own: Any) -> Cell:
+        """The cell of a `size` (height, width, batch); `own` are further fields of it."""
+        height, width, batch = size
+        weights = self.weights
         return Cell(
-            kind, backend, precision, height, width, batch, self.threads, known.variant, known.checkpoint,
-            known.sha256[:12], form, self.samples if precision in QUANTIZED else None, llm, prompt_tokens, tiles,
+            kind=kind, backend=backend, precision=precision, height=height, width=width, batch=batch,
+            threads=self.threads, variant=weights.variant, checkpoint=weights.checkpoint, weights=weights.sha256[:12],
+            samples=self.samples if precision in QUANTIZED else None, **own,
         )  # fmt: skip
 
-    def ours(self, row: Target, precision: Precision, height: int, width: int, batch: int) -> Iterator[Cell]:
+    def ours(self, row: BackendInfo, precision: Precision, size: tuple[int, int, int]) -> Iterator[Cell]:
         """The cells of one row of the table: `eager` has three."""
         for form in EAGER_FORMS if row.name == "eager" else ("",):
-            yield self.cell("ours", row.name, precision, height, width, batch, form=form)
+            yield self.cell("ours", row.name, precision, size, form=form)
 
 
-def _why_absent(row: Target) -> str | None:
+def _why_absent(row: BackendInfo) -> str | None:
     try:
         return why_absent(row)
     except (Exception, SystemExit) as error:  # it imports the runtime, which may be broken in any way
@@ -146,16 +136,21 @@ def _ordered(resolutions: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
     return first + [size for size in rest if size not in first]
 
 
+def compiles(cell: Cell) -> bool:
+    """Whether a cell's backend, or the one a peer runs on, compiles for a minute or more before its first image."""
+    return get_backend(get_peer(cell.backend).target if cell.kind == "peer" else cell.backend).compiles
+
+
 def _rank(cell: Cell) -> tuple[bool, int, bool, int]:
-    """Sorts the cells of a heat; the first becomes the reference of the others."""
+    """Sorts the cells of a group, those that compile first last; the first becomes the reference of the others."""
     form = EAGER_FORMS.index(cell.form) if cell.form else 0
-    return cell.backend in COMPILERS, ORDER.index(cell.precision), cell.kind == "peer", form
+    return compiles(cell), ORDER.index(cell.precision), cell.kind == "peer", form
 
 
-def _ttft_heats(
-    options: SweepOptions, pairs: list[tuple[Target, Precision]], base: _Base, note: object
+def _ttft_groups(
+    options: SweepOptions, pairs: list[tuple[BackendInfo, Precision]], base: _Base, note: object
 ) -> list[list[Cell]]:
-    """One heat for each language model and resolution; at the native one, or else the largest, also AnyRes."""
+    """One group for each language model and resolution; at the native one, or else the largest, also AnyRes."""
     assert callable(note)
     if options.llms and importlib.util.find_spec("transformers") is None:
         for llm in options.llms:
@@ -163,17 +158,17 @@ def _ttft_heats(
         return []
     sizes = _ordered(options.resolutions)
     anyres = NATIVE if NATIVE in sizes else max(sizes, key=lambda side: side[0] * side[1])
-    heats = []
+    groups = []
     for llm in options.llms:
         for height, width in sizes:
             for tiles in (1, ANYRES_TILES) if (height, width) == anyres else (1,):
                 cells = [
                     base.cell(
-                        "ttft", row.name, precision, height, width, 1, form=form, llm=llm,
+                        "ttft", row.name, precision, (height, width, 1), form=form, llm=llm,
                         prompt_tokens=options.prompt_tokens, tiles=tiles,
                     )
                     for row, precision in pairs
                     for form in (("train", "channels-last") if row.name == "eager" else ("",))
                 ]  # fmt: skip
-                heats.append(sorted(cells, key=_rank))
-    return heats
+                groups.append(sorted(cells, key=_rank))
+    return groups

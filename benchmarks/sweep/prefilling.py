@@ -13,7 +13,7 @@ from ...encoder.config import ConnectorConfig
 from ...encoder.connector import Connector
 from ...encoder.reparameterize import reparameterize
 from ...encoder.seeded import seed_weights
-from ..ttft import Vision, measure_ttft, seeded_language_model
+from ..tasks.ttft import Vision, measure_ttft, seeded_language_model
 from .loading import Loaded
 from .result import Cell
 

@@ -10,11 +10,12 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
 
 from ...core.errors import ArtifactError
+from ...core.records import RecordError, parse, plain, unknown_entries, with_unknown
 
 SCHEMA_VERSION = 1
 
@@ -24,17 +25,15 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 MEASURED: tuple[Status, ...] = ("ok", "unstable")
 """Of these a result has a latency."""
 
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """One point of a sweep. Everything that makes it another measurement is here, and nothing else.
 
     Attributes:
-        kind: `ours` is a row of the table of targets, `peer` a plain way without fvexport, `ttft` a row of ours with
+        kind: `ours` is a row of the table of backends, `peer` a plain way without fvexport, `ttft` a row of ours with
             a language model behind it.
-        backend: a name of the table of targets, or a peer's.
+        backend: a name of the table of backends, or a peer's.
         precision: `fp32`, `fp16`, `bf16`, `int8` or `fp8`.
         height, width: of one image in pixels; with tiles, of one tile.
         batch: images per call.
@@ -121,7 +120,7 @@ class Window:
     reference_ms: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Of one call (a whole batch), over all rounds.
 
@@ -171,12 +170,12 @@ class Parity:
     """Features against the eager float32 train form on the held-out photographs; the worst of them.
 
     Attributes:
-        status: `pass`, `fail` or `non-finite`, as an export is judged, see export/judging.py.
+        status: `pass`, `fail` or `non-finite`, as an export is judged, see core/verdict/judging.py.
         sqnr_db: signal over error; None where undefined, or infinite for features that are equal bit by bit.
         cosine: mean over tokens; `cosine_min` that of the worst token.
         rel_l2: relative L2 error.
-        centred_sqnr_db, centred_rel_l2: the same of what varies, see export/figures.py; None if nothing does, and in
-            results of earlier versions.
+        centred_sqnr_db, centred_rel_l2: the same of what varies, see core/verdict/figures.py; None if nothing does, and
+            in results of earlier versions.
     """
 
     status: Literal["pass", "fail", "non-finite"]
@@ -216,7 +215,7 @@ class Ttft:
     prompt_tokens: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One cell's measurement, or why there is none.
 
@@ -277,7 +276,7 @@ class Absent:
     """A backend that has no cell here, or one of its precisions.
 
     Attributes:
-        backend: a name of the table of targets, or a peer's.
+        backend: a name of the table of backends, or a peer's.
         precision: None for all of them.
         reason: in a few words.
         install: the command that mends it, empty where none does.
@@ -293,7 +292,7 @@ class Absent:
     kind: Kind = "ours"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Environment:
     """What a sweep ran on.
 
@@ -306,6 +305,7 @@ class Environment:
         platform, python: as Python tells them.
         versions: distribution -> version, fvexport's own included.
         settings: how it was measured: seconds of a window, rounds, tolerance.
+        unknown: entries that a newer version wrote.
     """
 
     date: str
@@ -317,11 +317,17 @@ class Environment:
     python: str
     versions: dict[str, str]
     settings: dict[str, Any] = field(default_factory=dict)
+    unknown: dict[Any, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        content: dict[str, Any] = plain(self)
+        return with_unknown(content, content.pop("unknown"))
 
     @property
     def id(self) -> str:
         """12 hex digits; the same for every sweep on this machine with these versions and settings, whenever it ran."""
-        known = asdict(self)
+        known = self.to_dict()
         del known["date"], known["command"]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -333,47 +339,29 @@ _TYPES: dict[str, type[Record]] = {"environment": Environment, "absent": Absent,
 def to_line(record: Record) -> str:
     """One line of JSON, without its line break."""
     name = next(name for name, kind in _TYPES.items() if isinstance(record, kind))
-    return json.dumps({"schema": SCHEMA_VERSION, "type": name} | asdict(record), allow_nan=False)
+    content = record.to_dict() if isinstance(record, Environment) else asdict(record)
+    return json.dumps({"schema": SCHEMA_VERSION, "type": name} | content, allow_nan=False)
 
 
 def from_line(line: str, where: str) -> Record:
-    """The inverse of `to_line`; raises ArtifactError, naming `where`, for anything else."""
+    """The inverse of `to_line`; raises ArtifactError, naming `where`, for anything else.
+
+    Entries of newer versions stay in the file, which is only ever appended to; of an environment, whose id depends on
+    them, they are kept.
+    """
     try:
         data = json.loads(line)
         if not isinstance(data, dict) or "schema" not in data or data.get("type") not in _TYPES:
-            raise TypeError("it is no line of a sweep's results")
+            raise RecordError("it is no line of a sweep's results")
         schema = data.pop("schema")
         if schema != SCHEMA_VERSION:
-            raise TypeError(f"it has schema {schema!r}, this fvexport reads {SCHEMA_VERSION}")
-        return _record(data.pop("type"), data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RecordError(f"it has schema {schema!r}, this fvexport reads {SCHEMA_VERSION}")
+        record = parse(data, _TYPES[data.pop("type")])
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{where} cannot be read ({error}); measure again with `fvexport sweep`") from None
-
-
-def _record(name: str, data: dict[str, Any]) -> Record:
-    if name == "environment":
-        return _made(Environment, data | {"gpus": tuple(data["gpus"])})
-    if name == "absent":
-        return _made(Absent, data)
-    inner: dict[str, Any] = {"cell": _made(Cell, data["cell"])}
-    if data["status"] not in STATUSES:
-        raise TypeError(f"unknown status {data['status']!r}")
-    if (latency := data.get("latency")) is not None:
-        windows = tuple(_made(Window, window) for window in latency["windows"])
-        inner["latency"] = _made(Latency, latency | {"windows": windows})
-    if data.get("parity") is not None:
-        inner["parity"] = _made(Parity, data["parity"])
-    if data.get("ttft") is not None:
-        inner["ttft"] = _made(Ttft, data["ttft"])
-    return _made(Result, data | inner)
-
-
-def _made(kind: type[T], data: Mapping[str, Any]) -> T:
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # every kind here is a dataclass
-    unknown = sorted(data.keys() - known)
-    if unknown:
-        raise TypeError(f"{kind.__name__} has no {unknown[0]!r}")
-    return kind(**data)
+    if isinstance(record, Environment):
+        return replace(record, unknown=unknown_entries(data, plain(record)))
+    return record
 
 
 def percentile(values: Sequence[float], share: float) -> float:

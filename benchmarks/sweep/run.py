@@ -13,24 +13,25 @@ from typing import Any
 
 from ...core import hardware
 from ...core.errors import ArtifactError, CheckpointError
-from ...core.place import check_place
+from ...core.locks import locked
+from ...core.output_path import check_place
 from ...core.progress import Progress, silent
+from .cell_files import File, Files
 from .environment import find_environment, now
-from .files import File, Files
-from .heat import Heat, Live, first_rounds_s
-from .options import Measuring, SweepOptions
 from .outcome import measured_result
 from .plan import make_plan
-from .process import COMMAND, Worker, WorkerError
 from .result import MEASURED, Absent, Cell, Result, Status
+from .round_group import CellWorker, RoundGroup, first_rounds_s
 from .store import RESULTS_FILE, Rounds, append, read_sweep
+from .sweep_options import Measuring, SweepOptions
+from .worker_process import COMMAND, Worker, WorkerError
 
 LOCK_FILE = "sweep.lock"
 LOGS = "logs"
 RESERVE = 1e9
 """Bytes that stay free when another cell is loaded beside those that wait."""
 GUESS = 1.5e9
-"""Bytes of a cell before any of its heat is known."""
+"""Bytes of a cell before any of its group is known."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,10 @@ class _Sweep:
         self.threads = options.threads or len(hardware.usable_cores())
         self.cpus = (hardware.usable_cores() + hardware.usable_cpus())[: self.threads]
         self.environment = find_environment(how, command)
-        self.files = Files(out, options.weights(), self._start, self._ask, self.cpus)
+        self.files = Files(out, options.weights.arguments(), self._start, self._ask, self.cpus)
         self.rounds = Rounds(out, self.environment.id)
         self.results: dict[str, Result] = {}
-        self.heat: Heat | None = None
+        self.group: RoundGroup | None = None
         self.measured = self.total = 0
 
     def run(self) -> SweepReport:
@@ -112,52 +113,52 @@ class _Sweep:
         wanted = {cell.id for cell in plan.cells}
         known = self._known()
         self.results = {id_: result for id_, result in known.items() if id_ in wanted}
-        pending = [[cell for cell in heat if not self._is_final(known.get(cell.id))] for heat in plan.heats]
-        self.total = sum(len(heat) for heat in pending)
+        pending = [[cell for cell in group if not self._is_final(known.get(cell.id))] for group in plan.groups]
+        self.total = sum(len(group) for group in pending)
         if self.total:
             self._announce(plan.absent)
-        for heat, cells in zip(plan.heats, pending, strict=True):
+        for group, cells in zip(plan.groups, pending, strict=True):
             if cells:
-                self._run_heat(heat, cells)
+                self._run_group(group, cells)
         ordered = [self.results[cell.id] for cell in plan.cells]
         return SweepReport(self.out, ordered, plan.absent, self.measured, time.monotonic() - self.began)
 
     def end(self) -> None:
         """Ends every process that is left."""
         self.files.end()
-        for live in self.heat.lives if self.heat else ():
-            live.worker.end()
+        for member in self.group.members if self.group else ():
+            member.worker.end()
 
-    # --- one heat ------------------------------------------------------------------------------
+    # --- one group ------------------------------------------------------------------------------
 
-    def _run_heat(self, heat: list[Cell], pending: list[Cell]) -> None:
-        """Measures `pending` beside the cells of `heat` that earlier rounds were compared with."""
-        references = self.rounds.references(heat) | {r.latency.reference for r in self._of(heat) if r.latency}
-        again = [cell for cell in heat if cell.id in references and cell not in pending]
+    def _run_group(self, group: list[Cell], pending: list[Cell]) -> None:
+        """Measures `pending` beside the cells of `group` that earlier rounds were compared with."""
+        references = self.rounds.references(group) | {r.latency.reference for r in self._of(group) if r.latency}
+        again = [cell for cell in group if cell.id in references and cell not in pending]
         queue = [*again, *pending]
-        self.heat = Heat(self.how, self._ask_window, self._lost, self._left)
+        self.group = RoundGroup(self.how, self._ask_window, self._lost, self._left)
         files: dict[str, File] = {}
         tried: set[str] = set()
         while queue:
             queue = self._load(queue, files, tried)
             self.files.end()
-            for live in self.heat.lives:
-                live.done = live.done or live.cell in again
+            for member in self.group.members:
+                member.done = member.done or member.cell in again
             self._time(files)
-        for live in self.heat.lives:
-            live.worker.end()
-        self.heat.lives.clear()
+        for member in self.group.members:
+            member.worker.end()
+        self.group.members.clear()
 
     def _load(self, queue: list[Cell], files: dict[str, File], tried: set[str]) -> list[Cell]:
         """Loads cells until memory asks to measure first; returns those that wait."""
-        assert self.heat is not None
+        assert self.group is not None
         while queue:
-            busy = any(not live.done for live in self.heat.lives)
+            busy = any(not member.done for member in self.group.members)
             if busy and not self._has_room():
                 break
             cell, queue = queue[0], queue[1:]
             try:
-                self.heat.lives.append(self._loaded(cell, files))
+                self.group.members.append(self._loaded(cell, files))
             except WorkerError as error:
                 if error.status == "oom" and busy and cell.id not in tried:
                     tried.add(cell.id)  # once more, when the others are gone
@@ -166,10 +167,10 @@ class _Sweep:
                     self._close(cell, error.status, error.reason, files.get(cell.id))
         return queue
 
-    def _loaded(self, cell: Cell, files: dict[str, File]) -> Live:
+    def _loaded(self, cell: Cell, files: dict[str, File]) -> CellWorker:
         """Makes what the cell runs, and a process that is ready to run it; raises WorkerError."""
-        assert self.heat is not None
-        reserve = first_rounds_s([live for live in self.heat.lives if not live.done], self.how)
+        assert self.group is not None
+        reserve = first_rounds_s([member for member in self.group.members if not member.done], self.how)
         self._say("making its file", cell)
         files[cell.id] = self.files.file(cell, reserve)
         reference = self.files.reference(cell, reserve)
@@ -177,42 +178,42 @@ class _Sweep:
         self._say("loading", cell)
         worker = self._start(cell.id)
         job = {
-            "do": "load", "cell": asdict(cell), "weights": self.options.weights(), "file": files[cell.id].path,
-            "reference": reference, "own": own, "cpus": self.cpus,
+            "do": "load", "cell": asdict(cell), "weights": self.options.weights.arguments(),
+            "file": files[cell.id].path, "reference": reference, "own": own, "cpus": self.cpus,
         }  # fmt: skip
         try:
             info = self._ask(worker, job, reserve=reserve)
         except BaseException:
             worker.end()
             raise
-        return Live(cell, worker, info, self.rounds.of(cell))
+        return CellWorker(cell, worker, info, self.rounds.of(cell))
 
     def _time(self, files: dict[str, File]) -> None:
         """Rounds until all that is loaded is done; each cell's line is written as it ends."""
-        assert self.heat is not None
-        heat, written = self.heat, {live.cell.id for live in self.heat.lives if live.done}
-        first = 1 + max((w.round for live in heat.lives for w in live.windows), default=-1)
-        for number, taken in enumerate(heat.rounds(first), start=first):
+        assert self.group is not None
+        group, written = self.group, {member.cell.id for member in self.group.members if member.done}
+        first = 1 + max((w.round for member in group.members for w in member.windows), default=-1)
+        for number, taken in enumerate(group.rounds(first), start=first):
             self.rounds.append(taken)
-            left = sum(not live.done for live in heat.lives)
-            self._say(f"round {number + 1}, {left} still timed", heat.lives[0].cell if heat.lives else None)
-            self._write([live for live in heat.lives if live.done and live.cell.id not in written], files)
-            written |= {live.cell.id for live in heat.lives if live.done}
-        self._write([live for live in heat.lives if live.cell.id not in written], files)
+            left = sum(not member.done for member in group.members)
+            self._say(f"round {number + 1}, {left} still timed", group.members[0].cell if group.members else None)
+            self._write([member for member in group.members if member.done and member.cell.id not in written], files)
+            written |= {member.cell.id for member in group.members if member.done}
+        self._write([member for member in group.members if member.cell.id not in written], files)
         # The references stay for the cells that were not loaded yet.
-        kept = {w.reference for live in heat.lives for w in live.windows[-1:]}
-        for live in [live for live in heat.lives if live.cell.id not in kept]:
-            live.worker.end()
-            heat.lives.remove(live)
+        kept = {w.reference for member in group.members for w in member.windows[-1:]}
+        for member in [member for member in group.members if member.cell.id not in kept]:
+            member.worker.end()
+            group.members.remove(member)
 
-    def _write(self, lives: list[Live], files: dict[str, File]) -> None:
+    def _write(self, members: list[CellWorker], files: dict[str, File]) -> None:
         """The results of cells that get no more rounds."""
-        for live in lives:
-            live.done = True
-            if not live.windows:
-                self._close(live.cell, "skipped", self._budget("before its first window"), files[live.cell.id])
+        for member in members:
+            member.done = True
+            if not member.windows:
+                self._close(member.cell, "skipped", self._budget("before its first window"), files[member.cell.id])
                 continue
-            result = measured_result(live, files[live.cell.id], self.how, self.environment.id, now())
+            result = measured_result(member, files[member.cell.id], self.how, self.environment.id, now())
             self._note(result)
 
     # --- processes and the clock ---------------------------------------------------------------
@@ -251,9 +252,9 @@ class _Sweep:
 
     def _has_room(self) -> bool:
         """Whether another cell as large as the largest so far fits beside those that wait."""
-        assert self.heat is not None
+        assert self.group is not None
         available = hardware.memory_available()
-        largest = max((1e6 * (live.info["peak_host_mb"] or 0) for live in self.heat.lives), default=0) or GUESS
+        largest = max((1e6 * (member.info["peak_host_mb"] or 0) for member in self.group.members), default=0) or GUESS
         return available is None or available - largest > RESERVE
 
     # --- lines ---------------------------------------------------------------------------------
@@ -282,18 +283,26 @@ class _Sweep:
     def _of(self, cells: list[Cell]) -> list[Result]:
         return [self.results[cell.id] for cell in cells if cell.id in self.results]
 
-    def _lost(self, live: Live, error: WorkerError) -> None:
+    def _lost(self, member: CellWorker, error: WorkerError) -> None:
         """A process died while it was timed; what it had measured before is no result."""
-        if not live.done:
-            rounds = len(live.windows)
+        if not member.done:
+            rounds = len(member.windows)
             after = f" (after {rounds} round{'s' if rounds > 1 else ''})" if rounds else ""
-            self._close(live.cell, error.status, error.reason + after)
+            self._close(member.cell, error.status, error.reason + after)
 
     def _close(self, cell: Cell, status: Status, reason: str, file: File | None = None) -> None:
         """A cell that ends without figures."""
         known = file or File(None, None, None)
         self._note(
-            Result(cell, status, reason, self.environment.id, now(), build_s=known.seconds, artifact_mb=known.mb)
+            Result(
+                cell=cell,
+                status=status,
+                reason=reason,
+                environment=self.environment.id,
+                date=now(),
+                build_s=known.seconds,
+                artifact_mb=known.mb,
+            )
         )
 
     def _note(self, result: Result) -> None:
@@ -320,20 +329,13 @@ def _check_out(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keeps a second sweep out of the folder while this process lives, where the system can."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        stream = (out / LOCK_FILE).open("ab")
-    except OSError as error:
-        raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
-    with stream:
+    """Keeps a second sweep out of the folder while this process lives."""
+    with contextlib.ExitStack() as held:
         try:
-            import fcntl
-        except ImportError:  # no such lock on Windows
-            yield
-            return
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ArtifactError(f"another sweep is writing {out}; wait for it, or choose another --out") from None
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(
+                locked(out / LOCK_FILE, f"another sweep is writing {out}; wait for it, or choose another --out")
+            )
+        except OSError as error:
+            raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
         yield

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError
-from .figures import Taken
+from ...core.records import parse
+from ..json_lines import append_lines, complete_lines
 from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
+from .windows import TimedWindow
 
 RESULTS_FILE = "results.jsonl"
 ROUNDS_FILE = "rounds.jsonl"
@@ -72,26 +74,6 @@ def append(file: Path, *records: Record) -> None:
     append_lines(file, [to_line(record) for record in records])
 
 
-def append_lines(file: Path, lines: list[str]) -> None:
-    """Adds lines that are on the disk when this returns, after removing a last one that was cut off."""
-    if not lines:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("ab+") as stream:
-        _drop_torn(stream.fileno(), file)
-        stream.write("".join(line + "\n" for line in lines).encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def complete_lines(file: Path) -> list[str]:
-    """The lines of a file that ended with their line break."""
-    if not file.is_file():
-        return []
-    whole, _, _torn = file.read_bytes().rpartition(b"\n")
-    return [line for line in whole.decode("utf-8", errors="replace").split("\n") if line]
-
-
 class Rounds:
     """The windows of every round as they are taken: what a killed sweep goes on from.
 
@@ -102,14 +84,14 @@ class Rounds:
 
     def __init__(self, out: Path, environment: str) -> None:
         self.file, self.environment = out / ROUNDS_FILE, environment
-        self.windows: dict[str, list[Taken]] = {}
-        for number, line in enumerate(complete_lines(self.file), start=1):
+        self.windows: dict[str, list[TimedWindow]] = {}
+        for number, line in complete_lines(self.file):
             try:
                 self._read(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise ArtifactError(f"line {number} of {self.file} is damaged ({error}); remove that file") from None
 
-    def of(self, cell: Cell) -> list[Taken]:
+    def of(self, cell: Cell) -> list[TimedWindow]:
         """The windows of a cell, by round."""
         return list(self.windows.get(cell.id, ()))
 
@@ -117,7 +99,7 @@ class Rounds:
         """The ids of the cells that windows of `cells` were compared with."""
         return {window.reference for cell in cells for window in self.of(cell) if window.reference}
 
-    def append(self, taken: Mapping[str, Taken]) -> None:
+    def append(self, taken: Mapping[str, TimedWindow]) -> None:
         """Adds one round, by cell id; on the disk when this returns."""
         lines = []
         for cell, window in taken.items():
@@ -126,24 +108,13 @@ class Rounds:
         append_lines(self.file, lines)
 
     def _read(self, data: dict[str, Any]) -> None:
-        cell, environment = data.pop("cell"), data.pop("environment")
-        if environment == self.environment:
-            parts = tuple(tuple(part) for part in data.pop("parts_ms"))
-            window = Taken(**data | {"times_ms": tuple(data["times_ms"]), "parts_ms": parts})
-            self.windows.setdefault(cell, []).append(window)
+        if data["environment"] == self.environment:
+            self.windows.setdefault(data["cell"], []).append(parse(data, TimedWindow))
 
 
 def _records(file: Path) -> Iterator[Record]:
     try:
-        lines = complete_lines(file)
+        for number, line in complete_lines(file):
+            yield from_line(line, f"line {number} of {file}")
     except OSError as error:
         raise ArtifactError(f"cannot read {file} ({error.strerror or error}); check its owner and mode") from None
-    for number, line in enumerate(lines, start=1):
-        yield from_line(line, f"line {number} of {file}")
-
-
-def _drop_torn(descriptor: int, file: Path) -> None:
-    content = file.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.ftruncate(descriptor, whole)

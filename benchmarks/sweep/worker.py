@@ -2,9 +2,9 @@
 
     {"do": "load", …}     -> the backend is ready: seconds, first call, parity, memory
     {"do": "window", …}   -> milliseconds of some calls in a row
-    {"do": "make", …}     -> a file that cells need (see `making`)
+    {"do": "make", …}     -> a file that cells need (see `file_builder`)
 
-An answer is {"ok": {…}}, or {"error": {"status": …, "reason": …}}. Started by `process.Worker` alone.
+An answer is {"ok": {…}}, or {"error": {"status": …, "reason": …}}. Started by `worker_process.Worker` alone.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Server:
 
     def __init__(self) -> None:
         self.running: Any = None
-        self.maker: Any = None
+        self.builder: Any = None
 
     def load(self, job: dict[str, Any]) -> dict[str, Any]:
         """The cell of the job, ready to be timed."""
         _pin(job["cpus"])
-        from .running import Running  # after pinning: torch starts threads
+        from .cell_runner import CellRunner  # after pinning: torch starts threads
 
-        self.running = Running(Cell(**job["cell"]), job["weights"], job["file"], job["reference"], job.get("own"))
+        self.running = CellRunner(Cell(**job["cell"]), job["weights"], job["file"], job["reference"], job.get("own"))
         return self.running.loaded()
 
     def window(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -45,11 +45,11 @@ class Server:
     def make(self, job: dict[str, Any]) -> dict[str, Any]:
         """A file that cells need."""
         _pin(job["cpus"])
-        from .making import Maker
+        from .file_builder import FileBuilder
 
-        if self.maker is None:
-            self.maker = Maker(job["weights"])
-        return getattr(self.maker, job["what"])(**job["arguments"])
+        if self.builder is None:
+            self.builder = FileBuilder(job["weights"])
+        return getattr(self.builder, job["what"])(**job["arguments"])
 
 
 def serve(jobs: TextIO, answers: TextIO, server: Server) -> None:

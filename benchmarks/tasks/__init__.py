@@ -7,12 +7,15 @@ What lives here
     resample    confidence intervals of differences, paired by item
     items       the user's data: JSON lines, checked whole before anything expensive
     rows        results as JSON lines, taken up where an interrupted run ended
-    model       which model answers, and how it sees pictures
+    model_options
+                which model answers, and how it sees pictures
     contenders  the encoders of a comparison: PyTorch's, then every artifact on every backend
     answering   items -> rows with a FastVLM
+    ttft        time to first token by part, with a language model of the released dimensions
     session     `fvexport ask`: a conversation, a batch, the profile of one answer
     evaluate    `fvexport eval`: one task with several encoders
-    report      from rows to metrics, differences and agreement
+    eval_report from rows to metrics, differences and agreement
 
-The metrics are pure functions of strings and arrays. May import what `benchmarks` may; is imported by `cli` alone.
+The metrics are pure functions of strings and arrays. May import what `benchmarks` may; is imported by `cli`,
+`benchmarks.sweep` and `benchmarks.studies`.
 """

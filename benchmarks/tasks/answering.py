@@ -13,7 +13,7 @@ from ...core.errors import FvexportError, ImageError, PromptError
 from ...core.progress import Progress, silent
 from .contenders import Contender
 from .items import Item
-from .model import weights_of
+from .model_options import weights_of
 from .rows import Rows, read_rows
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...export.artifact import Artifact
-from ...export.options import AUTO
+from ...export.backend_table import get_backend, require
+from ...export.export_options import AUTO
 from ...export.placement import choose_backend
-from ...export.targets import get_target, require
 
 if TYPE_CHECKING:
     from ...encoder.checkpoint import CheckpointInfo
@@ -99,5 +99,5 @@ def enter(artifacts: Sequence[Path], backends: Sequence[str]) -> Entered:
         tuple(dict.fromkeys(choose_backend(artifact, backend).name for backend in backends)) for artifact in opened
     )
     for name in dict.fromkeys(name for names in chosen for name in names):
-        require(get_target(name))
+        require(get_backend(name))
     return Entered(opened, chosen)

@@ -13,16 +13,16 @@ from ...core.errors import ConfigError, ImageError
 from ...core.progress import Progress, silent
 from .answering import Asking, answer_items, fingerprint, printable
 from .contenders import DEFAULT_BACKEND, Contender, Entered, enter
+from .eval_report import EvalReport, make_report
 from .items import Item, Task, count_items, read_items
-from .model import ModelOptions, weights_of
-from .report import EvalReport, make_report
+from .model_options import ModelOptions, weights_of
 from .retrieval import packed, pooled
 from .rows import Rows
 
 if TYPE_CHECKING:
     from ...encoder.checkpoint import CheckpointInfo
     from ...encoder.fastvlm import VisionTower
-    from ...encoder.preprocess import PreprocessConfig
+    from ...encoder.preprocess_config import PreprocessConfig
 
 PROMPTS: dict[Task, str] = {
     "vqa": "{question}\nAnswer the question using a single word or phrase.",
@@ -33,14 +33,14 @@ PROMPTS: dict[Task, str] = {
 MAX_NEW_TOKENS: dict[Task, int] = {"vqa": 32, "caption": 64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvalOptions:
     """What is evaluated.
 
     Attributes:
         task: `vqa`, `caption` or `retrieval`.
         artifacts: folders; each runs on each of `backends`.
-        backends: names from the table of targets.
+        backends: names from the table of backends.
         prompt: `{question}` stands for the item's question; by default as in `PROMPTS`.
         max_new_tokens: of an answer; by default as in `MAX_NEW_TOKENS`. Answers are greedy, so that they compare.
     """
@@ -141,7 +141,7 @@ class _Job:
         contenders = self.entered.contenders(self.model.resolution, (side, side))
         for one in contenders:
             checkpoint.encoder.config.check_resolution(*one.resolution)
-            if one.artifact is not None and one.artifact.manifest.options.get("projector"):
+            if one.artifact is not None and one.artifact.manifest.options.projector:
                 raise ConfigError(
                     f"{one.artifact.path} ends with the connector and --task retrieval compares the encoder's "
                     "features; export it without --projector"

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..bootstrap import resampled
+
 RESAMPLES = 2000
 LEVEL = 0.95
 Z = 1.959964
@@ -52,13 +54,12 @@ def paired_difference(
     both = np.concatenate([ours, reference], axis=1)
     width = ours.shape[1]
 
-    def difference(means: np.ndarray) -> float:
-        return figure(means[:width]) - figure(means[width:])
+    def differences(samples: np.ndarray) -> np.ndarray:
+        return np.array([figure(means[:width]) - figure(means[width:]) for means in samples.mean(axis=1)])
 
-    rng = np.random.default_rng(seed)
-    drawn = [difference(both[rng.integers(len(both), size=len(both))].mean(axis=0)) for _ in range(resamples)]
+    drawn = resampled(both, differences, resamples, seed)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(difference(both.mean(axis=0)), float(low), float(high))
+    return Interval(float(differences(both[None])[0]), float(low), float(high))
 
 
 def average(values: np.ndarray) -> Interval:

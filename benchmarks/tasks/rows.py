@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...core.errors import ArtifactError
-from ...core.place import check_place, os_errors, prepare, scratch_beside
+from ...core.locks import locked
+from ...core.output_path import check_place, os_errors, prepare, scratch_beside
+from ..json_lines import complete_lines, drop_torn_line
 from .items import Item
 
 Row = dict[str, Any]
@@ -38,62 +39,44 @@ class Rows:
         self.runs = dict(runs)
         self.kept = 0
         self._done: dict[tuple[str, int], str] = {}
-        self._held = contextlib.ExitStack()
         if out.is_dir():
             raise ArtifactError(f"{out} is a folder; name a .jsonl file with --out")
         check_place(out, 0)
-        with os_errors(out):
+        lock = out.with_name(f".{out.name}.lock")
+        with os_errors(out), contextlib.ExitStack() as held:
             prepare(out)
-            self._stream = self._open()
+            held.enter_context(
+                locked(lock, f"another run is writing {out}; wait for it or choose another --out", keep=False)
+            )
+            self._stream = held.enter_context(self._open())
+            self._held = held.pop_all()
 
     def _open(self) -> BinaryIO:
-        stream = self._locked(self.out)
-        stale = 0
-        for row in self._whole_rows(stream):
+        stale = False
+        for row in self._rows():
             if self._is_stale(row):
-                stale += 1
+                stale = True
             else:
                 self._done[row["encoder"], row["line"]] = row.get("key", "")
                 self.kept += row["encoder"] in self.runs
-        if not (stale or self._half_a_line):
-            return stream
-        with scratch_beside(self.out) as scratch:
-            fresh = self._locked(scratch)  # before it takes the name, so that nobody slips in between
-            for row in self._whole_rows(stream):
-                if not self._is_stale(row):
-                    fresh.write(_line(row))
-            fresh.flush()
-            os.fsync(fresh.fileno())
-            stream.close()
-            scratch.replace(self.out)
-        return fresh
-
-    def _locked(self, path: Path) -> BinaryIO:
-        stream: BinaryIO = self._held.enter_context(path.open("a+b"))
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self._held.close()
-                raise ArtifactError(f"another run is writing {self.out}; wait for it or choose another --out") from None
+        if stale:
+            with scratch_beside(self.out) as scratch:
+                with scratch.open("wb") as fresh:
+                    fresh.writelines(_line(row) for row in self._rows() if not self._is_stale(row))
+                    fresh.flush()
+                    os.fsync(fresh.fileno())
+                scratch.replace(self.out)
+        stream = self.out.open("ab+")
+        drop_torn_line(stream)
         return stream
 
-    def _whole_rows(self, stream: BinaryIO) -> Iterator[Row]:
-        stream.seek(0)
-        self._half_a_line = False
-        for number, text in enumerate(stream, 1):
-            if not text.endswith(b"\n"):
-                self._half_a_line = True
-                return
+    def _rows(self) -> Iterator[Row]:
+        for number, text in complete_lines(self.out):
             row = _parsed(text)
             if row is None:
-                self._held.close()
                 raise ArtifactError(f"{self.out}, line {number} is no result of this command; choose another --out")
             wanted = self.runs.get(row["encoder"])
             if wanted is not None and row["run"] != wanted:
-                self._held.close()
                 raise ArtifactError(
                     f"{self.out} holds answers with {row['encoder']} under other settings or weights; take the same to "
                     "go on, or another --out"
@@ -134,11 +117,10 @@ class Rows:
 
 def read_rows(out: Path, encoder: str) -> Iterator[Row]:
     """The rows with an encoder, one in memory at a time."""
-    with out.open("rb") as stream:
-        for text in stream:
-            row = _parsed(text)
-            if row is not None and row["encoder"] == encoder:
-                yield row
+    for _, text in complete_lines(out):
+        row = _parsed(text)
+        if row is not None and row["encoder"] == encoder:
+            yield row
 
 
 def _line(row: Row) -> bytes:
@@ -148,7 +130,7 @@ def _line(row: Row) -> bytes:
         return json.dumps(row).encode() + b"\n"
 
 
-def _parsed(text: bytes) -> Row | None:
+def _parsed(text: str) -> Row | None:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError):

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...core.progress import Progress, silent
-from ..ttft import Ttft, Vision, measure_ttft_paired
 from .answering import Asking, answer_items, failures
 from .contenders import DEFAULT_BACKEND, EAGER, Contender, enter
 from .items import count_items, read_items
-from .model import ModelOptions
+from .model_options import ModelOptions
 from .rows import Rows
+from .ttft import Ttft, Vision, measure_ttft_paired
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
 from .converted import ORIGINAL
+from .messages import some, unfit
 from .tensors import FLOATS, TensorInfo
-from .wording import some, unfit
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from .forms import detect
+from .messages import some, unfit
 from .prefixes import is_ema, unwrap
-from .wording import some, unfit
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "net")
 """Keys under which trainers keep the named tensors of a .pt file."""

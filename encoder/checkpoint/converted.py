@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from .wording import shown, unfit
+from .messages import shown, unfit
 
 MERGE = "merge it into its base model first (peft: `model.merge_and_unload().save_pretrained(…)`), and give that"
 ORIGINAL = "give the checkpoint that it was converted from, such as apple/FastVLM-0.5B"

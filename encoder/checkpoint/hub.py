@@ -15,9 +15,9 @@ from huggingface_hub import errors
 
 from ...core.errors import CheckpointError
 from ...core.progress import Progress, silent
+from .messages import shown, unfit
 from .settings import CONFIG_FILES
-from .source import PREFERRED, Located, beside, choose_weights, parse_json
-from .wording import shown, unfit
+from .weights_files import PREFERRED, Located, beside, choose_weights, parse_json
 
 
 def locate_on_hub(repo: str, *, revision: str | None = None, progress: Progress = silent) -> Located:

@@ -17,21 +17,22 @@ from ...core.progress import Progress, silent
 from ..config import VARIANTS, ConnectorConfig, FastViTHDConfig, get_variant, variant_name
 from ..connector import Connector
 from ..fastvithd import FastViTHD
-from ..preprocess import RELEASED, PreprocessConfig
+from ..preprocess_config import RELEASED, PreprocessConfig
 from ..seeded import seed_weights
-from .plan import plan_model, read_planned
+from .assignment import assign_tensors, read_assigned
+from .messages import unfit
 from .preprocessing import read_preprocessing
 from .settings import read_settings
-from .source import Located, locate
+from .source import locate
 from .tensors import TensorStore
-from .wording import unfit
+from .weights_files import Located
 
 M = TypeVar("M", bound=nn.Module)
 
 SEEDED_NOTICE = "These weights are seeded, not trained: the features mean nothing."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CheckpointInfo:
     """What an artifact has to remember of its weights.
 
@@ -133,21 +134,21 @@ def load_located(
 ) -> Checkpoint:  # fmt: skip
     """`load_checkpoint` of what was found already, for those who read more of the same files."""
     settings = read_settings(located.configs)
-    plan = plan_model(located.source, store, settings, wanted)
-    if require_connector and plan.connector is None:
+    assigned = assign_tensors(located.source, store, settings, wanted)
+    if require_connector and assigned.connector is None:
         raise unfit(located.source, "has no connector", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
     try:
-        found = read_preprocessing(located.configs, plan.naming.form.name, settings.pads)
+        found = read_preprocessing(located.configs, assigned.naming.form.name, settings.pads)
     except ConfigError as error:
         raise unfit(
             located.source, f"has preprocessing that cannot be followed: {error}", "correct that file"
         ) from None
-    for_encoder, for_connector = read_planned(located.source, store, plan, progress)
-    encoder = _filled(plan.encoder, for_encoder)
-    connector = _filled(plan.connector.module, for_connector) if plan.connector else None
+    for_encoder, for_connector = read_assigned(located.source, store, assigned, progress)
+    encoder = _filled(assigned.encoder, for_encoder)
+    connector = _filled(assigned.connector.module, for_connector) if assigned.connector else None
     info = CheckpointInfo(
         source=located.source,
-        form=plan.naming.form.name,
+        form=assigned.naming.form.name,
         sha256=weights_sha256(encoder),
         variant=variant_name(encoder.config),
         revision=located.revision,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import ConfigError
-from ..preprocess import OPENAI_MEAN, OPENAI_STD, RELEASED, PreprocessConfig, ResizeMode
+from ..preprocess_config import OPENAI_MEAN, OPENAI_STD, RELEASED, PreprocessConfig, ResizeMode
 from ..processor_dict import checked, config_of_processor, levels, number, resample_of, triple
 
 Configs = Mapping[str, Mapping[str, Any]]

@@ -19,7 +19,7 @@ MAX_LAYERS = 16
 
 
 @dataclass
-class ConnectorPlan:
+class ConnectorAssignment:
     """A connector on the meta device, the file's names by canonical ones, and what the file holds.
 
     `kind` is what the tensors' names speak for, whatever config.json says.
@@ -32,13 +32,13 @@ class ConnectorPlan:
     kind: str
 
 
-def plan_connector(
+def assign_connector(
     form: PublicForm,
     names: Collection[str],
     describe: Callable[[Iterable[str]], dict[str, TensorInfo]],
     kind: str | None,
     in_channels: int,
-) -> ConnectorPlan | None:
+) -> ConnectorAssignment | None:
     """The connector that the file holds, or None where it holds none.
 
     Args:
@@ -56,7 +56,7 @@ def plan_connector(
         if kind != "identity" or not form.connector:
             return None
         identity = Connector(ConnectorConfig("identity", in_channels, in_channels))
-        return ConnectorPlan(identity, {}, {}, lambda canonical: canonical, "identity")
+        return ConnectorAssignment(identity, {}, {}, lambda canonical: canonical, "identity")
     parts = [name[len(prefix) :] for name in own]
     by_names = _kind(parts)
     kind = kind or by_names
@@ -67,7 +67,7 @@ def plan_connector(
     with torch.device("meta"):
         module = Connector(ConnectorConfig(kind, in_channels, in_channels if kind == "identity" else width))
     to_canonical, to_own = _spelling(form, kind)
-    return ConnectorPlan(
+    return ConnectorAssignment(
         module,
         {to_canonical(part): prefix + part for part in parts},
         found,

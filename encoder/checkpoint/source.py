@@ -1,58 +1,18 @@
-"""Where a checkpoint lies: a file, a folder, or the Hugging Face hub."""
+"""Finds a checkpoint: a file, a folder, or a repository on the Hugging Face hub."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ...core.progress import Progress, silent
 from .converted import ADAPTER_FILES, refuse_adapter
-from .prefixes import is_ema
+from .messages import shown, unfit
 from .settings import CONFIG_FILES
-from .wording import shown, some, unfit
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-INDEX = ".index.json"
-
-# What the five forms are published as; a whole file goes before its own shards.
-PREFERRED = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "open_clip_model.safetensors",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_pytorch_model.bin",
-)
-# A trainer's files that have the suffix of weights.
-_NOT_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|mm_projector)\.(bin|pth?)")
-
-
-@dataclass(frozen=True)
-class Located:
-    """A checkpoint that was found, before any tensor is read.
-
-    Attributes:
-        source: as the user gave it.
-        weights: the weights file, or the index of its shards.
-        fetch: file name -> local path, downloading it if need be; raises CheckpointError.
-        optional: the same for a file that need not be there: None where it is not.
-        configs: the JSON files beside the weights, parsed.
-        revision: the hub's commit, None for a local path.
-        notices: what a person has to know of other files that were there.
-    """
-
-    source: str
-    weights: Path
-    fetch: Callable[[str], Path]
-    optional: Callable[[str], Path | None]
-    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    revision: str | None = None
-    notices: tuple[str, ...] = ()
+from .weights_files import SUFFIXES, Located, beside, choose_weights, parse_json
 
 
 def locate(source: str | Path, *, revision: str | None = None, progress: Progress = silent) -> Located:
@@ -86,67 +46,6 @@ def locate(source: str | Path, *, revision: str | None = None, progress: Progres
     raise unfit(
         text, "no such file or folder", "check the path, or give a hub id such as apple/FastVLM-0.5B to download"
     )
-
-
-def choose_weights(source: str, names: Collection[str], read: Callable[[str], Mapping[str, Any]] | None = None) -> str:
-    """The file to read among a folder's file names; raises CheckpointError where none or several fit.
-
-    `read` opens a JSON file of the folder, to name an adapter's base model.
-    """
-    for name in PREFERRED:
-        if name in names:
-            return name
-    refuse_adapter(source, names, read)
-    candidates = sorted(n for n in names if "/" not in n and n.endswith(SUFFIXES) and not _NOT_WEIGHTS.fullmatch(n))
-    tensors_only = [n for n in candidates if n.endswith(".safetensors")]
-    for group in (tensors_only, candidates):
-        if len(group) == 1:
-            return group[0]
-    if candidates:
-        raise unfit(source, f"holds {len(candidates)} weights files ({some(candidates)})", "give the path of one")
-    found = f"found {some(sorted(names))}" if names else "it is empty"
-    raise unfit(
-        source,
-        f"holds no weights: {found}",
-        "give a folder with model.safetensors, its shards and their index, or one .pt, .pth or .bin file",
-    )
-
-
-def beside(names: Iterable[str], weights: str) -> tuple[str, ...]:
-    """What a person has to know of other weights in the folder: adapters and averaged (EMA) ones are not read."""
-    others = [name for name in sorted(names) if "/" not in name and name != weights and not is_ema(weights)]
-    adapters = [name for name in others if ADAPTER_FILES.fullmatch(name) and not name.endswith(".json")]
-    averaged = [name for name in others if name.endswith(SUFFIXES) and is_ema(name)]
-    found = []
-    if adapters:
-        found.append(f"The adapter beside {weights} ({some(adapters)}) was not applied.")
-    if averaged:
-        found.append(f"Averaged (EMA) weights beside {weights} ({some(averaged)}) were not read.")
-    return tuple(found)
-
-
-def check_shard_name(source: str, index: str, name: object) -> str:
-    """A shard's file name as an index gives it; raises CheckpointError unless it stays in the folder."""
-    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-    if not parts or "\\" in str(name) or ":" in str(name) or parts[0] == "/" or ".." in parts:
-        raise unfit(
-            source, f"{index} names the shard {shown(name)!r}, which is not in its folder", "put the shards beside it"
-        )
-    return str(name)
-
-
-def parse_json(source: str, path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; raises CheckpointError for anything else."""
-    try:
-        content = json.loads(path.read_bytes())  # bytes, so that a byte order mark and UTF-16 are understood
-    except OSError as error:
-        mend = "check its permissions, and where it links to" if path.is_symlink() else "check its permissions"
-        raise unfit(source, f"{path.name} cannot be read ({shown(error.strerror)})", mend) from None
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise unfit(source, f"{path.name} is not a JSON object", "replace it by the original")
-    return content
 
 
 def _from_folder(source: str, folder: Path) -> Located:

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from .containers import Contents, contents
 from .converted import ORIGINAL
+from .messages import shown, some, unfit
 from .prefixes import Unwrapped, unwrap
-from .source import INDEX, Located, check_shard_name, parse_json
-from .wording import shown, some, unfit
+from .weights_files import INDEX, Located, check_shard_name, parse_json
 
 CHUNK = 8 << 20
 """Bytes read through one opening of a file, or a sixteenth of what is wanted where that is more."""

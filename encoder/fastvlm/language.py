@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from ...core.dtypes import DTYPES, torch_dtype
 from ...core.progress import Progress
 from ..checkpoint.check import Findings
 from ..checkpoint.converted import check_names
+from ..checkpoint.messages import shown, unfit
 from ..checkpoint.tensors import FLOATS, TensorInfo, TensorStore
-from ..checkpoint.wording import shown, unfit
-from ..qwen2 import DTYPES, hollow_qwen2, import_qwen2
+from ..qwen2 import hollow_qwen2, import_qwen2
 
 MODEL_TYPES = ("qwen2", "llava_qwen2", "llava_qwen")
 """What config.json calls a Qwen2 and LLaVA's wrapping of it."""
@@ -100,8 +101,8 @@ def stored_dtype(main: Mapping[str, Any]) -> torch.dtype:
     for holder in (main.get("text_config"), main):
         for key in ("dtype", "torch_dtype"):
             name = holder.get(key) if isinstance(holder, Mapping) else None
-            if name in DTYPES:
-                return DTYPES[name]
+            if isinstance(name, str) and name in DTYPES.values():
+                return torch_dtype(name)
     return torch.float32
 
 

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.dtypes import DTYPES, torch_dtype
 from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
-from ..checkpoint.load import load_located
-from ..checkpoint.source import Located, locate
+from ..checkpoint.load import CheckpointInfo, load_located
+from ..checkpoint.messages import unfit
+from ..checkpoint.source import locate
 from ..checkpoint.tensors import TensorStore
-from ..checkpoint.wording import unfit
-from ..qwen2 import DTYPES, import_qwen2
+from ..checkpoint.weights_files import Located
+from ..qwen2 import import_qwen2
 from .language import load_language_model, own_name, stored_dtype
 from .model import FastVLM
 from .prompt import MARK
@@ -60,12 +62,7 @@ def load_fastvlm(
     located = locate(source if isinstance(source, str) else Path(source), revision=revision, progress=progress)
     main = located.configs.get("config.json", {})
     kept = _dtype(dtype, place, main)
-    # The small files first: what they lack is told before gigabytes are read.
-    words = None
-    if tokenizer is True:
-        words = load_tokenizer(located)
-    elif tokenizer is not False:
-        words = tokenizer_from(tokenizer)
+    words = _tokenizer(tokenizer, located)  # the small files first: report what they lack before reading gigabytes
     store = TensorStore(located)
     if not any(own_name(name) for name in store.names):
         raise unfit(located.source, "has no language model", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
@@ -76,11 +73,7 @@ def load_fastvlm(
     language_model, notice = load_language_model(
         located.source, store, main, dtype=kept, device=place, progress=progress
     )
-    info = checkpoint.info
-    if notice is not None:
-        info = replace(info, notice=f"{info.notice} {notice}" if info.notice else notice)
-    if info.notice is not None:
-        logging.getLogger("fvexport").warning("%s: %s", located.source, info.notice)
+    info = _with_notice(checkpoint.info, notice)
     config = language_model.config
     _check_width(located, checkpoint.connector.config.out_channels, config.hidden_size)
     if words is not None:
@@ -102,13 +95,28 @@ def load_fastvlm(
     )
 
 
+def _tokenizer(tokenizer: str | os.PathLike[str] | bool, located: Located) -> Any:
+    if tokenizer is True:
+        return load_tokenizer(located)
+    return None if tokenizer is False else tokenizer_from(tokenizer)
+
+
+def _with_notice(info: CheckpointInfo, notice: str | None) -> CheckpointInfo:
+    """The info with a further notice, all of which are logged."""
+    if notice is not None:
+        info = replace(info, notice=f"{info.notice} {notice}" if info.notice else notice)
+    if info.notice is not None:
+        logging.getLogger("fvexport").warning("%s: %s", info.source, info.notice)
+    return info
+
+
 def _dtype(dtype: str | torch.dtype | None, device: torch.device, main: Mapping[str, Any]) -> torch.dtype:
     if dtype is None:
         return torch.float32 if device.type == "cpu" else stored_dtype(main)
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}; known are {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in DTYPES.values():
+        raise ConfigError(f"unknown dtype {name!r}; known are {', '.join(DTYPES.values())}")
+    return torch_dtype(name)
 
 
 def _check_width(located: Located, connector: int, language_model: int) -> None:

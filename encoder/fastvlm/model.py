@@ -25,7 +25,7 @@ from .tokenizer import MEND
 from .vision import EagerTower, EncodedImages, VisionTower
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FastVLM:
     """A loaded FastVLM.
 

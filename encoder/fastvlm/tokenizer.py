@@ -15,8 +15,8 @@ from typing import Any
 
 from ...core.errors import CheckpointError, UnavailableError
 from ..checkpoint.hub import locate_files
-from ..checkpoint.source import Located
-from ..checkpoint.wording import shown, unfit
+from ..checkpoint.messages import shown, unfit
+from ..checkpoint.weights_files import Located
 from ..qwen2 import INSTALL
 
 FILES = (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..exact import exact_float32
 from ..fastvithd import FastViTHD
-from ..preprocess import RELEASED, PreprocessConfig
+from ..preprocess_config import RELEASED, PreprocessConfig
 
 
 class VisionTower(Protocol):

@@ -1,10 +1,10 @@
 from .backends import make_backend as make_backend
 from .base import Backend as Backend
 from .base import TensorBackend as TensorBackend
-from .eager import EagerBackend as EagerBackend
+from .eager_backend import EagerBackend as EagerBackend
 from .encoder import Encoder as Encoder
-from .onnxruntime import OnnxRuntimeBackend as OnnxRuntimeBackend
-from .openvino import OpenVinoBackend as OpenVinoBackend
-from .pytorch import PyTorchBackend as PyTorchBackend
-from .tensorrt import TensorRTBackend as TensorRTBackend
+from .onnxruntime_backend import OnnxRuntimeBackend as OnnxRuntimeBackend
+from .openvino_backend import OpenVinoBackend as OpenVinoBackend
+from .pytorch_backend import PyTorchBackend as PyTorchBackend
+from .tensorrt_backend import TensorRTBackend as TensorRTBackend
 from .vision_tower import ArtifactTower as ArtifactTower

@@ -1,48 +1,26 @@
-"""From a row of the table of targets to the class that runs it."""
+"""From a row of the table of backends to the class that runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
-
-import numpy as np
-
 from ...encoder.checkpoint import Checkpoint
 from ..artifact import Artifact
-from ..targets import get_target
+from ..backend_table import get_backend
 from .base import Backend
-from .onnxruntime import OnnxRuntimeBackend
-from .openvino import OpenVinoBackend
-from .pytorch import PyTorchBackend
-from .tensorrt import TensorRTBackend
-
-
-class ArtifactBackend(Backend, Protocol):
-    """A backend that runs an artifact's file, and can show its inner tensors.
-
-    Attributes:
-        stores: the precision in which it keeps what the file has in float32, where that is another.
-    """
-
-    stores: str | None
-
-    def run_taps(self, pixel_values: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """The features, and the inner tensors asked for, all in float32."""
-        ...
+from .onnxruntime_backend import OnnxRuntimeBackend
+from .openvino_backend import OpenVinoBackend
+from .pytorch_backend import PyTorchBackend
+from .tensorrt_backend import TensorRTBackend
 
 
 def make_backend(
-    artifact: Artifact, target: str, *, threads: int | None = None, stored_half: bool = False,
-    taps: Sequence[str] = (), checkpoint: Checkpoint | str | None = None,
-) -> ArtifactBackend:  # fmt: skip
+    artifact: Artifact, target: str, *, threads: int | None = None, checkpoint: Checkpoint | str | None = None
+) -> Backend:
     """The backend that runs `artifact` on `target`.
 
     Args:
         artifact: an opened artifact.
-        target: a name from the table of targets.
+        target: a name from the table of backends.
         threads: for one operator; None leaves it to the runtime.
-        stored_half: round each stored value of a half-precision file, where the runtime can (see `rounding`).
-        taps: names of inner tensors to return too, by `run_taps`.
         checkpoint: where a backend that runs the model itself takes its weights; the artifact's own source by default.
 
     Raises:
@@ -56,10 +34,7 @@ def make_backend(
         "tensorrt": TensorRTBackend,
         "tensorrt_rtx": TensorRTBackend,
     }
-    target, module = get_target(target).name, get_target(target).module
+    target, module = get_backend(target).name, get_backend(target).module
     if module in ("torch", "triton"):
-        return PyTorchBackend(
-            artifact, target, threads=threads, stored_half=stored_half, taps=taps, checkpoint=checkpoint
-        )
-    maker = makers[module]
-    return maker(artifact, target, threads=threads, stored_half=stored_half, taps=taps)
+        return PyTorchBackend(artifact, target, threads=threads, checkpoint=checkpoint)
+    return makers[module](artifact, target, threads=threads)

@@ -14,7 +14,7 @@ class Backend(Protocol):
     """Something that turns pixels into features.
 
     Attributes:
-        name: as in the table of targets.
+        name: as in the table of backends.
         computes: how it computes, in words for a report.
     """
 

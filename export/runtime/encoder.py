@@ -14,12 +14,12 @@ from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
 from ..artifact import Artifact
-from ..options import AUTO
+from ..export_options import AUTO
 from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
 from .base import Backend, TensorBackend
+from .pickling import Opened
 from .pixels import PixelRules
-from .process import Opened
 from .upload import Upload
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Encoder(Opened):
 
     Args:
         artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
-        backend: a name from the table of targets, or `auto` for the fastest that can run it here (`choose_backend`).
+        backend: a name from the table of backends, or `auto` for the fastest that can run it here (`choose_backend`).
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
         threads: for one operator; None leaves it to the runtime.
         checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.
@@ -61,7 +61,7 @@ class Encoder(Opened):
         self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         manifest = self.artifact.manifest
         self.preprocessor = preprocessor_of(self.artifact, resolution)
-        self.uint8 = manifest.input["dtype"] == "uint8"
+        self.uint8 = manifest.input.dtype == "uint8"
         self.chosen = choose_backend(self.artifact, backend)
         self.backend = make_backend(self.artifact, self.chosen.name, threads=threads, checkpoint=checkpoint)
         for notice in runtime_notices(self.artifact, self.chosen.name):
@@ -78,7 +78,9 @@ class Encoder(Opened):
     def shape(self) -> tuple[int, int]:
         """(tokens, channels) of one image's features."""
         height, width = self.preprocessor.height, self.preprocessor.width
-        return self.artifact.manifest.architecture.tokens(height, width), self.artifact.manifest.output["shape"][-1]
+        channels = self.artifact.manifest.output.shape[-1]
+        assert isinstance(channels, int)
+        return self.artifact.manifest.architecture.tokens(height, width), channels
 
     def __call__(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
         """One image or several, of any kind that `ImageLike` lists -> features (B, N, C) float32.
@@ -176,7 +178,7 @@ def _batch_limits(artifact: Artifact, backend: Backend) -> tuple[int, int | None
     profile = getattr(backend, "profile", None)
     if profile is not None:
         return profile.batch[0], profile.batch[2]
-    size = artifact.manifest.input["shape"][0]
+    size = artifact.manifest.input.shape[0]
     return (size, size) if isinstance(size, int) else (1, None)
 
 
@@ -189,7 +191,7 @@ def preprocessor_of(artifact: Artifact, resolution: tuple[int, int] | None = Non
     own = manifest.preprocessor
     if resolution is None or resolution == (own.height, own.width):
         return own
-    if not manifest.options.get("dynamic_res"):
+    if not manifest.options.dynamic_res:
         raise ConfigError(
             f"{artifact.path} takes {own.height}x{own.width} alone; export with --dynamic-res for other resolutions"
         )

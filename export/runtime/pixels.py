@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.errors import ConfigError, ImageError
 from ...encoder.config import FastViTHDConfig
-from ...encoder.preprocess import TOLERANCE, PreprocessConfig
+from ...encoder.preprocess_config import TOLERANCE, PreprocessConfig
 from ..artifact import Artifact
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ class PixelRules:
     def of(cls, artifact: Artifact, config: PreprocessConfig) -> PixelRules:
         """The rules of an opened artifact."""
         manifest = artifact.manifest
-        height, width = manifest.input["shape"][2:]
-        fixed = isinstance(height, int) and isinstance(width, int)
-        return cls(str(artifact.path), config, manifest.architecture, (height, width) if fixed else None)
+        height, width = manifest.input.shape[2:]
+        size = (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        return cls(str(artifact.path), config, manifest.architecture, size)
 
     def array(self, pixels: object) -> np.ndarray[Any, Any]:
         """`pixels` (B, 3, H, W) as a contiguous array, uint8 or float32; the caller's own where it is one already.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...core.errors import ArtifactError, ConfigError
 from ...encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..artifact import Artifact
-from ..options import AUTO
+from ..export_options import AUTO
 from .encoder import Encoder
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ class ArtifactTower:
         self.encoder = Encoder(self.artifact, backend, resolution=resolution, threads=threads, checkpoint=checkpoint)
         options = self.artifact.manifest.options
         self.name = self.encoder.chosen.name
-        self.projected = bool(options.get("projector"))
+        self.projected = options.projector
         own = self.encoder.preprocessor.height, self.encoder.preprocessor.width
-        self.resolution: tuple[int, int] | None = None if options.get("dynamic_res") and resolution is None else own
+        self.resolution: tuple[int, int] | None = None if options.dynamic_res and resolution is None else own
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Levels 0..255, uint8 (B, 3, H, W), or normalized floats -> tokens (B, N, C), floating; any B at once.
@@ -80,25 +80,24 @@ def check_same_weights(
         ArtifactError: the weights differ.
     """
     made_from = artifact.manifest.checkpoint
-    ends = bool(artifact.manifest.options.get("projector"))
-    own = made_from["sha256"], made_from.get("connector_sha256") if ends else None
+    ends = artifact.manifest.options.projector
+    own = made_from.sha256, made_from.connector_sha256 if ends else None
     theirs = sha256, connector_sha256 if ends else None
     if own == theirs:
         return None
     fix = "export this checkpoint, or take the artifact as it is with --force (force=True)"
-    rounded: dict[str, dict[str, str | None]] = made_from.get("rounded") or {}
-    for kind, hashes in rounded.items():
-        if (hashes["sha256"], hashes["connector_sha256"] if ends else None) == theirs:
+    for kind, hashes in made_from.rounded.items():
+        if (hashes.sha256, hashes.connector_sha256 if ends else None) == theirs:
             return (
                 f"{source} holds its weights rounded to {kind}; {artifact.path} was made from the same weights before "
                 "that rounding."
             )
     kind = "float32" if dtype is None else str(dtype).removeprefix("torch.")
-    if kind != "float32" and kind not in rounded:  # of an earlier version
+    if kind != "float32" and kind not in made_from.rounded:  # of an earlier version
         fix = f"load the model in float32 if only the rounding to {kind} differs, or {fix}"
     if own[0] != theirs[0]:
         raise ArtifactError(
-            f"{artifact.path} was made from other weights ({made_from['source']}, sha256 {made_from['sha256'][:12]}…) "
+            f"{artifact.path} was made from other weights ({made_from.source}, sha256 {made_from.sha256[:12]}…) "
             f"than those of {source} ({sha256[:12]}…); {fix}"
         )
     raise ArtifactError(f"{artifact.path} ends with another connector than that of {source}; {fix}")

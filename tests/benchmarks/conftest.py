@@ -69,10 +69,11 @@ def _synthetic(
             rel_l2 = 10 ** (-sqnr / 20)
             records.append(
                 Result(
-                    cell, status, "the last 3 windows differ by 9.1 %" if status == "unstable" else "", where, DATE,
-                    computes="synthetic", latency=latency, tokens=(side // 64) ** 2, build_s=12.5, load_s=1.5,
-                    first_ms=2 * latency.p50_ms, peak_host_mb=900 + side, run_host_mb=500 + side, artifact_mb=501.0,
-                    parity=Parity("pass", sqnr, 1 - rel_l2**2 / 2, 1 - rel_l2**2, rel_l2),
+                    cell=cell, status=status,
+                    reason="the last 3 windows differ by 9.1 %" if status == "unstable" else "", environment=where,
+                    date=DATE, computes="synthetic", latency=latency, tokens=(side // 64) ** 2, build_s=12.5,
+                    load_s=1.5, first_ms=2 * latency.p50_ms, peak_host_mb=900 + side, run_host_mb=500 + side,
+                    artifact_mb=501.0, parity=Parity("pass", sqnr, 1 - rel_l2**2 / 2, 1 - rel_l2**2, rel_l2),
                 )
             )  # fmt: skip
         records += [_ttft(side, base, where, rng), _failed(side, where)]
@@ -84,7 +85,20 @@ def _cell(series: str, side: int) -> Cell:
     backend, _, form = runner.partition(" ")
     kind = "peer" if backend.startswith("plain") else "ours"
     samples = 8 if precision == "int8" else None
-    return Cell(kind, backend, precision, side, side, 1, 2, "tiny", "seeded:0", "0123456789ab", form, samples)
+    return Cell(
+        kind=kind,
+        backend=backend,
+        precision=precision,
+        height=side,
+        width=side,
+        batch=1,
+        threads=2,
+        variant="tiny",
+        checkpoint="seeded:0",
+        weights="0123456789ab",
+        form=form,
+        samples=samples,
+    )
 
 
 def _latency(drift: list[float], speed: float, noise: float, rng: random.Random) -> Latency:
@@ -93,8 +107,9 @@ def _latency(drift: list[float], speed: float, noise: float, rng: random.Random)
     )
     medians = [w.median_ms for w in windows]
     return Latency(
-        statistics.median(medians), percentile(medians, 0.9), percentile(medians, 0.99), statistics.fmean(medians),
-        min(medians), sum(w.count for w in windows), windows, "wall", stable=True, spread=0.02,
+        p50_ms=statistics.median(medians), p90_ms=percentile(medians, 0.9), p99_ms=percentile(medians, 0.99),
+        mean_ms=statistics.fmean(medians), min_ms=min(medians), count=sum(w.count for w in windows), windows=windows,
+        timer="wall", stable=True, spread=0.02,
     )  # fmt: skip
 
 
@@ -102,13 +117,23 @@ def _ttft(side: int, base: float, where: str, rng: random.Random) -> Result:
     tokens = (side // 64) ** 2
     encoder, connector, prefill = base / 2.4, 0.02 * tokens, 4.0 * (tokens + 32)
     cell = Cell(
-        "ttft", "openvino", "fp32", side, side, 1, 2, "tiny", "seeded:0", "0123456789ab", llm="qwen2-0.5b",
-        prompt_tokens=32,
+        kind="ttft", backend="openvino", precision="fp32", height=side, width=side, batch=1, threads=2, variant="tiny",
+        checkpoint="seeded:0", weights="0123456789ab", llm="qwen2-0.5b", prompt_tokens=32,
     )  # fmt: skip
     total = encoder + connector + prefill
     latency = _latency([total] * 4, 1.0, 0.01, rng)
     parts = Ttft(encoder, connector, prefill, total, tokens, 32)
-    return Result(cell, "ok", "", where, DATE, computes="synthetic", latency=latency, tokens=tokens, ttft=parts)
+    return Result(
+        cell=cell,
+        status="ok",
+        reason="",
+        environment=where,
+        date=DATE,
+        computes="synthetic",
+        latency=latency,
+        tokens=tokens,
+        ttft=parts,
+    )
 
 
 def _failed(side: int, where: str) -> Result:
@@ -117,5 +142,16 @@ def _failed(side: int, where: str) -> Result:
         1024: ("oom", "over the limit of 2.0 GB"),
     }  # fmt: skip
     status, reason = statuses.get(side, ("skipped", "the budget of 30 min ended first"))
-    cell = Cell("peer", "plain-torch-compile", "fp32", side, side, 1, 2, "tiny", "seeded:0", "0123456789ab")
-    return Result(cell, status, reason, where, DATE)
+    cell = Cell(
+        kind="peer",
+        backend="plain-torch-compile",
+        precision="fp32",
+        height=side,
+        width=side,
+        batch=1,
+        threads=2,
+        variant="tiny",
+        checkpoint="seeded:0",
+        weights="0123456789ab",
+    )
+    return Result(cell=cell, status=status, reason=reason, environment=where, date=DATE)

@@ -202,7 +202,7 @@ def test_says_that_it_needs_a_gpu() -> None:
 @pytest.mark.gpu
 def test_operators_on_a_gpu(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
-    plan = Plan("tiny", ((64, 1),), only="operators")
+    plan = Plan(variant="tiny", sizes=((64, 1),), only="operators")
     assert kernels.run(plan, RowFile(out, gpu_environment()), print)
     rows = [json.loads(row) for row in out.read_text(encoding="utf-8").splitlines()]
     operators = [row for row in rows if row["kind"] == "operator"]

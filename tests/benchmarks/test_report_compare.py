@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from fvexport.benchmarks.report.compare import Comparison, compare_runs
-from fvexport.benchmarks.report.eager import over_eager
 from fvexport.benchmarks.report.headline import headline, paired, reference_name, speedup
 from fvexport.benchmarks.report.load import load
 from fvexport.benchmarks.report.notes import notes
 from fvexport.benchmarks.report.page import headline_row, lead
+from fvexport.benchmarks.report.speedup import over_eager
 from fvexport.benchmarks.sweep.result import Parity, Record, Result
 from fvexport.benchmarks.sweep.store import append
 

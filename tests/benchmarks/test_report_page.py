@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from fvexport.benchmarks.report.axes import log_ticks
+from fvexport.benchmarks.report.formatting import THIN, milliseconds, percent, three, times
 from fvexport.benchmarks.report.series import COLOURS, MARKERS, curves
-from fvexport.benchmarks.report.wording import THIN, milliseconds, percent, three, times
 from fvexport.benchmarks.report.write import Report, write_report
 from fvexport.benchmarks.sweep.result import Cell, Latency, Record, Result, Window
 from fvexport.benchmarks.sweep.store import append
@@ -206,21 +206,72 @@ def test_a_report_is_replaced_and_nothing_else(synthetic, write: Write, tmp_path
 
 def test_many_curves_all_look_different() -> None:
     """Forty runners in every precision: no two with the same colour, marker, dashes and filling."""
-    latency = Latency(1.0, 1.0, 1.0, 1.0, 1.0, 1, (Window(0, 1.0, 1),), "wall", True, 0.0)
+    latency = Latency(
+        p50_ms=1.0,
+        p90_ms=1.0,
+        p99_ms=1.0,
+        mean_ms=1.0,
+        min_ms=1.0,
+        count=1,
+        windows=(Window(0, 1.0, 1),),
+        timer="wall",
+        stable=True,
+        spread=0.0,
+    )
     cells = [
-        Cell("ours", f"backend{number}", precision, 256, 256, 1, 2, "tiny", "seeded:0", "0" * 12)
+        Cell(
+            kind="ours",
+            backend=f"backend{number}",
+            precision=precision,
+            height=256,
+            width=256,
+            batch=1,
+            threads=2,
+            variant="tiny",
+            checkpoint="seeded:0",
+            weights="0" * 12,
+        )
         for number in range(40)
         for precision in ("fp32", "fp16", "bf16", "int8", "fp8")
     ]
-    found = curves([Result(cell, "ok", "", "e", "d", latency=latency) for cell in cells])
+    found = curves(
+        [Result(cell=cell, status="ok", reason="", environment="e", date="d", latency=latency) for cell in cells]
+    )
     assert len(found) == 200 == len({curve.style for curve in found}) == len({curve.key for curve in found})
     assert COLOURS * len(MARKERS) == 90
 
 
 def test_curves_say_what_differs() -> None:
-    latency = Latency(1.0, 1.0, 1.0, 1.0, 1.0, 1, (Window(0, 1.0, 1),), "wall", True, 0.0)
-    cells = [Cell("ours", "openvino", "fp32", 256, 256, 1, n, "tiny", "seeded:0", "0" * 12) for n in (1, 2)]
-    found = curves([Result(cell, "ok", "", "e", "d", latency=latency) for cell in cells])
+    latency = Latency(
+        p50_ms=1.0,
+        p90_ms=1.0,
+        p99_ms=1.0,
+        mean_ms=1.0,
+        min_ms=1.0,
+        count=1,
+        windows=(Window(0, 1.0, 1),),
+        timer="wall",
+        stable=True,
+        spread=0.0,
+    )
+    cells = [
+        Cell(
+            kind="ours",
+            backend="openvino",
+            precision="fp32",
+            height=256,
+            width=256,
+            batch=1,
+            threads=n,
+            variant="tiny",
+            checkpoint="seeded:0",
+            weights="0" * 12,
+        )
+        for n in (1, 2)
+    ]
+    found = curves(
+        [Result(cell=cell, status="ok", reason="", environment="e", date="d", latency=latency) for cell in cells]
+    )
     assert [curve.label for curve in found] == ["openvino fp32, 1 threads", "openvino fp32, 2 threads"]
 
 

@@ -17,17 +17,19 @@ from typing import Any
 
 import pytest
 
-from fvexport.benchmarks.sweep.options import Measuring, SweepOptions
+from fvexport.benchmarks.json_lines import complete_lines
 from fvexport.benchmarks.sweep.result import Result
 from fvexport.benchmarks.sweep.run import LOCK_FILE, SweepReport, run_sweep
-from fvexport.benchmarks.sweep.store import RESULTS_FILE, ROUNDS_FILE, complete_lines, read_sweep
+from fvexport.benchmarks.sweep.store import RESULTS_FILE, ROUNDS_FILE, read_sweep
+from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions
 from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError
+from fvexport.encoder.weight_options import WeightOptions
 
 ACTOR = Path(__file__).with_name("acting_worker.py")
 HOW = Measuring(window_s=0.0, min_rounds=3, max_rounds=5)
 OPTIONS = SweepOptions(
-    resolutions=((64, 64),), backends=("onnxruntime-cpu", "openvino", "eager"), precisions=("fp32",), variant="tiny",
-    threads=1, peers=False,
+    resolutions=((64, 64),), backends=("onnxruntime-cpu", "openvino", "eager"), precisions=("fp32",),
+    weights=WeightOptions(variant="tiny"), threads=1, peers=False,
 )  # fmt: skip
 SERIES = ["onnxruntime-cpu fp32", "openvino fp32", "eager train fp32", "eager channels-last fp32", "eager fused fp32"]
 
@@ -77,7 +79,7 @@ def test_every_cell_is_measured_beside_the_reference(sweeping: Sweeping, tmp_pat
 
 def test_the_reference_is_measured_around_every_few_cells(sweeping: Sweeping, tmp_path: Path) -> None:
     sweeping()
-    rounds = [json.loads(line) for line in complete_lines(tmp_path / "out" / ROUNDS_FILE)]
+    rounds = [json.loads(line) for _, line in complete_lines(tmp_path / "out" / ROUNDS_FILE)]
     # Before the first three, before the fourth, and at the end: three windows of three calls.
     assert Counter(len(w["times_ms"]) for w in rounds) == {3: 12, 9: 3}
 
@@ -157,7 +159,7 @@ def test_what_libraries_print_disturbs_nothing(sweeping: Sweeping) -> None:
 
 def lines(out: Path) -> Counter[str]:
     """How often each cell stands in the results."""
-    found = [json.loads(line) for line in complete_lines(out / RESULTS_FILE)]
+    found = [json.loads(line) for _, line in complete_lines(out / RESULTS_FILE)]
     return Counter(line["cell"]["backend"] + line["cell"]["form"] for line in found if line["type"] == "result")
 
 
@@ -179,6 +181,10 @@ def test_retry_measures_what_failed(sweeping: Sweeping, tmp_path: Path) -> None:
     assert lines(tmp_path / "out")["openvino"] == 2 and len(read_sweep(tmp_path / "out").results) == 5
 
 
+def whole_rounds(out: Path) -> int:
+    return len(list(complete_lines(out / ROUNDS_FILE)))
+
+
 @pytest.mark.parametrize("rounds", [0, 8, 20])
 def test_killed_and_started_again_nothing_is_lost_or_doubled(sweeping: Sweeping, tmp_path: Path, rounds: int) -> None:
     """Kill -9 as it begins, in the first rounds, and after the first results."""
@@ -192,18 +198,18 @@ def test_killed_and_started_again_nothing_is_lost_or_doubled(sweeping: Sweeping,
     command = [sys.executable, "-c", program, str(ACTOR.parent), str(out), repr(acts)]
     sweep = subprocess.Popen(command, start_new_session=True)
     deadline = time.monotonic() + 60
-    while len(complete_lines(out / ROUNDS_FILE)) < rounds and sweep.poll() is None and time.monotonic() < deadline:
+    while whole_rounds(out) < rounds and sweep.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(sweep.pid, signal.SIGKILL)
     sweep.wait()
     killed = lines(out) if (out / RESULTS_FILE).is_file() else Counter()
     left = wait_until_gone(str(ACTOR))
     assert not left, "processes outlived their parent"
-    taken = len(complete_lines(out / ROUNDS_FILE))
+    taken = whole_rounds(out)
     report = sweeping(acts, resolutions=((64, 64), (128, 128)))
     assert report.measured == 10 - sum(killed.values())
     assert set(lines(out).values()) == {2}  # one at each resolution
-    assert len(complete_lines(out / ROUNDS_FILE)) >= taken
+    assert whole_rounds(out) >= taken
     for result in report.results:
         assert result.latency is not None
         numbers = [w.round for w in result.latency.windows]
@@ -276,7 +282,7 @@ def test_two_sweeps_do_not_share_a_folder(sweeping: Sweeping, tmp_path: Path) ->
 
 def test_weights_that_cannot_be_loaded_end_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such file"):
-        run_sweep(replace(OPTIONS, checkpoint="nowhere"), tmp_path / "out")
+        run_sweep(replace(OPTIONS, weights=WeightOptions(checkpoint="nowhere")), tmp_path / "out")
 
 
 def test_nothing_to_measure_is_said(sweeping: Sweeping) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,22 +15,22 @@ import numpy as np
 import pytest
 import torch
 
-from fvexport.benchmarks import ttft
-from fvexport.benchmarks.peers import PEERS, get_peer, load_peer, make_peer_file, why_peer_absent
+from fvexport.benchmarks.peers.table import PEERS, get_peer, load_peer, make_peer_file, why_peer_absent
 from fvexport.benchmarks.sweep import loading
+from fvexport.benchmarks.sweep.cell_runner import CellRunner
+from fvexport.benchmarks.sweep.file_builder import FileBuilder
 from fvexport.benchmarks.sweep.loading import Loaded
-from fvexport.benchmarks.sweep.making import Maker
 from fvexport.benchmarks.sweep.prefilling import TtftTimer
-from fvexport.benchmarks.sweep.reference import Reference
 from fvexport.benchmarks.sweep.result import PARITY_FIGURES, Cell
-from fvexport.benchmarks.sweep.running import Running
 from fvexport.benchmarks.sweep.timing import DeviceTimer, Energy, WallTimer, take_window
+from fvexport.benchmarks.tasks import ttft
+from fvexport.core.verdict.figures import compare
+from fvexport.core.verdict.reference import Reference
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.export import parity
 from fvexport.export.artifact import Artifact
-from fvexport.export.figures import compare
+from fvexport.export.backend_table import get_backend, why_absent
 from fvexport.export.parity import THRESHOLDS
-from fvexport.export.targets import get_target, why_absent
 from fvexport.kernels.timing import CaptureError, HostClock
 
 WEIGHTS: dict[str, Any] = {"source": None, "revision": None, "variant": "tiny", "seed": 0}
@@ -44,21 +45,21 @@ def always_one_thread(one_thread: None) -> None:
 
 
 @pytest.fixture(scope="module")
-def maker() -> Maker:
-    return Maker(WEIGHTS)
+def builder() -> FileBuilder:
+    return FileBuilder(WEIGHTS)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, maker: Maker) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, builder: FileBuilder) -> Path:
     """A folder with the reference of 64 x 128 pixels and the artifact `fp32`."""
     folder = tmp_path_factory.mktemp("cells")
-    maker.reference(str(folder / "reference.npz"), **SIZE)
-    made(maker, folder / "fp32", "fp32")
+    builder.reference(str(folder / "reference.npz"), **SIZE)
+    made(builder, folder / "fp32", "fp32")
     return folder
 
 
-def made(maker: Maker, path: Path, precision: str, target: str | None = None, batch: int = 1) -> dict[str, Any]:
-    return maker.artifact(str(path), precision=precision, target=target, engine=None, batch=batch, samples=2, **SIZE)
+def made(builder: FileBuilder, path: Path, precision: str, target: str | None = None, batch: int = 1) -> dict[str, Any]:
+    return builder.artifact(str(path), precision=precision, target=target, engine=None, batch=batch, samples=2, **SIZE)
 
 
 def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: Any) -> Cell:
@@ -68,8 +69,8 @@ def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: A
     return Cell(backend=backend, precision=precision, **SIZE, **(known | changes))
 
 
-def running(cell: Cell, place: Path, file: Path | None, weights: dict[str, Any] | None = None) -> Running:
-    return Running(cell, weights or WEIGHTS, None if file is None else str(file), str(place / "reference.npz"))
+def running(cell: Cell, place: Path, file: Path | None, weights: dict[str, Any] | None = None) -> CellRunner:
+    return CellRunner(cell, weights or WEIGHTS, None if file is None else str(file), str(place / "reference.npz"))
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -86,22 +87,24 @@ def test_the_reference_is_the_eager_model_of_photographs(place: Path) -> None:
     assert compare(wanted, features).rel_l2 < 1e-5
 
 
-def test_an_artifact_is_exported_once_and_again_for_other_weights(maker: Maker, place: Path, tmp_path: Path) -> None:
+def test_an_artifact_is_exported_once_and_again_for_other_weights(
+    builder: FileBuilder, place: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(place / "fp32", tmp_path / "fp32")
     shutil.copy(place / "fp32.json", tmp_path / "fp32.json")
     stamp = (folder / "manifest.json").stat().st_mtime_ns
-    assert made(maker, folder, "fp32")["seconds"] > 0
+    assert made(builder, folder, "fp32")["seconds"] > 0
     assert (folder / "manifest.json").stat().st_mtime_ns == stamp
-    other = Maker(WEIGHTS | {"seed": 1})
+    other = FileBuilder(WEIGHTS | {"seed": 1})
     made(other, folder, "fp32")
-    assert Artifact.open(folder).manifest.checkpoint["sha256"] == other.describe()["sha256"]
+    assert Artifact.open(folder).manifest.checkpoint.sha256 == other.describe()["sha256"]
     # A cell that runs these by mistake is found out.
     found = running(cell(), place, folder).parity
     assert found is not None and found["status"] == "fail" and found["rel_l2"] > THRESHOLDS["fp32"].rel_l2_limit
 
 
-def test_weights_are_described(maker: Maker) -> None:
-    found = maker.describe()
+def test_weights_are_described(builder: FileBuilder) -> None:
+    found = builder.describe()
     assert (found["checkpoint"], found["variant"]) == ("seeded:0", "tiny")
     assert found["sha256"] == load_checkpoint(variant="tiny").info.sha256
 
@@ -114,10 +117,10 @@ def test_weights_are_described(maker: Maker) -> None:
     [("train", "fp32"), ("fused", "fp32"), ("channels-last", "fp32"), ("train", "bf16"), ("fused", "bf16"),
      pytest.param("channels-last", "bf16", marks=pytest.mark.long)],
 )  # fmt: skip
-def test_every_eager_form_is_the_same_model(place: Path, maker: Maker, form: str, precision: str) -> None:
+def test_every_eager_form_is_the_same_model(place: Path, builder: FileBuilder, form: str, precision: str) -> None:
     file = place / precision
     if form == "channels-last" and not file.exists():
-        made(maker, file, precision)
+        made(builder, file, precision)
     found = running(cell("eager", precision, form=form), place, file if form == "channels-last" else None)
     told = found.loaded()
     assert told["parity"]["status"] == "pass" and told["device"] == DEVICE and told["tokens"] == 2
@@ -136,9 +139,9 @@ def test_a_window_is_timed_and_weighed(place: Path) -> None:
         assert 50 < window["run_host_mb"] <= 1e5
 
 
-def test_a_batch_is_compared_image_by_image(place: Path, maker: Maker, tmp_path: Path) -> None:
+def test_a_batch_is_compared_image_by_image(place: Path, builder: FileBuilder, tmp_path: Path) -> None:
     batch = 3  # more than there are photographs
-    made(maker, tmp_path / "batch", "fp32", batch=batch)
+    made(builder, tmp_path / "batch", "fp32", batch=batch)
     found = running(cell(batch=batch), place, tmp_path / "batch")
     assert found.x.shape == (batch, 3, 64, 128)
     assert found.parity is not None and found.parity["status"] == "pass" and found.parity["rel_l2"] < 1e-4
@@ -146,37 +149,36 @@ def test_a_batch_is_compared_image_by_image(place: Path, maker: Maker, tmp_path:
 
 @pytest.mark.parametrize("wrong", [0.0, 1e-4])
 def test_a_cell_gets_the_verdict_of_an_export(
-    place: Path, maker: Maker, monkeypatch: pytest.MonkeyPatch, wrong: float
+    place: Path, builder: FileBuilder, monkeypatch: pytest.MonkeyPatch, wrong: float
 ) -> None:
     """An error between twice PyTorch's own and what is ever allowed fails both; without PyTorch's figures it passes."""
-    own = made(maker, place / "fp32", "fp32")["torch"]
-    make = parity.make_backend
+    own = made(builder, place / "fp32", "fp32")["torch"]
 
-    def make_wrong(*args: Any, **options: Any) -> Any:
+    def with_error(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
         backend = make(*args, **options)
         run = backend.run
         monkeypatch.setattr(backend, "run", lambda x: run(x) * np.float32(1 + wrong))
         return backend
 
-    monkeypatch.setattr(parity, "make_backend", make_wrong)
-    monkeypatch.setattr(loading, "make_backend", make_wrong)
-    verdict = parity.check_parity(place / "fp32", checkpoint=maker.checkpoint)
+    monkeypatch.setattr(parity, "parity_backend", partial(with_error, parity.parity_backend))
+    monkeypatch.setattr(loading, "make_backend", partial(with_error, loading.make_backend))
+    verdict = parity.check_parity(place / "fp32", checkpoint=builder.checkpoint)
     arguments = (cell(), WEIGHTS, str(place / "fp32"), str(place / "reference.npz"))
-    found = Running(*arguments, own).parity
+    found = CellRunner(*arguments, own).parity
     assert found is not None and found["status"] == verdict.status == ("fail" if wrong else "pass")
     for name in PARITY_FIGURES:
         assert found[name] == pytest.approx(getattr(verdict.figures, name), rel=1e-5)
     assert own == pytest.approx(verdict.torch.to_dict(), rel=1e-5)
-    unknown = Running(*arguments, None).parity
+    unknown = CellRunner(*arguments, None).parity
     assert unknown is not None and unknown["status"] == "pass"
 
 
-def test_pytorch_is_measured_once_per_precision(maker: Maker, tmp_path: Path) -> None:
-    found = {p: maker.torch(str(tmp_path / f"{p}.json"), precision=p, **SIZE)["torch"] for p in ("fp32", "bf16")}
+def test_pytorch_is_measured_once_per_precision(builder: FileBuilder, tmp_path: Path) -> None:
+    found = {p: builder.torch(str(tmp_path / f"{p}.json"), precision=p, **SIZE)["torch"] for p in ("fp32", "bf16")}
     assert found["fp32"]["centred_rel_l2"] < 1e-4 < found["bf16"]["centred_rel_l2"] < 0.1
     (tmp_path / "bf16.json").write_text('{"torch": {"rel_l2": 1.0}}')
-    assert maker.torch(str(tmp_path / "bf16.json"), precision="bf16", **SIZE) == {"torch": {"rel_l2": 1.0}}
-    made(maker, tmp_path / "bf16", "bf16")
+    assert builder.torch(str(tmp_path / "bf16.json"), precision="bf16", **SIZE) == {"torch": {"rel_l2": 1.0}}
+    made(builder, tmp_path / "bf16", "bf16")
     assert json.loads((tmp_path / "bf16.json").read_text())["torch"] == pytest.approx(found["bf16"], rel=1e-3)
 
 
@@ -189,8 +191,8 @@ def test_a_reference_of_an_earlier_version_judges_every_token(place: Path, tmp_p
 
 
 @pytest.mark.long
-def test_int8_is_judged_as_int8(place: Path, maker: Maker, tmp_path: Path) -> None:
-    made(maker, tmp_path / "int8", "int8", "onnxruntime-cpu")
+def test_int8_is_judged_as_int8(place: Path, builder: FileBuilder, tmp_path: Path) -> None:
+    made(builder, tmp_path / "int8", "int8", "onnxruntime-cpu")
     found = running(cell(precision="int8", samples=2), place, tmp_path / "int8").parity
     assert found is not None and found["status"] == "pass" and 14 < found["sqnr_db"] < 60
 
@@ -322,11 +324,11 @@ def test_a_model_sees_every_tile(place: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def peer_files(tmp_path_factory: pytest.TempPathFactory, maker: Maker) -> Callable[[str], Path]:
+def peer_files(tmp_path_factory: pytest.TempPathFactory, builder: FileBuilder) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("peers")
 
     def make(name: str) -> Path:
-        return make_peer_file(get_peer(name), maker.checkpoint, folder, 64, 64, 1, 2)[-1].path
+        return make_peer_file(get_peer(name), builder.checkpoint, folder, 64, 64, 1, 2)[-1].path
 
     return make
 
@@ -337,15 +339,15 @@ def peer_files(tmp_path_factory: pytest.TempPathFactory, maker: Maker) -> Callab
      ("plain-quantize-static", "int8", 0, 40)],
 )  # fmt: skip
 def test_plain_ways_run_the_same_weights(
-    peer_files: Callable[[str], Path], maker: Maker, tmp_path: Path, name: str, precision: str, least_db: float,
+    peer_files: Callable[[str], Path], builder: FileBuilder, tmp_path: Path, name: str, precision: str, least_db: float,
     most_db: float,
 ) -> None:  # fmt: skip
-    if (reason := why_absent(get_target(get_peer(name).target))) is not None:
+    if (reason := why_absent(get_backend(get_peer(name).target))) is not None:
         pytest.skip(reason)
-    maker.reference(str(tmp_path / "reference.npz"), 64, 64)
+    builder.reference(str(tmp_path / "reference.npz"), 64, 64)
     with np.load(tmp_path / "reference.npz") as known:
         values, features = known["values"], known["features"]
-    peer = load_peer(get_peer(name), precision, peer_files(name), lambda: maker.checkpoint, 1)
+    peer = load_peer(get_peer(name), precision, peer_files(name), lambda: builder.checkpoint, 1)
     found = compare(features[:1], peer.run(values[:1]))
     assert least_db < found.sqnr_db < most_db and peer.computes and peer.device == "cpu" and peer.run_tensor is None
 
@@ -354,7 +356,7 @@ def test_plain_ways_run_the_same_weights(
 def test_a_peer_does_not_compute_float16_on_a_cpu() -> None:
     compiled = get_peer("plain-torch-compile")
     assert why_peer_absent(compiled, "fp16", 64, 64, 1) == "PyTorch takes minutes for float16 convolutions on a CPU"
-    assert why_peer_absent(compiled, "bf16", 64, 64, 1) == why_absent(get_target("torch-compile"))
+    assert why_peer_absent(compiled, "bf16", 64, 64, 1) == why_absent(get_backend("torch-compile"))
 
 
 @pytest.mark.gpu
@@ -367,8 +369,8 @@ def test_the_compiled_peer_is_timed_on_the_gpu(place: Path, precision: str) -> N
 
 
 @pytest.mark.gpu
-def test_our_kernels_are_timed_as_one_graph(place: Path, maker: Maker, tmp_path: Path) -> None:
-    made(maker, tmp_path / "half", "fp16")
+def test_our_kernels_are_timed_as_one_graph(place: Path, builder: FileBuilder, tmp_path: Path) -> None:
+    made(builder, tmp_path / "half", "fp16")
     found = running(cell("triton", "fp16", form="channels-last"), place, tmp_path / "half")
     assert found.loaded()["timer"] == "cuda-graph" and found.loaded()["parity"]["status"] == "pass"
 

@@ -13,35 +13,25 @@ from hypothesis import strategies as st
 
 from fvexport.benchmarks.sweep import plan as planning
 from fvexport.benchmarks.sweep.environment import find_environment
-from fvexport.benchmarks.sweep.figures import Taken, is_stable, spread, summarize, unstable_reason
-from fvexport.benchmarks.sweep.options import Measuring, SweepOptions, parse_seconds
-from fvexport.benchmarks.sweep.plan import COMPILERS, Plan, Weights, make_plan, quant_target
+from fvexport.benchmarks.sweep.plan import Plan, Weights, compiles, make_plan
+from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions
+from fvexport.benchmarks.sweep.windows import TimedWindow, is_stable, spread, summarize, unstable_reason
 from fvexport.calibration.policy import QUANT_TARGETS
-from fvexport.cli.sweep import sweep
+from fvexport.cli.sweep_command import sweep
 from fvexport.core.errors import ConfigError, UnavailableError
-from fvexport.export.targets import TARGETS
+from fvexport.encoder.weight_options import WeightOptions
+from fvexport.export.backend_table import BACKENDS, get_backend
 
 WEIGHTS = Weights("seeded:0", "tiny", "0123456789abcdef")
 times = st.lists(st.floats(min_value=0.01, max_value=1e4), min_size=1, max_size=9)
 
 
-def taken(*medians: float, reference: str = "", reference_ms: tuple[float, ...] = ()) -> list[Taken]:
+def taken(*medians: float, reference: str = "", reference_ms: tuple[float, ...] = ()) -> list[TimedWindow]:
     beside = reference_ms or (None,) * len(medians)
-    return [Taken(i, (m,), reference, r) for i, (m, r) in enumerate(zip(medians, beside, strict=True))]
+    return [TimedWindow(i, (m,), reference, r) for i, (m, r) in enumerate(zip(medians, beside, strict=True))]
 
 
 # --- options -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), (" 2 M ", 120)])
-def test_times_are_read(text: str, seconds: float) -> None:
-    assert parse_seconds(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["30", "m", "-3s", "1h30m", "nan s"])
-def test_a_time_without_sense_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="must look like 90s"):
-        parse_seconds(text)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +45,7 @@ def test_a_time_without_sense_is_refused(text: str) -> None:
         ({"batches": (1, 0)}, "--batch must be at least 1"),
         ({"budget_s": 0.0}, "--budget must be above 0"),
         ({"memory_gb": -1.0}, "--memory must be above 0"),
-        ({"variant": "huge"}, "huge"),
+        ({"weights": WeightOptions(variant="huge")}, "huge"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(changes: dict[str, Any], said: str) -> None:
@@ -74,16 +64,18 @@ def everything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def planned(**changes: Any) -> Plan:
-    return make_plan(SweepOptions(**{"threads": 2, "variant": "tiny"} | changes), WEIGHTS, "here")
+    return make_plan(
+        SweepOptions(**{"threads": 2, "weights": WeightOptions(variant="tiny")} | changes), WEIGHTS, "here"
+    )
 
 
 @pytest.mark.usefixtures("everything_runs")
 def test_all_means_every_row_in_every_precision_of_its_own() -> None:
     plan = planned(resolutions=((64, 64),))
     found = {(c.backend, c.precision) for c in plan.cells if c.kind == "ours"}
-    assert found == {(row.name, p) for row in TARGETS if "cuda" not in row.name for p in row.precisions}
+    assert found == {(row.name, p) for row in BACKENDS if "cuda" not in row.name for p in row.precisions}
     assert [(a.backend, a.precision, a.reason) for a in plan.absent if a.kind == "ours"] == [
-        (row.name, None, "no GPU") for row in TARGETS if "cuda" in row.name
+        (row.name, None, "no GPU") for row in BACKENDS if "cuda" in row.name
     ]
     assert {c.form for c in plan.cells if c.backend == "eager"} == {"train", "fused", "channels-last"}
     assert all((c.samples is not None) == (c.precision in ("int8", "fp8")) for c in plan.cells)
@@ -103,13 +95,13 @@ def test_a_precision_that_a_backend_lacks_is_said() -> None:
 def test_the_most_telling_cells_come_first() -> None:
     sizes = ((2048, 2048), (512, 512), (256, 256), (1024, 1024))
     plan = planned(resolutions=sizes, batches=(8, 1), precisions=("bf16", "fp32", "int8"))
-    order = [(heat[0].batch, heat[0].height) for heat in plan.heats]
+    order = [(group[0].batch, group[0].height) for group in plan.groups]
     assert order == [(b, side) for b in (1, 8) for side in (256, 1024, 512, 2048)]
-    for heat in plan.heats:
-        assert {(c.batch, c.resolution) for c in heat} == {(heat[0].batch, heat[0].resolution)}
-        names = [c.series for c in heat]
+    for group in plan.groups:
+        assert {(c.batch, c.resolution) for c in group} == {(group[0].batch, group[0].resolution)}
+        names = [c.series for c in group]
         assert names[0] == "onnxruntime-cpu fp32"  # the reference of the others
-        slow = [c.backend in COMPILERS for c in heat]
+        slow = [compiles(c) for c in group]
         assert slow == sorted(slow) and any(slow)  # those that compile first come last
         assert names.index("openvino fp32") < names.index("openvino int8") < names.index("openvino bf16")
 
@@ -153,8 +145,8 @@ def test_a_broken_runtime_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_quantized_files_are_made_for_the_row_that_runs_them() -> None:
-    assert {name: quant_target(name) for name in QUANT_TARGETS} == {name: name for name in QUANT_TARGETS}
-    assert quant_target("tensorrt-rtx") == "tensorrt"
+    assert {name: get_backend(name).quant_target for name in QUANT_TARGETS} == {name: name for name in QUANT_TARGETS}
+    assert get_backend("tensorrt-rtx").quant_target == "tensorrt"
 
 
 def test_the_environment_names_what_ran() -> None:
@@ -169,7 +161,7 @@ def test_the_environment_names_what_ran() -> None:
 
 @given(windows=st.lists(times, min_size=1, max_size=8))
 def test_figures_are_numpys_over_all_calls(windows: list[list[float]]) -> None:
-    found = summarize([Taken(i, tuple(w)) for i, w in enumerate(windows)], Measuring(), "wall")
+    found = summarize([TimedWindow(i, tuple(w)) for i, w in enumerate(windows)], Measuring(), "wall")
     calls = np.concatenate([np.array(w) for w in windows])
     assert found.count == len(calls)
     for share, value in ((50, found.p50_ms), (90, found.p90_ms), (99, found.p99_ms)):
@@ -200,7 +192,7 @@ def test_only_the_last_windows_have_to_agree_and_enough_of_them() -> None:
 
 
 def test_ratios_are_of_one_reference() -> None:
-    windows = [*taken(10, 12, reference="a", reference_ms=(5, 6)), Taken(2, (30.0,), "b", 1.0)]
+    windows = [*taken(10, 12, reference="a", reference_ms=(5, 6)), TimedWindow(2, (30.0,), "b", 1.0)]
     found = summarize(windows, Measuring(), "wall")
     assert found.reference == "a" and found.ratios == [2, 2] and found.ratio == 2
 

@@ -29,7 +29,19 @@ Synthetic = Callable[..., list[Record]]
 
 
 def cell(**changes: object) -> Cell:
-    plain = Cell("ours", "openvino", "int8", 256, 256, 1, 2, "tiny", "seeded:0", "0123456789ab", samples=8)
+    plain = Cell(
+        kind="ours",
+        backend="openvino",
+        precision="int8",
+        height=256,
+        width=256,
+        batch=1,
+        threads=2,
+        variant="tiny",
+        checkpoint="seeded:0",
+        weights="0123456789ab",
+        samples=8,
+    )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -44,7 +56,7 @@ def test_every_line_comes_back(synthetic: Synthetic) -> None:
         ("{", "cannot be read"),
         ("[]", "no line of a sweep's results"),
         ('{"schema": 9, "type": "absent"}', "schema 9"),
-        ('{"schema": 1, "type": "absent", "colour": "red"}', "no 'colour'"),
+        ('{"schema": 1, "type": "absent", "backend": 3}', r"\$\.backend: expected str, found int"),
         ('{"schema": 1, "type": "absent"}', "missing"),
         ('{"schema": 1, "type": "result", "cell": {}}', "missing"),
     ],
@@ -53,6 +65,47 @@ def test_a_strange_line_is_named(line: str, said: str) -> None:
     with pytest.raises(ArtifactError, match=said) as caught:
         from_line(line, "line 3 of results.jsonl")
     assert "line 3 of results.jsonl" in str(caught.value)
+
+
+def test_entries_of_newer_versions(synthetic: Synthetic) -> None:
+    """A result is read without them; an environment keeps them, since its id depends on them."""
+    for record in synthetic(resolutions=(256,)):
+        newer = json.loads(to_line(record)) | {"newer": [1]}
+        if isinstance(record, Environment):
+            newer["cpu"]["newer"] = 2
+        found = from_line(json.dumps(newer), "here")
+        if isinstance(found, Environment):
+            assert json.loads(to_line(found)) == newer and found.id != record.id
+            assert from_line(to_line(found), "here") == found
+        else:
+            assert found == record
+
+
+def test_lines_of_earlier_versions(synthetic: Synthetic) -> None:
+    """They had no tiles, no centred figures, no sizes of files."""
+    for record in synthetic(resolutions=(256,)):
+        old = json.loads(to_line(record))
+        if isinstance(record, Result):
+            del old["artifact_mb"], old["cell"]["tiles"]
+            if old["parity"]:
+                del old["parity"]["centred_sqnr_db"], old["parity"]["centred_rel_l2"]
+        found = from_line(json.dumps(old), "here")
+        assert found == (replace(record, artifact_mb=None) if isinstance(record, Result) else record)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"status": "fine"}, r"\$\.status: unknown value 'fine'"),
+        ({"tokens": "4"}, r"\$\.tokens: expected int \| null, found str"),
+        ({"latency": {"p50_ms": 1}}, r"\$\.latency: object missing required field p90_ms"),
+        ({"parity": {"status": "pass", "sqnr_db": "x"}}, r"\$\.parity\.sqnr_db: expected float \| null, found str"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_path(synthetic: Synthetic, change: dict[str, object], said: str) -> None:
+    line = json.loads(to_line(next(r for r in synthetic() if isinstance(r, Result)))) | change
+    with pytest.raises(ArtifactError, match=said):
+        from_line(json.dumps(line), "here")
 
 
 def test_cells_that_differ_have_ids_that_differ() -> None:

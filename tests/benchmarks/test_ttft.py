@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fvexport.benchmarks import ttft
-from fvexport.benchmarks.ttft import Vision, measure_ttft, measure_ttft_paired, seeded_language_model
+from fvexport.benchmarks.tasks import ttft
+from fvexport.benchmarks.tasks.ttft import Vision, measure_ttft, measure_ttft_paired, seeded_language_model
 from fvexport.core.errors import ConfigError
 from fvexport.encoder.qwen2 import hollow_qwen2, import_qwen2, prefill
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvexport.calibration.data import CalibrationData, calibration_data
 from fvexport.calibration.observe import observe
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.photos import CalibrationData, calibration_data
+from fvexport.calibration.ranges_file import Stats
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor

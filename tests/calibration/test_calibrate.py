@@ -14,10 +14,10 @@ from PIL import Image
 
 from fvexport.calibration import calibrate as calibrate_module
 from fvexport.calibration.calibrate import CalibrationReport, calibrate, load_ranges, tensor_ranges, write_ranges
-from fvexport.calibration.options import METHODS, CalibrationOptions
+from fvexport.calibration.calibration_options import METHODS, CalibrationOptions
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.ranges import choose_range
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ConfigError, ImageError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.reparameterize import reparameterize
@@ -43,7 +43,7 @@ def folder(photographs: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 def made(checkpoint: Checkpoint, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> CalibrationReport:
     """Not to be changed."""
     place = tmp_path_factory.mktemp("made")
-    options = CalibrationOptions(folder, samples=3)
+    options = CalibrationOptions(calib=folder, samples=3)
     return calibrate(checkpoint, place / "ranges.json", height=128, width=64, options=options, cache=place / "cache")
 
 
@@ -52,7 +52,7 @@ def again(checkpoint: Checkpoint, folder: Path, tmp_path: Path) -> Any:
     """`calibrate` of one picture in a folder of the test's own."""
 
     def call(samples: int = 1, out: str = "ranges.json", **more: Any) -> CalibrationReport:
-        options = CalibrationOptions(folder, samples=samples, method="minmax")  # the quickest
+        options = CalibrationOptions(calib=folder, samples=samples, method="minmax")  # the quickest
         place = tmp_path / "out"
         place.mkdir(exist_ok=True)
         return calibrate(
@@ -78,7 +78,7 @@ def test_the_pair(made: CalibrationReport, checkpoint: Checkpoint, folder: Path)
     side = side_of(made.out)
     assert names(made.out.parent) == {"ranges.json", side.name, "cache"}
     assert content["statistics"]["sha256"] == hashlib.sha256(side.read_bytes()).hexdigest()
-    assert content | made.to_dict() == content
+    assert content | made.record.to_dict() == content
     wanted = {
         "schema_version": 1, "checkpoint": checkpoint.info.sha256, "height": 128, "width": 64, "framing": "pad",
         "samples": 3, "source": str(folder), "variant": "tiny", "checkpoint_source": "seeded:0", "method": "weighted",
@@ -143,7 +143,7 @@ def test_pictures_that_cannot_be_read(again: Any, checkpoint: Checkpoint, folder
     for file in folder.iterdir():
         (photos / file.name).write_bytes(file.read_bytes())
     (photos / "broken.png").write_bytes(b"\x89PNG\r\n")
-    options = CalibrationOptions(photos, samples=4, method="minmax")
+    options = CalibrationOptions(calib=photos, samples=4, method="minmax")
     report = calibrate(
         checkpoint, tmp_path / "r.json", height=64, width=64, options=options, cache=tmp_path / "cache"
     )  # fmt: skip
@@ -266,7 +266,9 @@ def test_inputs(checkpoint: Checkpoint, tmp_path: Path) -> None:
         calibrate(checkpoint, tmp_path / "r.json", height=100, width=64)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="no image in folder"):
-        calibrate(checkpoint, tmp_path / "r.json", height=64, width=64, options=CalibrationOptions(tmp_path / "empty"))
+        calibrate(
+            checkpoint, tmp_path / "r.json", height=64, width=64, options=CalibrationOptions(calib=tmp_path / "empty")
+        )
     assert names(tmp_path) == {"empty"}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fvexport.calibration.equalize import KINDS, LARGEST, QUANTILE, Equalized, equalize
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ConfigError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.config import MIXERS

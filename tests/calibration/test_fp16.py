@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from fvexport.calibration.fp16 import Fp16Plan, fit_fp16, plan_fp16
 from fvexport.core.errors import ConfigError
+from fvexport.core.records import RecordError, parse, plain
 from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import Attention, FastViTHD
 from fvexport.encoder.float32 import InFloat32
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.encoder.seeded import seed_weights
+from fvexport.export.parity_backends import EagerReference
 from fvexport.export.runtime import EagerBackend
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,11 +37,9 @@ PARTS = [
 
 
 @pytest.fixture(scope="module")
-def tiny() -> FastViTHD:
+def tiny(fused_tiny: FastViTHD) -> FastViTHD:
     """Fused, in float32."""
-    model = FastViTHD(get_variant("tiny")).requires_grad_(False)
-    seed_weights(model)
-    return reparameterize(model)
+    return fused_tiny
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,8 @@ def test_small_weights_cost_nothing(tiny: FastViTHD) -> None:
     weight = fitted.stages[3].blocks[0].mlp.fc2.weight
     assert weight.abs().median() < torch.finfo(torch.float16).smallest_normal
     lost, own = (
-        np.linalg.norm(EagerBackend(model, stores=torch.float16).run(pixels) - wanted) for model in (fitted, tiny)
+        np.linalg.norm(EagerReference(model, emulate_half=torch.float16).run(pixels) - wanted)
+        for model in (fitted, tiny)
     )
     assert lost < 1.5 * own
 
@@ -225,10 +225,10 @@ def test_refusals(tiny: FastViTHD, amax: dict[str, float]) -> None:
 )
 def test_plan_as_json(exponents: list[int], names: list[str], peaks: dict[str, float]) -> None:
     plan = Fp16Plan(tuple(exponents), tuple(names), peaks, 8.0)
-    assert Fp16Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    assert parse(json.loads(json.dumps(plain(plan))), Fp16Plan) == plan
 
 
 @pytest.mark.parametrize("data", [{}, {"exponents": 3}, [], None, {"exponents": ["x"], "float32": []}])
 def test_not_a_plan(data: Any) -> None:
-    with pytest.raises(ConfigError, match="not an FP16 plan"):
-        Fp16Plan.from_dict(data)
+    with pytest.raises(RecordError, match=r"\$.*: (expected|object missing)"):
+        parse(data, Fp16Plan)

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.calibration.fp16 import fit_fp16, plan_fp16
-from fvexport.encoder.config import get_variant
 from fvexport.encoder.fastvithd import Attention, FastViTHD
-from fvexport.encoder.reparameterize import reparameterize
-from fvexport.encoder.seeded import seed_weights
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.parity_backends import EagerReference
 from fvexport.export.runtime import EagerBackend
-from fvexport.export.runtime.onnxruntime import EXTERNAL_FOLDER
-from fvexport.export.runtime.rounding import with_rounding
+from fvexport.export.runtime.emulate_half import with_rounding
+from fvexport.export.runtime.onnxruntime_backend import EXTERNAL_FOLDER
 from fvexport.export.simplification import simplified, write_graph
-from fvexport.export.trace import ExportModule, trace
+from fvexport.export.tracing import ExportModule, trace
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -35,11 +33,9 @@ BLOCK = "stages.3.blocks.0"
 
 
 @pytest.fixture(scope="module")
-def tiny() -> FastViTHD:
+def tiny(fused_tiny: FastViTHD) -> FastViTHD:
     """Fused, in float32."""
-    model = FastViTHD(get_variant("tiny")).requires_grad_(False)
-    seed_weights(model)
-    return reparameterize(model)
+    return fused_tiny
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +184,7 @@ def test_overflow_is_mended(tiny: FastViTHD, pixels: np.ndarray, tmp_path: Path,
     if case == "scores":  # PyTorch's attention never stores them, the file's does
         naive = run(exported(model, tmp_path), tmp_path, pixels)
     else:
-        naive = EagerBackend(model, stores=torch.float16).run(pixels)
+        naive = EagerReference(model, emulate_half=torch.float16).run(pixels)
     assert not np.isfinite(naive).all()
     plan = plan_fp16(model, ranges(model, pixels))
     assert plan.float32 == parts
@@ -196,7 +192,7 @@ def test_overflow_is_mended(tiny: FastViTHD, pixels: np.ndarray, tmp_path: Path,
     assert max(plan.peaks.values()) > FP16_MAX
     fitted = fit_fp16(model, plan)
     np.testing.assert_allclose(EagerBackend(fitted).run(pixels), wanted, rtol=1e-5, atol=1e-6)
-    stored = EagerBackend(fitted, stores=torch.float16).run(pixels)
+    stored = EagerReference(fitted, emulate_half=torch.float16).run(pixels)
     real = EagerBackend(copy.deepcopy(fitted).half()).run(pixels)
     proto = exported(fitted, tmp_path)
     for found in (stored, real, run(proto, tmp_path, pixels)):

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from fvexport.calibration import observe as observe_module
-from fvexport.calibration.data import CalibrationData, calibration_data
 from fvexport.calibration.fp16 import plan_fp16
 from fvexport.calibration.observe import observe_peaks
+from fvexport.calibration.photos import CalibrationData, calibration_data
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ConfigError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import Attention, FastViTHD

@@ -28,7 +28,7 @@ from fvexport.calibration.qdq import (
     dequantize_channels,
     quantize,
 )
-from fvexport.export.trace import quiet
+from fvexport.export.tracing import quiet
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -14,10 +14,10 @@ from fvexport.calibration.fp16 import Fp16Plan, fit_fp16
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
 from fvexport.calibration.quantize import quantizable, quantize
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ConfigError
+from fvexport.core.verdict.figures import compare
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.export.figures import compare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fvexport.calibration.options import METHODS
+from fvexport.calibration.calibration_options import METHODS
+from fvexport.calibration.histograms import TENSOR_BINS, Histogram
 from fvexport.calibration.qdq import FP8
 from fvexport.calibration.ranges import PERCENTILE, Range, choose_range
-from fvexport.calibration.statistics import TENSOR_BINS, Histogram
 from fvexport.core.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,13 +14,14 @@ import pytest
 from torch import nn
 
 from fvexport.calibration import observe as observe_module
-from fvexport.calibration.data import CalibrationData
-from fvexport.calibration.observe import cache_folder, observe
-from fvexport.calibration.stats import Stats
+from fvexport.calibration.observe import observe
+from fvexport.calibration.photos import CalibrationData
+from fvexport.calibration.ranges_file import Stats
 from fvexport.core.errors import ImageError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
-from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -252,20 +253,6 @@ def test_a_damaged_state_that_another_run_takes_away(
 
     monkeypatch.setattr(Stats, "load", taken)
     assert same(run(), whole)
-
-
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert cache_folder() == tmp_path / "x" / "fvexport" / "calibration"
-    monkeypatch.setenv("XDG_CACHE_HOME", "")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "fvexport" / "calibration"
-
-    def homeless() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", homeless)  # as for a container's user without an entry
-    assert cache_folder().parts[-2:] == ("fvexport", "calibration")
 
 
 def test_the_users_cache_is_the_default(

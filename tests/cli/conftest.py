@@ -123,8 +123,8 @@ def vlm_dir(fastvlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def vlm_artifact(vlm_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact of the tiny FastVLM's encoder at 128 x 128; not to be changed."""
-    from fvexport.export.onnx import export_onnx
-    from fvexport.export.options import ExportOptions
+    from fvexport.export.export_options import ExportOptions
+    from fvexport.export.onnx_export import export_onnx
 
     folder = tmp_path_factory.mktemp("vlm") / "tiny-128"
     options = ExportOptions(height=128, width=128, simplify=False)

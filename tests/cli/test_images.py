@@ -45,7 +45,7 @@ def test_encode_follows_links_once_and_reports_the_rest(fvexport, artifact: Path
 
 
 def test_calibrate_reports_what_was_left_out(fvexport, folder: Path) -> None:
-    from fvexport.calibration.data import calibration_data
+    from fvexport.calibration.photos import calibration_data
 
     data = calibration_data(folder, 2)
     assert {picture.path.name for picture in data.pictures} == {"a.png", "b.png"}

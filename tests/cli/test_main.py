@@ -117,7 +117,7 @@ def test_interrupt_exits_with_130(fvexport, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupted(*_args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fvexport.export.inspect.inspect_artifact", interrupted)
+    monkeypatch.setattr("fvexport.export.inspection.inspect_artifact", interrupted)
     outcome = fvexport("inspect", "x")
     assert outcome.code == 130 and outcome.err.split() == ["interrupted"]
 
@@ -128,7 +128,7 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> N
 
     from fvexport.cli.main import main
 
-    monkeypatch.setattr("fvexport.export.inspect.inspect_artifact", broken)
+    monkeypatch.setattr("fvexport.export.inspection.inspect_artifact", broken)
     with pytest.raises(ZeroDivisionError):
         main(["inspect", "x"])
 

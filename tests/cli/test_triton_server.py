@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fvexport.export.tensorrt import api
+from fvexport.export.engines import api
 
 
 def test_an_engine_goes_there(

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fvexport.core.errors import ConfigError
+from fvexport.core.records import plain
 from fvexport.encoder.config import MAX_SIDE, VARIANTS, ConnectorConfig, FastViTHDConfig, get_variant, variant_name
 
 PUBLISHED_TOKENS = {256: 16, 512: 64, 768: 144, 1024: 256, 1536: 576, 2048: 1024}
@@ -87,14 +88,14 @@ def test_impossible_architectures(change: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
 def test_dict_round_trip(config: FastViTHDConfig) -> None:
-    again = FastViTHDConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    again = FastViTHDConfig.from_dict(json.loads(json.dumps(plain(config))))
     assert again == config
     assert hash(again) == hash(config)
     assert VARIANTS[variant_name(again)] is config
 
 
 def test_from_dict_refuses_other_keys() -> None:
-    data = FastViTHDConfig().to_dict()
+    data = plain(FastViTHDConfig())
     with pytest.raises(ConfigError, match="window"):
         FastViTHDConfig.from_dict({**data, "window": 7})
     for key in data:
@@ -132,6 +133,6 @@ def test_identity_connector_keeps_the_width() -> None:
 
 def test_config_imports_nothing_heavy(tmp_path: Path) -> None:
     heavy = "{'torch', 'numpy', 'onnx', 'PIL'} & {*sys.modules}"
-    code = f"import sys; import fvexport.encoder.config, fvexport.export.options; assert not {heavy}, {heavy}"
+    code = f"import sys; import fvexport.encoder.config, fvexport.export.export_options; assert not {heavy}, {heavy}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

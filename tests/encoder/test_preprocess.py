@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fvexport.core.errors import ConfigError, ImageError
-from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 
 PAD, CROP = PreprocessConfig(), PreprocessConfig(resize="shortest")
 MODES = [PAD, CROP]

@@ -22,7 +22,8 @@ from fvexport.core.errors import ConfigError
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
-from fvexport.encoder.preprocess import RELEASED, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import RELEASED
 
 REFERENCE = Path(__file__).parents[1] / "data" / "preprocess"
 CASES = json.loads((REFERENCE / "cases.json").read_text())["cases"]

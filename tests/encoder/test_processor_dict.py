@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fvexport.core.errors import ConfigError
-from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 from fvexport.encoder.processor_dict import config_of_processor
 
 CONFIGS = {

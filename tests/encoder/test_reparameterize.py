@@ -100,9 +100,8 @@ def test_conv_bn(shape: dict[str, int], kernel: int, stride: int, bias: bool, se
 @fast
 @given(grouped(), kernels, st.integers(1, 2), st.booleans(), st.integers(0, 3), st.booleans(), seeds)
 def test_mobileone(shape: dict[str, int], kernel: int, stride: int, scale: bool, se: int, act: bool, seed: int) -> None:
-    block = blocks.MobileOneBlock(
-        **shape, kernel=kernel, stride=stride, form="train", scale_branch=scale, se_channels=se, act=act
-    )
+    conv = blocks.ConvShape(**shape, kernel=kernel, stride=stride)
+    block = blocks.MobileOneBlock(conv, form="train", scale_branch=scale, se_channels=se, act=act)
     fused = check_exact(block, shape["cin"], seed)
     assert len([m for m in fused.modules() if isinstance(m, nn.Conv2d)]) == 1 + 2 * bool(se)
 

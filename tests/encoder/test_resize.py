@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fvexport.core.errors import ImageError
-from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
 from fvexport.encoder.resize import _FILTERS, Placed, Window, _part, resize_window
 
 side = st.integers(1, 90)
@@ -101,7 +102,8 @@ def test_memory_is_that_of_image_and_result():
     code = """
 import resource
 from PIL import Image
-from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 images = [Image.new("RGB", size, (200, 99, 3)) for size in ((16000, 10), (10, 16000))]
 Preprocessor(1024, 1024).pixels(Image.new("RGB", (9, 9)))

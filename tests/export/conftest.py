@@ -10,11 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fvexport.calibration.options import CalibrationOptions
+from fvexport.calibration.calibration_options import CalibrationOptions
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.export.artifact import Artifact
-from fvexport.export.onnx import ExportReport, export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.engines.engine_options import EngineOptions, Profile
+from fvexport.export.engines.engine_section import EngineSection
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.manifest import CalibrationData, QuantizationSection
+from fvexport.export.onnx_export import ExportReport, export_onnx
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 Export = Callable[..., Artifact]
@@ -109,3 +112,33 @@ def distance() -> Callable[[Any, Any], float]:
         return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
     return relative_l2
+
+
+@pytest.fixture(scope="session")
+def quantization_section() -> Callable[..., QuantizationSection]:
+    """`quantization_section(target="openvino", …)`: a section with these values, whatever else it needs."""
+
+    def make(**values: Any) -> QuantizationSection:
+        defaults = {
+            "target": "tensorrt", "format": "int8", "float_precision": "fp32", "method": "minmax",
+            "data": CalibrationData(source="sample", fingerprint="0" * 64, samples=4), "equalization": (),
+            "quantized": (), "kept_float": (), "bound_db": None, "predicted": None, "blocks": {},
+        }  # fmt: skip
+        return QuantizationSection(**{**defaults, **values})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine_section() -> Callable[..., EngineSection]:
+    """`engine_section(flavour="tensorrt-rtx", …)`: the same of an engine for 128 x 128 pixels."""
+
+    def make(**values: Any) -> EngineSection:
+        defaults = {
+            "flavour": "tensorrt", "version": "10.13.3.9", "gpu": None, "options": EngineOptions(),
+            "profile": Profile(batch=(1, 1, 1), height=(128,) * 3, width=(128,) * 3), "memory": {},
+            "timing_cache": None, "layers": None, "parity": None, "bound_to": "",
+        }  # fmt: skip
+        return EngineSection(**{**defaults, **values})
+
+    return make

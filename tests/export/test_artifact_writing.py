@@ -20,8 +20,8 @@ from fvexport.core.errors import ArtifactError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export import artifact as module
 from fvexport.export.artifact import MANIFEST_FILE, Artifact, check_writable, writing
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 
 SMALL = ExportOptions(height=64, width=64)
 

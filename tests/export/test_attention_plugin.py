@@ -23,9 +23,9 @@ from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.fastvithd import Attention
 from fvexport.export.artifact import Artifact
 from fvexport.export.attention_plugin import PackedAttention, attention_function, with_attention_plugin
-from fvexport.export.inspect import inspect_artifact
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.inspection import inspect_artifact
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.rules import check_rules
 from fvexport.export.runtime.backends import make_backend
 
@@ -68,11 +68,11 @@ def test_fewer_nodes_and_the_same_work(exported: Callable[..., Artifact]) -> Non
 
 
 def test_parity(tmp_path, tiny: Checkpoint) -> None:
-    wanted = ExportOptions(64, 128, batch=None, dynamic_res=True, precision="fp16", attention_plugin=True)
+    wanted = ExportOptions(height=64, width=128, batch=None, dynamic_res=True, precision="fp16", attention_plugin=True)
     report = export_onnx(tiny, tmp_path / "a", options=wanted)
     assert report.verdict is not None and report.verdict.passed
     assert any("experimental" in notice for notice in report.notices)
-    assert report.artifact.manifest.options["attention_plugin"] is True
+    assert report.artifact.manifest.options.attention_plugin is True
 
 
 def test_openvino_says_why_it_cannot(exported: Callable[..., Artifact]) -> None:
@@ -128,9 +128,9 @@ def test_refusals(tiny: Checkpoint) -> None:
 
 
 def test_quantized_for_tensorrt(tmp_path) -> None:
-    from fvexport.calibration.options import CalibrationOptions
+    from fvexport.calibration.calibration_options import CalibrationOptions
 
-    options = ExportOptions(64, 64, precision="int8", attention_plugin=True)
+    options = ExportOptions(height=64, width=64, precision="int8", attention_plugin=True)
     report = export_onnx(
         load_checkpoint(None, variant="tiny"), tmp_path / "a", options=options, parity=False,
         calibration=CalibrationOptions(samples=1),

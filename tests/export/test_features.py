@@ -21,11 +21,11 @@ from fvexport.core.errors import ArtifactError, ConfigError
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Takes two images at a time, so that most calls have to be filled up."""
-    from fvexport.export.onnx import export_onnx
-    from fvexport.export.options import ExportOptions
+    from fvexport.export.export_options import ExportOptions
+    from fvexport.export.onnx_export import export_onnx
 
     folder = tmp_path_factory.mktemp("features") / "tiny"
-    export_onnx(None, folder, options=ExportOptions(128, 64, batch=2), variant="tiny", parity=False)
+    export_onnx(None, folder, options=ExportOptions(height=128, width=64, batch=2), variant="tiny", parity=False)
     return folder
 
 
@@ -72,8 +72,8 @@ def test_features_and_metadata(tmp_path: Path, artifact: Path, encoder, monkeypa
         metadata = file.metadata()
     manifest = encoder.artifact.manifest
     assert metadata == {
-        "artifact_sha256": manifest.files["encoder.onnx"]["sha256"],
-        "checkpoint_sha256": manifest.checkpoint["sha256"],
+        "artifact_sha256": manifest.files["encoder.onnx"].sha256,
+        "checkpoint_sha256": manifest.checkpoint.sha256,
         "resolution": "128x64",
         "backend": "onnxruntime-cpu",
         "fvexport": __version__,

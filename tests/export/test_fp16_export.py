@@ -16,23 +16,24 @@ import torch
 from onnx import TensorProto, numpy_helper
 
 from fvexport.calibration.calibrate import calibrate
-from fvexport.calibration.options import CalibrationOptions
-from fvexport.core.errors import ConfigError
+from fvexport.calibration.calibration_options import CalibrationOptions
+from fvexport.core.errors import ArtifactError, ConfigError
 from fvexport.core.progress import silent
 from fvexport.encoder.checkpoint import Checkpoint, weights_sha256
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
-from fvexport.export import onnx as onnx_export
+from fvexport.export import onnx_export
 from fvexport.export import prepare as preparing
 from fvexport.export.artifact import MANIFEST_FILE, Artifact
-from fvexport.export.onnx import ExportReport, export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import ExportReport, export_onnx
 from fvexport.export.parity import BLOCK_SCALES_FILE, check_parity
+from fvexport.export.parity_backends import EagerReference
 from fvexport.export.prepare import prepare
 from fvexport.export.runtime import EagerBackend
 from fvexport.export.simplification import simplified
-from fvexport.export.trace import ExportModule, trace
+from fvexport.export.tracing import ExportModule, trace
 
 HALF = ExportOptions(height=128, width=128, precision="fp16")
 ISLAND = "stages.4.blocks.0.mlp"
@@ -72,7 +73,7 @@ def report(large: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Expor
 def test_the_checkpoint_overflows(large: Checkpoint, photographs: dict[str, Path]) -> None:
     pixels = Preprocessor(128, 128)(photographs["coffee"])
     assert np.isfinite(EagerBackend(large.encoder).run(pixels)).all()
-    assert not np.isfinite(EagerBackend(large.encoder, stores=torch.float16).run(pixels)).all()
+    assert not np.isfinite(EagerReference(large.encoder, emulate_half=torch.float16).run(pixels)).all()
 
 
 def test_the_file_passes(report: ExportReport) -> None:
@@ -86,13 +87,13 @@ def test_the_file_passes(report: ExportReport) -> None:
 def test_what_was_done_is_said(report: ExportReport) -> None:
     manifest = Artifact.open(report.artifact.path, verify=True).manifest
     plan = manifest.fp16
-    assert plan["float32"] == [ISLAND]
-    assert plan["exponents"][3] < 0 and not any(plan["exponents"][:3]) and plan["exponents"][4] == 0
-    assert max(plan["peaks"].values()) > 65504
+    assert plan.float32 == (ISLAND,)
+    assert plan.exponents[3] < 0 and not any(plan.exponents[:3]) and plan.exponents[4] == 0
+    assert max(plan.peaks.values()) > 65504
     (notice,) = (text for text in report.notices if "FP16" in text)
-    assert f"stage 4 by 2^{plan['exponents'][3]}" in notice
+    assert f"stage 4 by 2^{plan.exponents[3]}" in notice
     assert f"{ISLAND} kept in float32" in notice
-    assert max(plan["peaks"], key=plan["peaks"].get) in notice
+    assert max(plan.peaks, key=plan.peaks.get) in notice
     assert BLOCK_SCALES_FILE in manifest.files
     assert (report.artifact.path / BLOCK_SCALES_FILE).stat().st_mode & 0o044 == (
         report.artifact.path / MANIFEST_FILE
@@ -118,11 +119,11 @@ def test_a_damaged_plan(report: ExportReport, large: Checkpoint, copied: Any) ->
     folder = copied(report.artifact)
     manifest = json.loads((folder / MANIFEST_FILE).read_text())
     for plan, words in (
-        ({"exponents": "x"}, "not an FP16 plan"),
+        ({"exponents": "x"}, r"\$\.fp16\.exponents: expected array, found str"),
         ({**manifest["fp16"], "float32": ["stages.9.mlp"]}, "of another model"),
     ):
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest | {"fp16": plan}))
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises((ArtifactError, ConfigError), match=words):
             check_parity(folder, checkpoint=large)
 
 
@@ -131,8 +132,8 @@ def test_int8_keeps_inside_fp16_too(large: Checkpoint, tiny: Checkpoint, tmp_pat
     options = ExportOptions(height=128, width=128, precision="int8", target="tensorrt")
     found = export_onnx(large, tmp_path / "a", options=options, calibration=CalibrationOptions(samples=4))
     manifest = found.artifact.manifest
-    assert manifest.fp16 is not None and manifest.fp16["exponents"][3] < 0
-    assert f"{ISLAND}.fc1" not in manifest.quantization["quantized"]
+    assert manifest.fp16 is not None and manifest.fp16.exponents[3] < 0
+    assert f"{ISLAND}.fc1" not in manifest.quantization.quantized
     assert found.verdict.figures.sqnr_db > 25
     assert found.verdict.figures.cosine_min > 0.99
     assert {"stages.3.pos_emb", "stages.3.blocks.0"} == set(_scales(found.artifact))
@@ -176,7 +177,7 @@ def test_other_precisions_are_not_looked_at(
     monkeypatch.setattr(preparing, "observe_peaks", None)
     for checkpoint in (tiny, large):
         for precision in ("fp32", "bf16"):
-            options = ExportOptions(128, 128, precision=precision)
+            options = ExportOptions(height=128, width=128, precision=precision)
             found = prepare(checkpoint, options, CalibrationOptions(), {}, silent)
             assert not found.changed and found.notices == [] and found.block_scales == {}
 
@@ -191,8 +192,8 @@ def test_peaks_of_ranges(large: Checkpoint, tmp_path: Path, monkeypatch: pytest.
     shown = prepare(large, HALF, CalibrationOptions(), {}, silent)
     monkeypatch.setattr(preparing, "observe_peaks", None)
     found = prepare(large, HALF, CalibrationOptions(ranges=out), {}, silent)
-    assert found.fp16["exponents"] == shown.fp16["exponents"]
-    assert found.fp16["float32"] == shown.fp16["float32"]
+    assert found.fp16.exponents == shown.fp16.exponents
+    assert found.fp16.float32 == shown.fp16.float32
     # Memory layouts differ, and so does the last digit of the peak.
     told = [[re.sub(r"\d{5,} of", "peak of", text) for text in notices if "FP16" in text] for notices in (
         found.notices, shown.notices,
@@ -202,7 +203,7 @@ def test_peaks_of_ranges(large: Checkpoint, tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="another checkpoint"):
         prepare(other, HALF, CalibrationOptions(ranges=out), {}, silent)
     with pytest.raises(ConfigError, match="128x128, the export is at 64x64"):
-        prepare(large, ExportOptions(64, 64, precision="fp16"), CalibrationOptions(ranges=out), {}, silent)
+        prepare(large, ExportOptions(height=64, width=64, precision="fp16"), CalibrationOptions(ranges=out), {}, silent)
 
 
 def test_pictures_of_the_users(tiny: Checkpoint, tmp_path: Path, photographs: dict[str, Path]) -> None:

@@ -56,8 +56,8 @@ def test_graph(exported: Callable[..., Artifact], precision: str, kind: str, ops
     batch = "batch" if kind in ("batch", "all") else options.get("batch", 1)
     sides = ["height", "width"] if options.get("dynamic_res") else [128, 128]
     tokens = "tokens" if options.get("dynamic_res") else 4
-    assert dimensions(graph.input[0]) == artifact.manifest.input["shape"] == [batch, 3, *sides]
-    assert dimensions(graph.output[0]) == artifact.manifest.output["shape"] == [batch, tokens, 256]
+    assert dimensions(graph.input[0]) == list(artifact.manifest.input.shape) == [batch, 3, *sides]
+    assert dimensions(graph.output[0]) == list(artifact.manifest.output.shape) == [batch, tokens, 256]
     assert (graph.input[0].name, graph.output[0].name) == ("pixel_values", "image_features")
     assert len(graph.input) == len(graph.output) == 1
 
@@ -77,7 +77,7 @@ def test_graph(exported: Callable[..., Artifact], precision: str, kind: str, ops
     assert ops["Conv"] == 3 + 8 + 2 + 4 + 18 + 3
     assert ops["MatMul"] + ops["Gemm"] == 2 * 4
     assert ops["Shape"] + ops["Gather"] <= (4 if options.get("dynamic_res") else 0)
-    assert artifact.manifest.graph["nodes"] == len(graph.node)
+    assert artifact.manifest.graph.nodes == len(graph.node)
     assert len(graph.node) <= (120 if opset >= 20 else 200)
 
     # Names speak of modules.

@@ -10,8 +10,8 @@ import torch
 
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.runtime import Encoder
 from fvexport.export.triton_server import write_repository
 
@@ -25,7 +25,7 @@ def timm(golden_dir):
 @pytest.fixture(scope="module", params=["float", "uint8"])
 def exported(request, timm, tmp_path_factory):
     folder = tmp_path_factory.mktemp("normalized") / request.param
-    return export_onnx(timm, folder, options=ExportOptions(64, 64, input=request.param), parity=False)
+    return export_onnx(timm, folder, options=ExportOptions(height=64, width=64, input=request.param), parity=False)
 
 
 def test_the_artifact_normalizes_as_the_checkpoint_does(exported, timm, photographs, tmp_path):

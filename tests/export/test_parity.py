@@ -18,14 +18,15 @@ from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
 from fvexport.core.errors import ArtifactError, CheckpointError, ConfigError, ImageError
+from fvexport.core.verdict.figures import compare, worst
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export import parity
 from fvexport.export.artifact import DATA_FILE, MANIFEST_FILE, MODEL_FILE, Artifact
-from fvexport.export.figures import compare, worst
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.parity import MAX_IMAGES, check_parity
+from fvexport.export.parity_backends import ParityOnnxRuntime
 from fvexport.export.runtime import OnnxRuntimeBackend
 
 Copy = Callable[[Artifact], Path]
@@ -105,7 +106,7 @@ def test_only_tokens_that_see_the_picture_are_judged(
     exported: Export, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """A wide picture on a high canvas: of three rows of tokens the middle one sees it."""
-    make = parity.make_backend
+    make = parity.parity_backend
 
     def make_wrong(*args: Any, **options: Any) -> Any:
         backend = make(*args, **options)
@@ -120,7 +121,7 @@ def test_only_tokens_that_see_the_picture_are_judged(
         monkeypatch.setattr(backend, "run", wrong)
         return backend
 
-    monkeypatch.setattr(parity, "make_backend", make_wrong)
+    monkeypatch.setattr(parity, "parity_backend", make_wrong)
     picture = np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8)
     verdict = check_parity(exported(height=192, width=64), checkpoint=tiny, images=[picture])
     assert verdict.status == ("pass" if where == "padding" else "fail")
@@ -137,7 +138,7 @@ def test_centred_figures_of_a_verdict(exported: Export, tiny: Checkpoint, photog
     with torch.inference_mode():
         wanted = tiny.encoder.double()(torch.from_numpy(pixels).double()).numpy()
     tiny.encoder.float()
-    backend = OnnxRuntimeBackend(artifact, stored_half=True)
+    backend = ParityOnnxRuntime(artifact, emulate_half=True)
     error = np.square(backend.run(pixels[[0, 1, 0]])[:2] - wanted).sum(2).mean(1)
     power = np.square(wanted - wanted.mean((0, 1))).sum(2).mean()
     assert found.centred_rel_l2 == pytest.approx(np.sqrt(error.max() / power), rel=1e-2)

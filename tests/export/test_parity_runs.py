@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fvexport.encoder.preprocess import PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
 from fvexport.export.artifact import Artifact
 from fvexport.export.parity_runs import runs_of, tokens_of
 

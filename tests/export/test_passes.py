@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from fvexport.encoder.checkpoint import Checkpoint
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.passes import WEIGHT_BYTES, name_dimensions, reshapes_to_constants, simplify, tidy
 
 ort = pytest.importorskip("onnxruntime")
@@ -105,7 +105,7 @@ def test_wrong_simplification_is_not_taken(
     monkeypatch.setattr(pytest.importorskip("onnxsim"), "simplify", wrong)
     report = export_onnx(tiny, tmp_path / "a", options=SMALL)
     assert report.verdict is not None and report.verdict.passed
-    kept = report.artifact.manifest.graph["kept_unsimplified"]
+    kept = report.artifact.manifest.graph.kept_unsimplified
     assert words in kept
     assert kept in report.notices
     assert len(kept.splitlines()) == 1
@@ -125,13 +125,13 @@ def test_without_onnxsim(
         monkeypatch.syspath_prepend(tmp_path)
     report = export_onnx(tiny, tmp_path / "a", options=SMALL)
     assert report.verdict is not None and report.verdict.passed
-    assert report.artifact.manifest.graph["kept_unsimplified"] == f"the graph was not simplified: {words}"
+    assert report.artifact.manifest.graph.kept_unsimplified == f"the graph was not simplified: {words}"
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_right_simplification_is_taken(exported: Callable[..., Any], precision: Any) -> None:
     pytest.importorskip("onnxsim")
-    assert exported(precision=precision).manifest.graph["kept_unsimplified"] is None
+    assert exported(precision=precision).manifest.graph.kept_unsimplified is None
 
 
 def chain(shape: list[Any], steps: list[list[Any]]) -> ir.Model:

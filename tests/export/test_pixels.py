@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fvexport.core.errors import ConfigError, FvexportError, ImageError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.config import FastViTHDConfig
-from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, RELEASED, PreprocessConfig
+from fvexport.encoder.preprocess_config import OPENAI_MEAN, OPENAI_STD, RELEASED, PreprocessConfig
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import Encoder
 from fvexport.export.runtime.pixels import ROUNDOFF, PixelRules

@@ -14,17 +14,19 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from fvexport.calibration.options import CalibrationOptions
+from fvexport.calibration.calibration_options import CalibrationOptions
 from fvexport.core.errors import ConfigError, ExportError
 from fvexport.core.progress import silent
+from fvexport.core.records import plain
+from fvexport.core.verdict.figures import compare
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.export import onnx as onnx_export
+from fvexport.export import onnx_export
 from fvexport.export.artifact import Artifact
-from fvexport.export.figures import compare
-from fvexport.export.onnx import ExportReport, export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import ExportReport, export_onnx
+from fvexport.export.parity_backends import ParityOnnxRuntime
 from fvexport.export.prepare import prepare
 from fvexport.export.rules import check_quantized
 from fvexport.export.runtime import Encoder, OnnxRuntimeBackend, OpenVinoBackend
@@ -51,7 +53,7 @@ def source_of(case: str, tiny: Checkpoint) -> Checkpoint:
 
 
 def options_of(report: ExportReport) -> ExportOptions:
-    return ExportOptions(**{k: v for k, v in report.artifact.manifest.options.items() if k != "connector"})
+    return ExportOptions(**{k: v for k, v in vars(report.artifact.manifest.options).items() if k != "connector"})
 
 
 # --- what it computes --------------------------------------------------------------------------
@@ -109,9 +111,9 @@ def test_verdict(made: Made, case: str) -> None:
     assert verdict.backend.startswith(judge)
     assert verdict.first_bad_layer is None
     assert verdict.layers[0].name == "stem.0" and len(verdict.layers) == 16
-    assert manifest.parity == json.loads(json.dumps(verdict.to_dict()))
-    assert manifest.quantization["predicted"] == verdict.torch.to_dict()
-    assert manifest.quantization["blocks"] == {layer.name: layer.torch_rel_l2 for layer in verdict.layers}
+    assert plain(manifest.parity) == json.loads(json.dumps(verdict.to_dict()))
+    assert plain(manifest.quantization.predicted) == verdict.torch.to_dict()
+    assert manifest.quantization.blocks == {layer.name: layer.torch_rel_l2 for layer in verdict.layers}
     assert any("scikit-image ships" in notice for notice in report.notices)
 
 
@@ -163,11 +165,11 @@ def test_openvino_runs_int8(
     assert compare(wanted, backend.run(pixels)).sqnr_db > 22
 
 
-@pytest.mark.parametrize("stored_half", [False, True])
-def test_onnxruntime_runs_fp8(made: Made, photographs: dict[str, Path], stored_half: bool) -> None:
+@pytest.mark.parametrize("emulate_half", [False, True])
+def test_onnxruntime_runs_fp8(made: Made, photographs: dict[str, Path], emulate_half: bool) -> None:
     """Left to itself its optimizer puts FP8 where its own operators refuse it."""
     artifact = made("fp8, projector").artifact
-    backend = OnnxRuntimeBackend(artifact, stored_half=stored_half, taps=["stages.3.blocks.0"])
+    backend = ParityOnnxRuntime(artifact, emulate_half=emulate_half, taps=["stages.3.blocks.0"])
     features, inner = backend.run_taps(Preprocessor(128, 128)(photographs["coffee"]))
     assert np.isfinite(features).all() and np.isfinite(inner["stages.3.blocks.0"]).all()
     assert Encoder(artifact)(photographs["coffee"]).shape == (1, 4, 64)
@@ -177,7 +179,7 @@ def test_simplification_can_run_fp8(made: Made) -> None:
     artifact = made("fp8, projector").artifact
     options = options_of(made("fp8, projector"))
     levels = np.random.default_rng(0).integers(0, 256, (1, 3, 128, 128)).astype(np.uint8)
-    wanted = OnnxRuntimeBackend(artifact, stored_half=True).run(levels.astype(np.float32) / 255)
+    wanted = ParityOnnxRuntime(artifact, emulate_half=True).run(levels.astype(np.float32) / 255)
     assert compare(wanted, _output(ir.load(artifact.model_path), options)).rel_l2 < 1e-6
 
 
@@ -219,7 +221,12 @@ def test_a_quantized_file_that_fails_is_not_written(
 )
 def test_nothing_to_calibrate_on(tmp_path: Path, tiny: Checkpoint, calibration: CalibrationOptions) -> None:
     with pytest.raises(Exception, match="nowhere") as caught:
-        export_onnx(tiny, tmp_path / "out", options=ExportOptions(64, 64, precision="int8"), calibration=calibration)
+        export_onnx(
+            tiny,
+            tmp_path / "out",
+            options=ExportOptions(height=64, width=64, precision="int8"),
+            calibration=calibration,
+        )
     assert type(caught.value).__name__ in ("ConfigError", "ImageError")
     assert not list(tmp_path.iterdir())
 
@@ -230,5 +237,10 @@ def test_a_bound_out_of_reach_is_found_before_the_trace(
     monkeypatch.setattr(onnx_export, "trace", None)
     calibration = CalibrationOptions(samples=2, min_sqnr=150)
     with pytest.raises(ConfigError, match=r"no quantized model reaches 150\.0 dB.*--min-sqnr"):
-        export_onnx(tiny, tmp_path / "out", options=ExportOptions(64, 64, precision="int8"), calibration=calibration)
+        export_onnx(
+            tiny,
+            tmp_path / "out",
+            options=ExportOptions(height=64, width=64, precision="int8"),
+            calibration=calibration,
+        )
     assert not list(tmp_path.iterdir())

@@ -12,8 +12,8 @@ from onnx import TensorProto, numpy_helper
 
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export.artifact import DATA_FILE, Artifact
-from fvexport.export.inspect import inspect_artifact
-from fvexport.export.onnx import ExportReport
+from fvexport.export.inspection import inspect_artifact
+from fvexport.export.onnx_export import ExportReport
 from fvexport.export.rules import check_quantized, check_rules
 
 BLOCKS = [f"stages.{s}.blocks.{i}" for s, depth in enumerate((1, 1, 2, 1, 1)) for i in range(depth)]
@@ -62,7 +62,7 @@ def test_valid_and_within_the_rules(made: Made, tiny: Checkpoint, case: str) -> 
     check_rules(model, tiny.encoder.config, projector="projector" in case)
     check_quantized(model, LAYERS)
     assert artifact.manifest.opset == 20
-    kept = made(case).artifact.manifest.graph["kept_unsimplified"]
+    kept = made(case).artifact.manifest.graph.kept_unsimplified
     assert kept is None or (importlib.util.find_spec("onnxsim") is None and "onnxsim is not installed" in kept)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     assert len(inferred.graph.node) == len(model.graph.node)
@@ -98,7 +98,7 @@ def test_weights_are_eight_bits_wide(made: Made, case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_activations_are_quantized_where_the_policy_says(made: Made, case: str) -> None:
     graph, quantization = Graph(load(made(case).artifact)), made(case).artifact.manifest.quantization
-    target, fp8 = quantization["target"], case.startswith("fp8")
+    target, fp8 = quantization.target, case.startswith("fp8")
     both_ends = target == "onnxruntime-cpu"
     entries, leavings = set(), set()
     for quantize in graph.of("QuantizeLinear"):
@@ -130,7 +130,7 @@ def test_activations_are_quantized_where_the_policy_says(made: Made, case: str) 
 def test_what_stays_float(made: Made, case: str) -> None:
     """GELU, softmax, LayerNorm and the skip branch take no quantized value, but what onnxruntime must have."""
     graph = Graph(load(made(case).artifact))
-    both_ends = made(case).artifact.manifest.quantization["target"] == "onnxruntime-cpu"
+    both_ends = made(case).artifact.manifest.quantization.target == "onnxruntime-cpu"
     for kind in ("Softmax", "LayerNormalization", "Sigmoid", "Relu", "Split", "Mul", "ReduceMean"):
         nodes = graph.of(kind)
         assert nodes
@@ -172,8 +172,8 @@ def test_simplified_and_traced_carry_the_same(made: Made) -> None:
     """onnxsim takes no Q/DQ away; what it is not asked for is counted."""
     for case, simplified in (("tensorrt", True), ("openvino, as traced", False)):
         manifest = made(case).artifact.manifest
-        assert manifest.options["simplify"] == simplified
-        assert manifest.graph["nodes"] == len(load(made(case).artifact).graph.node)
+        assert manifest.options.simplify == simplified
+        assert manifest.graph.nodes == len(load(made(case).artifact).graph.node)
     ops = [{n.op_type for n in load(made(c).artifact).graph.node} for c in ("tensorrt", "openvino, as traced")]
     assert ops[0] - {"Cast"} == ops[1] - {"Cast"}
 

@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 
-from fvexport.calibration.options import CalibrationOptions
+from fvexport.calibration.calibration_options import CalibrationOptions
 from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint, weights_sha256
 from fvexport.encoder.fastvithd import FastViTHD
@@ -23,8 +23,8 @@ from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.export import prepare as preparing
 from fvexport.export.artifact import MANIFEST_FILE, MODEL_FILE, Artifact
-from fvexport.export.onnx import ExportReport, export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import ExportReport, export_onnx
 from fvexport.export.parity import check_parity
 from fvexport.export.prepare import Prepared
 from fvexport.export.quantized_module import quantized_module
@@ -39,7 +39,7 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 @pytest.fixture
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `triton` run where there is no GPU: its operators compute in PyTorch then, without a CUDA graph."""
-    monkeypatch.setattr("fvexport.export.runtime.pytorch.require", lambda row: None)
+    monkeypatch.setattr("fvexport.export.runtime.pytorch_backend.require", lambda row: None)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def exported(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Call
                 return replace(kept[0], encoder=copy.deepcopy(kept[0].encoder))
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("fvexport.export.onnx.prepare", keeping)
+                patch.setattr("fvexport.export.onnx_export.prepare", keeping)
                 report = export_onnx(
                     grown(tiny) if case == "inside FP16" else tiny, tmp_path_factory.mktemp("fp8") / "made",
                     options=ExportOptions(height=128, width=128, precision="fp8", **options),
@@ -115,7 +115,7 @@ def test_it_is_the_module_that_was_exported(
     artifact, wanted = exported(case)
     found = quantized_module(artifact)
     record = artifact.manifest.quantization
-    assert bool(record["float"]) == ("in float" in case) and bool(artifact.manifest.fp16) == (case == "inside FP16")
+    assert bool(record.kept_float) == ("in float" in case) and bool(artifact.manifest.fp16) == (case == "inside FP16")
     have, want = found.state_dict(), wanted.state_dict()
     assert have.keys() == want.keys()
     for name, value in want.items():
@@ -140,7 +140,7 @@ def test_kernels_compute_what_the_module_does(
     backend = PyTorchBackend(artifact, "triton", checkpoint="nowhere")
     assert distance(backend.run(pixels), wanted) < 1e-3
     assert distance(PyTorchBackend(artifact, "eager").run(pixels), wanted) < 1e-5
-    total = len(artifact.manifest.quantization["quantized"])
+    total = len(artifact.manifest.quantization.quantized)
     assert backend.computes.endswith(f"Triton kernels, {total} of {total} quantized layers in FP8")
 
 

@@ -21,14 +21,15 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from fvexport.core.errors import ArtifactError
+from fvexport.core.records import plain
+from fvexport.core.verdict.figures import Figures
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export.artifact import MANIFEST_FILE, MODEL_FILE, Artifact
-from fvexport.export.figures import Figures
 from fvexport.export.manifest import Manifest
-from fvexport.export.onnx import ExportReport
+from fvexport.export.onnx_export import ExportReport
 from fvexport.export.parity import BLOCK_SCALES_FILE, THRESHOLDS, check_parity
-from fvexport.export.runtime import OnnxRuntimeBackend
+from fvexport.export.parity_backends import ParityOnnxRuntime
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 BLOCKS = [f"stages.{s}.blocks.{i}" for s, depth in enumerate((1, 1, 2, 1, 1)) for i in range(depth)]
@@ -37,7 +38,7 @@ PRODUCTS = [f"{block}.token_mixer.{layer}" for block in BLOCKS[-2:] for layer in
 LAYERS = {*CONVOLUTIONS, *PRODUCTS}
 CASES = ["tensorrt", "onnxruntime-cpu", "openvino, as traced", "fp8, projector", "any size, uint8"]
 Made = Callable[[str], ExportReport]
-TARGETS = {
+BACKENDS = {
     "onnxruntime-cpu": "onnxruntime-cpu", "any size, uint8": "onnxruntime-cpu", "openvino, as traced": "openvino",
 }  # fmt: skip
 
@@ -64,18 +65,18 @@ def test_manifest_round_trip(made: Made, case: str) -> None:
     assert manifest.to_json() == report.artifact.manifest.to_json()
     assert Manifest.from_json(manifest.to_json(), "here") == manifest
     embedded = json.loads({p.key: p.value for p in load(opened).metadata_props}["fvexport"])
-    assert embedded["quantization"] == manifest.quantization
+    assert embedded["quantization"] == manifest.to_dict()["quantization"]
     record = manifest.quantization
-    assert manifest.precision == record["format"] == ("fp8" if case.startswith("fp8") else "int8")
-    assert record["target"] == TARGETS.get(case, "tensorrt")
-    assert manifest.float_precision == ("fp16" if record["target"] == "tensorrt" else "fp32")
-    assert set(record["quantized"]) == LAYERS and record["float"] == [] and record["sensitivity"] == []
-    assert record["bound_db"] is None and record["bound_figure"] == "stricter"
-    assert record["data"]["samples"] == 4 and record["data"]["source"] == "sample"
-    assert len(record["data"]["fingerprint"]) == 64
-    assert record["method"] == ("minmax" if record["format"] == "fp8" else "weighted")
-    streams = ["stream"] if record["target"] == "onnxruntime-cpu" else []
-    assert record["equalization"] == ["ffn", "norm", "values", *streams]
+    assert manifest.precision == record.format == ("fp8" if case.startswith("fp8") else "int8")
+    assert record.target == BACKENDS.get(case, "tensorrt")
+    assert manifest.float_precision == ("fp16" if record.target == "tensorrt" else "fp32")
+    assert set(record.quantized) == LAYERS and record.kept_float == () and record.sensitivity == ()
+    assert record.bound_db is None and record.bound_figure == "stricter"
+    assert record.data.samples == 4 and record.data.source == "sample"
+    assert len(record.data.fingerprint) == 64
+    assert record.method == ("minmax" if record.format == "fp8" else "weighted")
+    streams = ["stream"] if record.target == "onnxruntime-cpu" else []
+    assert record.equalization == ("ffn", "norm", "values", *streams)
     assert (BLOCK_SCALES_FILE in manifest.files) == bool(streams)
     assert manifest.fp16 is None
 
@@ -148,7 +149,7 @@ def test_blocks_at_another_scale(made: Made, tiny: Checkpoint, photographs: dict
     scales = load_file(artifact.path / BLOCK_SCALES_FILE)
     convolutional = [b for b in BLOCKS if b < "stages.3"]
     assert list(scales) == convolutional
-    backend = OnnxRuntimeBackend(artifact, taps=convolutional)
+    backend = ParityOnnxRuntime(artifact, taps=convolutional)
     pixels = Preprocessor(128, 128)(photographs["coffee"])
     _, inner = backend.run_taps(pixels)
     wanted: dict[str, np.ndarray] = {}
@@ -227,12 +228,12 @@ def test_any_mutated_quantization_is_read_or_refused(made: Made, data: st.DataOb
     else:
         assert manifest.float_precision in ("fp32", "fp16", "bf16")
         found = manifest.quantization
-        if found["predicted"] is not None:
-            figures = Figures.from_dict(found["predicted"])
+        if found.predicted is not None:
+            figures = Figures.from_dict(plain(found.predicted))
             assert math.isfinite(sum(value for value in asdict(figures).values() if value is not None))
             assert all(THRESHOLDS["int8"].bounds(figures))
-        assert found.get("bound_figure", "plain") in ("plain", "stricter")
-        assert all(THRESHOLDS["int8"].bound(value) > 0 for value in found["blocks"].values())
+        assert found.bound_figure in ("plain", "stricter")
+        assert all(THRESHOLDS["int8"].bound(value) > 0 for value in found.blocks.values())
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from fvexport.encoder.checkpoint import load_encoder
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.runtime import Encoder
 
 REFERENCE = Path(__file__).parents[1] / "data" / "preprocess"
@@ -41,7 +41,9 @@ def test_features_are_those_of_the_own_pipeline(form, files, kind, renamed, gold
     for file, content in case["files"].items():
         (folder / file).write_text(json.dumps(content))
     height, width = case["size"]
-    report = export_onnx(str(folder), tmp_path / "made", options=ExportOptions(height, width, input=kind), parity=False)
+    report = export_onnx(
+        str(folder), tmp_path / "made", options=ExportOptions(height=height, width=width, input=kind), parity=False
+    )
 
     mean, std = (np.array(case[key]).reshape(3, 1, 1) for key in ("mean", "std"))
     with torch.no_grad():
@@ -49,4 +51,4 @@ def test_features_are_those_of_the_own_pipeline(form, files, kind, renamed, gold
         expected = load_encoder(golden_dir / "timm_tiny")(pixel_values)
     found = Encoder(report.artifact)(Image.fromarray(arrays["image large"]))
     assert distance(found, expected) <= 1e-4
-    assert report.artifact.manifest.checkpoint["preprocessing_source"].split(",")[0] in files
+    assert report.artifact.manifest.checkpoint.preprocessing_source.split(",")[0] in files

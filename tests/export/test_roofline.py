@@ -101,10 +101,10 @@ def test_operators_are_the_exported_graphs(tmp_path: Path) -> None:
 
     import onnx
 
-    from fvexport.export.onnx import export_onnx
-    from fvexport.export.options import ExportOptions
+    from fvexport.export.export_options import ExportOptions
+    from fvexport.export.onnx_export import export_onnx
 
-    export_onnx(None, tmp_path / "a", options=ExportOptions(128, 128), variant="tiny", parity=False)
+    export_onnx(None, tmp_path / "a", options=ExportOptions(height=128, width=128), variant="tiny", parity=False)
     graph = onnx.load(str(tmp_path / "a" / "encoder.onnx"), load_external_data=False).graph
     nodes = Counter(n.op_type for n in graph.node)
     kinds = {"Conv": 0, "MatMul": 0, "Gelu": 0, "LayerNormalization": 0, "Softmax": 0, "ReduceMean": 0, "Relu": 0,

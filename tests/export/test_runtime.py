@@ -17,6 +17,7 @@ from fvexport.encoder.float32 import InFloat32
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.export.artifact import Artifact
+from fvexport.export.parity_backends import EagerReference, ParityOnnxRuntime
 from fvexport.export.runtime import EagerBackend, Encoder, OnnxRuntimeBackend
 
 Export = Callable[..., Artifact]
@@ -110,7 +111,7 @@ def test_file_that_onnxruntime_refuses(static: Artifact, copied: Callable[[Artif
 
 def test_unknown_tap(static: Artifact) -> None:
     with pytest.raises(ArtifactError, match=r"no tensor 'stages\.9'"):
-        OnnxRuntimeBackend(static, taps=["stages.9"])
+        ParityOnnxRuntime(static, taps=["stages.9"])
 
 
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
@@ -119,7 +120,7 @@ def test_eager_in_half_precision(tiny: Checkpoint, distance: Distance, half: tor
     fused = reparameterize(tiny.encoder)
     before = {k: v.clone() for k, v in fused.state_dict().items()}
     pixels = np.random.default_rng(0).random((1, 3, 128, 128), np.float32)
-    exact, rounded = EagerBackend(fused).run(pixels), EagerBackend(fused, stores=half).run(pixels)
+    exact, rounded = EagerBackend(fused).run(pixels), EagerReference(fused, emulate_half=half).run(pixels)
     assert all(torch.equal(v, before[k]) for k, v in fused.state_dict().items())
     real = EagerBackend(reparameterize(tiny.encoder).to(half)).run(pixels)
     loss = distance(real, exact)
@@ -134,7 +135,7 @@ def test_float32_inside_half_precision(tiny: Checkpoint, distance: Distance, hal
     model.stages[3].blocks[0].mlp = part = InFloat32(model.stages[3].blocks[0].mlp)
     seen: dict[str, torch.Tensor] = {}
     pixels = np.random.default_rng(0).random((1, 3, 128, 128), np.float32)
-    backend = EagerBackend(model, stores=half)  # runs a copy
+    backend = EagerReference(model, emulate_half=half)  # runs a copy
     inner = backend.encoder.stages[3].blocks[0].mlp
     inner.register_forward_hook(lambda _m, i, o: seen.update({"in": i[0].clone(), "out": o.clone()}))
     inner.module.fc1.register_forward_hook(lambda _m, _i, o: seen.update(hidden=o.clone()))
@@ -150,7 +151,7 @@ def test_float32_inside_half_precision(tiny: Checkpoint, distance: Distance, hal
 
 def test_eager_taps(tiny: Checkpoint) -> None:
     seen: dict[str, tuple[int, ...]] = {}
-    backend = EagerBackend(tiny.encoder)
+    backend = EagerReference(tiny.encoder)
     pixels = np.zeros((2, 3, 64, 128), np.float32)
     features = backend.run_taps(pixels, lambda name, y: seen.__setitem__(name, y.shape))
     assert list(seen) == [name for name, _ in tiny.encoder.named_blocks()]

@@ -15,12 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fvexport.calibration.rounding import REDUCED_LIMIT
+from fvexport.calibration.gptq import REDUCED_LIMIT
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export import placement
 from fvexport.export.artifact import Artifact
-from fvexport.export.onnx import ExportReport
-from fvexport.export.runtime.onnxruntime import OnnxRuntimeBackend
+from fvexport.export.manifest import Manifest, Saturation
+from fvexport.export.onnx_export import ExportReport
+from fvexport.export.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from fvexport.export.saturation import count_saturating, saturating_pairs, saturation_of
 
 Made = Callable[[str], ExportReport]
@@ -52,11 +53,11 @@ def test_the_ends() -> None:
 def test_files_record_their_pairs(made: Made) -> None:
     """The full range has some in every layer, the reduced one has none, and both are counted from the file."""
     full, reduced = made("any size, uint8").artifact, made("onnxruntime-cpu").artifact
-    record = full.manifest.quantization["saturation"]
-    assert record["affected"] == sum(record["layers"].values()) > 0
-    assert set(record["layers"]) <= set(full.manifest.quantization["quantized"])
-    assert reduced.manifest.quantization["saturation"] == {"pairs": record["pairs"], "affected": 0, "layers": {}}
-    assert (full.manifest.quantization["reduce_range"], reduced.manifest.quantization["reduce_range"]) == (False, True)
+    record = full.manifest.quantization.saturation
+    assert record.affected == sum(record.layers.values()) > 0
+    assert set(record.layers) <= set(full.manifest.quantization.quantized)
+    assert reduced.manifest.quantization.saturation == Saturation(pairs=record.pairs, affected=0, layers={})
+    assert (full.manifest.quantization.reduce_range, reduced.manifest.quantization.reduce_range) == (False, True)
     model = onnx.load(str(reduced.model_path))
     weights = [onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.data_type == onnx.TensorProto.INT8]
     assert max(np.abs(w.astype(int)).max() for w in weights) == REDUCED_LIMIT
@@ -64,9 +65,10 @@ def test_files_record_their_pairs(made: Made) -> None:
 
 def test_a_file_without_a_record_is_counted(made: Made) -> None:
     artifact = made("any size, uint8").artifact
-    old = {k: v for k, v in artifact.manifest.quantization.items() if k not in ("saturation", "reduce_range")}
-    opened = Artifact(artifact.path, dataclasses.replace(artifact.manifest, quantization=old))
-    assert saturation_of(opened) == artifact.manifest.quantization["saturation"]
+    content = artifact.manifest.to_dict()
+    del content["quantization"]["saturation"], content["quantization"]["reduce_range"]
+    opened = Artifact(artifact.path, Manifest.from_dict(content))
+    assert saturation_of(opened) == artifact.manifest.quantization.saturation
     assert count_saturating(onnx.load(str(artifact.model_path))) == saturation_of(artifact)
 
 
@@ -74,14 +76,14 @@ def test_onnxruntime_multiplies_exactly(
     made: Made, tiny: Checkpoint, distance: Any, monkeypatch: pytest.MonkeyPatch, saturates: bool
 ) -> None:
     """Levels at their ends, where products are largest: with the exact products as with PyTorch's, at any size."""
-    from fvexport.calibration.options import CalibrationOptions
+    from fvexport.calibration.calibration_options import CalibrationOptions
     from fvexport.core.progress import silent
-    from fvexport.export.options import ExportOptions
+    from fvexport.export.export_options import ExportOptions
     from fvexport.export.prepare import prepare
 
     artifact = made("any size, uint8").artifact
     names = {field.name for field in dataclasses.fields(ExportOptions)}
-    options = ExportOptions(**{k: v for k, v in artifact.manifest.options.items() if k in names})
+    options = ExportOptions(**{name: getattr(artifact.manifest.options, name) for name in names})
     eager = prepare(tiny, options, CalibrationOptions(samples=4), {}, silent).encoder
     rng = np.random.default_rng(0)
     levels = np.kron(rng.choice([0, 255], (1, 3, 16, 16)), np.ones((8, 8), int)).astype(np.uint8)

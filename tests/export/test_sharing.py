@@ -24,10 +24,15 @@ import torch
 from fvexport.core.errors import ArtifactError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export.artifact import Artifact
-from fvexport.export.runtime import ArtifactTower, EagerBackend, Encoder, OnnxRuntimeBackend, make_backend
-from fvexport.export.runtime import process as process_module
-from fvexport.export.runtime import pytorch as pytorch_module
-from fvexport.export.runtime import tensorrt as tensorrt_module
+from fvexport.export.parity_backends import EagerReference, parity_backend
+from fvexport.export.runtime import (
+    ArtifactTower,
+    Encoder,
+    OnnxRuntimeBackend,
+    pickling,
+    pytorch_backend,
+    tensorrt_backend,
+)
 
 Export = Callable[..., Artifact]
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 1, 3, 128, 128), np.uint8)
@@ -63,7 +68,7 @@ def test_threads_get_their_own_answers(
 
 
 def test_inner_tensors_are_those_of_the_calling_thread(static: Artifact, tiny: Checkpoint) -> None:
-    eager = EagerBackend(tiny.encoder)
+    eager = EagerReference(tiny.encoder)
     inputs = [image.astype(np.float32) / 255 for image in IMAGES]
     wanted = [eager.run(x) for x in inputs]
     last = [name for name, _ in tiny.encoder.named_blocks()][-1]
@@ -86,14 +91,14 @@ def test_threads_of_torch_are_as_before(static: Artifact) -> None:
     before = torch.get_num_threads()
 
     def first() -> None:
-        with pytorch_module._threads(3):
+        with pytorch_backend.threads_of(3):
             begun.set()
             ended.wait(10)
 
     thread = threading.Thread(target=first)
     thread.start()
     begun.wait(10)
-    with pytorch_module._threads(2):
+    with pytorch_backend.threads_of(2):
         ended.set()
         thread.join()
     assert torch.get_num_threads() == before
@@ -122,9 +127,9 @@ class Buffer:
 def test_an_engine_serves_one_call_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The buffers of TensorRT's backend, on a stand-in for the GPU: results are those of the caller's pixels."""
     stream = SimpleNamespace(wait_stream=lambda _other: None)
-    monkeypatch.setattr(tensorrt_module.torch.cuda, "current_stream", lambda _device: stream)
-    monkeypatch.setattr(tensorrt_module.torch.cuda, "stream", lambda _stream: nullcontext())
-    backend = object.__new__(tensorrt_module.TensorRTBackend)
+    monkeypatch.setattr(tensorrt_backend.torch.cuda, "current_stream", lambda _device: stream)
+    monkeypatch.setattr(tensorrt_backend.torch.cuda, "stream", lambda _stream: nullcontext())
+    backend = object.__new__(tensorrt_backend.TensorRTBackend)
     backend._pid, backend._lock, backend._stream, backend.device = os.getpid(), threading.Lock(), stream, "gpu"
     backend.profile = SimpleNamespace(check=lambda *_: None)
     shape = SimpleNamespace(pixels=Buffer(), features=Buffer())
@@ -141,9 +146,9 @@ def test_a_turn_on_a_gpu_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatc
     steps: list[str] = []
     event = SimpleNamespace(record=lambda _stream: steps.append("ended"))
     stream = SimpleNamespace(wait_event=lambda _event: steps.append("waited"))
-    monkeypatch.setattr(pytorch_module.torch.cuda, "Event", lambda: event)
-    monkeypatch.setattr(pytorch_module.torch.cuda, "current_stream", lambda _device: stream)
-    turn = pytorch_module._Turn(torch.device("cuda", 0))
+    monkeypatch.setattr(pytorch_backend.torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(pytorch_backend.torch.cuda, "current_stream", lambda _device: stream)
+    turn = pytorch_backend._Turn(torch.device("cuda", 0))
 
     def call(_index: int) -> None:
         with turn:
@@ -179,7 +184,7 @@ def test_copies_keep_their_options(dynamic: Artifact, tiny: Checkpoint, tmp_path
     assert encoder.backend.session.get_session_options().intra_op_num_threads == 2
     tower = pickle.loads(pickle.dumps(ArtifactTower(dynamic, None, resolution=(64, 128))))
     assert tower.resolution == (64, 128) and tower.encode(torch.zeros(1, 3, 64, 128)).shape == (1, 2, 256)
-    backend = make_backend(dynamic, "onnxruntime-cpu", taps=["final_conv"], stored_half=True)
+    backend = parity_backend(dynamic, "onnxruntime-cpu", taps=["final_conv"])
     assert isinstance(backend, OnnxRuntimeBackend)
     assert copy.deepcopy(backend).taps == ("final_conv",)
     assert copy.deepcopy(Encoder(dynamic, "eager", checkpoint=tiny))._recipe.arguments["checkpoint"] is tiny
@@ -265,12 +270,12 @@ class TestForks:
         assert told == "True"
 
     def test_torch_would_hang(self, static: Artifact, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(process_module, "_torch_pid", None)
+        monkeypatch.setattr(pickling, "_torch_pid", None)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
         opened(static, "eager", tiny)
         told = forked(lambda: str(opened(static, "eager", tiny)))
         assert told.startswith("UnavailableError: PyTorch computed in this process's parent before the fork"), told
-        assert isinstance(opened(static, "eager", tiny).backend, pytorch_module.PyTorchBackend)
+        assert isinstance(opened(static, "eager", tiny).backend, pytorch_backend.PyTorchBackend)
 
     def test_a_pool_is_told_what_its_worker_cannot_open(self, static: Artifact, tmp_path: Path) -> None:
         """`Pool` waits forever for a task that its worker cannot read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import importlib.util
 import json
@@ -20,7 +19,9 @@ from hypothesis import strategies as st
 from fvexport.core.errors import ArtifactError, ConfigError, FvexportError, one_line
 from fvexport.export import triton_server
 from fvexport.export.artifact import Artifact
-from fvexport.export.manifest import Manifest
+from fvexport.export.engines.engine_options import EngineOptions, Profile
+from fvexport.export.engines.engine_section import EngineSection, Gpu
+from fvexport.export.manifest import FileEntry, QuantizationSection
 from fvexport.export.triton_server import check_repository, write_repository
 
 ort = pytest.importorskip("onnxruntime")
@@ -98,8 +99,8 @@ def test_it_computes_what_the_artifact_does(static: Artifact, tmp_path: Path) ->
 def test_it_says_what_it_is(static: Artifact, tmp_path: Path) -> None:
     found = config(write_repository(static, tmp_path)).parameters
     assert found["fvexport.checkpoint"].string_value == "seeded:0"
-    assert json.loads(found["fvexport.preprocessing"].string_value) == static.manifest.preprocessing
-    assert found["fvexport.model_sha256"].string_value == static.manifest.files["encoder.onnx"]["sha256"]
+    assert json.loads(found["fvexport.preprocessing"].string_value) == static.manifest.preprocessor.to_dict()
+    assert found["fvexport.model_sha256"].string_value == static.manifest.files["encoder.onnx"].sha256
 
 
 def test_batch_asked_for(static: Artifact, dynamic: Artifact, tmp_path: Path) -> None:
@@ -113,10 +114,12 @@ def test_batch_asked_for(static: Artifact, dynamic: Artifact, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_where_instances_run(static: Artifact, tmp_path: Path) -> None:
+def test_where_instances_run(
+    static: Artifact, tmp_path: Path, quantization_section: Callable[..., QuantizationSection]
+) -> None:
     def kind(precision: str, quantized_for: str | None = None) -> str:
-        record = {"target": quantized_for, "float_precision": "fp16"} if quantized_for else None
-        manifest = dataclasses.replace(static.manifest, precision=precision, quantization=record)
+        section = quantization_section(target=quantized_for, float_precision="fp16") if quantized_for else None
+        manifest = static.manifest.replace(precision=precision, quantization=section)
         folder = write_repository(Artifact(static.path, manifest), tmp_path, name="eye", force=True)
         (group,) = config(folder).instance_group
         return str(schema.ModelInstanceGroup.Kind.Name(group.kind))
@@ -132,7 +135,7 @@ def test_where_instances_run(static: Artifact, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def with_engine(tmp_path: Path) -> Callable[..., Artifact]:
+def with_engine(tmp_path: Path, engine_section: Callable[..., EngineSection]) -> Callable[..., Artifact]:
     """`with_engine(artifact, batch, flavour=…)`: a copy with a plan, whose bytes do not matter here."""
 
     def make(
@@ -140,13 +143,12 @@ def with_engine(tmp_path: Path) -> Callable[..., Artifact]:
     ) -> Artifact:
         folder = shutil.copytree(source.path, tmp_path / "with engine", dirs_exist_ok=True)
         (folder / "encoder.plan").write_bytes(b"a plan")
-        sizes = {"height": [128, 128, 128], "width": [128, 128, 128]}
-        engine = {
-            "flavour": flavour, "version": "10.13.3.9", "gpu": {"name": "NVIDIA L4", "compute_capability": "8.9"},
-            "options": {"strip": strip}, "profile": {"batch": list(batch), **sizes},
-        }  # fmt: skip
-        files = source.manifest.files | {"encoder.plan": {"bytes": 6, "sha256": "0" * 64}}
-        manifest: Manifest = dataclasses.replace(source.manifest, engine=engine, files=files)
+        engine = engine_section(
+            flavour=flavour, version="10.13.3.9", gpu=Gpu(name="NVIDIA L4", compute_capability="8.9", driver="12.8"),
+            options=EngineOptions(strip=strip), profile=Profile(batch=batch, height=(128,) * 3, width=(128,) * 3),
+        )  # fmt: skip
+        files = source.manifest.files | {"encoder.plan": FileEntry(bytes=6, sha256="0" * 64)}
+        manifest = source.manifest.replace(engine=engine, files=files)
         (folder / "manifest.json").write_text(manifest.to_json())
         return Artifact.open(folder)
 

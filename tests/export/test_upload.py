@@ -11,7 +11,7 @@ import torch
 
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED
-from fvexport.encoder.preprocess import RELEASED
+from fvexport.encoder.preprocess_config import RELEASED
 from fvexport.export.artifact import Artifact
 from fvexport.export.runtime import Encoder
 from fvexport.export.runtime import encoder as module

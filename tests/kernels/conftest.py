@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection
 
 import pytest
 
-from fvexport.calibration.data import calibration_data
 from fvexport.calibration.equalize import equalize
 from fvexport.calibration.observe import observe
+from fvexport.calibration.photos import calibration_data
 from fvexport.calibration.policy import Policy
 from fvexport.calibration.quantize import quantize
 from fvexport.encoder.checkpoint import load_checkpoint

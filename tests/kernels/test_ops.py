@@ -15,7 +15,7 @@ from fvexport.core.errors import ConfigError
 from fvexport.kernels import dispatch
 from fvexport.kernels.attention import attention, attention_reference
 from fvexport.kernels.depthwise import KERNELS as DEPTHWISE
-from fvexport.kernels.depthwise import depthwise, depthwise_reference
+from fvexport.kernels.depthwise import Filters, depthwise, depthwise_reference
 from fvexport.kernels.depthwise_rows import float_taps
 from fvexport.kernels.dispatch import (
     DEFAULTS,
@@ -159,7 +159,7 @@ def test_kernels_of_depthwise() -> None:
     wanted, taps = depthwise_reference(x, weight, bias, 2, True), float_taps(weight, 12)
     assert taps.shape == (2, 3, 3, 12) and torch.equal(taps[1], weight[:, :, 1::2].float())
     for kernel in DEPTHWISE:
-        assert torch.equal(depthwise(x, weight, bias, 2, True, kernel=kernel, taps=taps), wanted)
+        assert torch.equal(depthwise(x, Filters(weight, taps), bias, 2, True, kernel=kernel), wanted)
     found = depthwise(x, weight, bias, 2, True, out_scale=1 / 64)
     assert torch.equal(found.float(), (wanted.float() * 64).clamp(-448, 448).to(torch.float8_e4m3fn).float())
     fake = depthwise(x.to("meta"), weight.to("meta"), bias.to("meta"), 2, True, out_scale=1 / 64)
@@ -168,7 +168,7 @@ def test_kernels_of_depthwise() -> None:
         depthwise(x, weight, bias, kernel="mlp")
     for odd in (taps.half(), taps[:1]):
         with pytest.raises(ConfigError, match=r"depthwise takes taps \(2, 3, 3, 12\) in float32; found"):
-            depthwise(x, weight, bias, taps=odd)
+            depthwise(x, Filters(weight, odd), bias)
 
 
 @pytest.mark.parametrize(

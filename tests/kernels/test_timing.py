@@ -102,7 +102,7 @@ class FakeCuda:
         yield
 
     @contextmanager
-    def recording(self, graph: Any, stream: Any = None) -> Iterator[None]:
+    def recording(self, graph: Any, stream: Any = None, **options: Any) -> Iterator[None]:
         before, self.current, self.graph = self.current, stream, []
         try:
             yield

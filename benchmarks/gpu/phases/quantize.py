@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from ....calibration.data import calibration_data
 from ....calibration.equalize import equalize
 from ....calibration.observe import observe
+from ....calibration.photos import calibration_data
 from ....calibration.policy import Policy
 from ....calibration.quantize import quantize
 from ....encoder.checkpoint import load_checkpoint

@@ -9,9 +9,9 @@ import torch
 
 from ....core.errors import FvexportError, first_line
 from ....export.artifact import Artifact
+from ....export.backend_table import get_backend, why_absent
 from ....export.runtime.backends import make_backend
 from ....export.runtime.base import TensorBackend
-from ....export.targets import get_target, why_absent
 from ....kernels.timing import device_times, timing
 from .. import latency
 from ..job import Job
@@ -19,7 +19,7 @@ from ..job import Job
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-BACKENDS, DRY_BACKENDS = ("onnxruntime-cuda", "onnxruntime-tensorrt"), ("onnxruntime-cpu",)
+MEASURED, DRY_BACKENDS = ("onnxruntime-cuda", "onnxruntime-tensorrt"), ("onnxruntime-cpu",)
 TIMING_S = 2.0
 
 
@@ -27,8 +27,8 @@ def run(job: Job) -> None:
     """Writes `latency` for each backend that is here at the profiled size, and `absent` for each that is not."""
     facts, scope = job.facts(), job.scope
     here = []
-    for name in DRY_BACKENDS if job.dry else BACKENDS:
-        reason = why_absent(get_target(name))
+    for name in DRY_BACKENDS if job.dry else MEASURED:
+        reason = why_absent(get_backend(name))
         if reason is None:
             here.append(name)
         else:
@@ -38,10 +38,12 @@ def run(job: Job) -> None:
     size, dtype = scope.profiled, getattr(torch, scope.main)
     out = Path(job.scratch) / "artifact"
     try:
-        from ....export.onnx import export_onnx
-        from ....export.options import ExportOptions
+        from ....export.export_options import ExportOptions
+        from ....export.onnx_export import export_onnx
 
-        options = ExportOptions(size.height, size.width, size.batch, precision="fp32" if job.dry else "fp16")
+        options = ExportOptions(
+            height=size.height, width=size.width, batch=size.batch, precision="fp32" if job.dry else "fp16"
+        )
         export_onnx(None, out, options=options, variant=scope.variant, parity=False)
     except (FvexportError, ImportError) as error:
         facts("absent", name="export", problem=first_line(error))

@@ -13,7 +13,7 @@ from .parts import Step
 from .scenario import AFTER, BEFORE, Image, Scenario
 
 if TYPE_CHECKING:
-    from ..model import Prediction
+    from .prediction import Prediction
 
 NONE = "–"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"

@@ -86,7 +86,7 @@ def steps_of(config: FastViTHDConfig, height: int, width: int, batch: int) -> It
         "stem.0", "stem", "stem", {"batch": batch, "height": height, "width": width, "c": c, "m": half, "levels": 0},
         27 * half * c, batch * 3 * height * width + half * c + 28 * c, gelu=True,
     )  # fmt: skip
-    yield _depthwise("stem.1", batch, height // 4, width // 4, c, 3, stride=2, gelu=True)
+    yield _depthwise("stem.1", (batch, height // 4, width // 4), c, 3, stride=2, gelu=True)
     yield _product("stem.2", "pointwise", half // 4, c, c, gelu=True)
     for stage, (c, depth) in enumerate(zip(config.dims, config.depths, strict=True)):
         h, w = height // config.strides[stage], width // config.strides[stage]
@@ -94,7 +94,7 @@ def steps_of(config: FastViTHDConfig, height: int, width: int, batch: int) -> It
     h, w = height // config.stride, width // config.stride
     last, c = "final_conv + SE", config.dims[-1]
     out = config.out_channels
-    yield _depthwise(last, batch, h, w, out, 3, multiplier=out // c)
+    yield _depthwise(last, (batch, h, w), out, 3, multiplier=out // c)
     gate = {"batch": batch, "m": batch * h * w, "c": out, "hidden": config.se_channels}
     weights = 2 * out * config.se_channels + out + config.se_channels
     macs = 2 * batch * out * config.se_channels
@@ -106,10 +106,10 @@ def _stage(config: FastViTHDConfig, stage: int, positions: tuple[int, int, int],
     m, name = math.prod(positions), f"stage {stage + 1}"
     if stage:
         multiplier = c // config.dims[stage - 1]
-        yield _depthwise("embeddings", batch, h, w, c, 7, stride=2, multiplier=multiplier, gelu=True)
+        yield _depthwise("embeddings", (batch, h, w), c, 7, stride=2, multiplier=multiplier, gelu=True)
         yield _product("embeddings", "pointwise", m, c, c, gelu=True)
     if MIXERS[stage] == "attention":
-        yield _depthwise("RepCPE dw7", batch, h, w, c, 7)
+        yield _depthwise("RepCPE dw7", (batch, h, w), c, 7)
         part, tokens, heads = f"{name} attention", h * w, config.num_heads(stage)
         yield _product(part, "qkv", m, 3 * c, c, count=depth)
         yield Step(
@@ -118,8 +118,8 @@ def _stage(config: FastViTHDConfig, stage: int, positions: tuple[int, int, int],
         )  # fmt: skip
         yield _product(part, "proj", m, c, c, residual=True, count=depth)
     else:
-        yield _depthwise(f"{name} dw3", batch, h, w, c, 3, count=depth)
-    yield _depthwise(f"{name} dw7", batch, h, w, c, 7, count=depth)
+        yield _depthwise(f"{name} dw3", (batch, h, w), c, 3, count=depth)
+    yield _depthwise(f"{name} dw7", (batch, h, w), c, 7, count=depth)
     hidden = config.mlp_ratio * c
     yield Step(
         f"{name} ConvFFN products", "ffn", "ConvFFN", {"m": m, "c": c, "hidden": hidden},
@@ -136,10 +136,11 @@ def _product(
 
 
 def _depthwise(
-    part: str, batch: int, height: int, width: int, c: int, kernel: int, *, stride: int = 1, multiplier: int = 1,
+    part: str, image: tuple[int, int, int], c: int, kernel: int, *, stride: int = 1, multiplier: int = 1,
     gelu: bool = False, count: int = 1,
 ) -> Step:  # fmt: skip
-    """`height`, `width` and `c` are the result's."""
+    """`image` is the result's (batch, height, width), `c` its channels."""
+    batch, height, width = image
     sizes = {
         "batch": batch, "height": height, "width": width, "c": c, "kernel": kernel, "stride": stride,
         "multiplier": multiplier,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvexport.benchmarks.gpu import model
-from fvexport.benchmarks.gpu.predicted import codes, library, profile, release, scenario
+from fvexport.benchmarks.gpu.predicted import codes, count_codes, library, profile, release, scenario
 from fvexport.benchmarks.gpu.predicted.alternatives import alternatives, predicted_row
 from fvexport.benchmarks.gpu.predicted.cost import Cost, Traffic, issue_rate, tensor_clocks
 from fvexport.benchmarks.gpu.predicted.device import CHIPS, H100, device_of
@@ -146,7 +146,7 @@ def test_changes_start_at_the_release_and_end_at_the_defaults():
 
 @needs_triton
 def test_every_launch_of_the_encoder_is_counted():
-    missing = [key for key in codes.wanted() if key not in codes.stored()]
+    missing = [key for key in count_codes.wanted() if key not in codes.stored()]
     assert not missing, f"run `{codes.COMMAND}`"
 
 
@@ -179,8 +179,10 @@ def test_counting_gives_what_is_committed_for_an_unchanged_compiler():
     import triton
 
     data = json.loads(codes.FILE.read_text(encoding="utf-8"))
-    key, (launch, sizes) = next((key, found) for key, found in codes.wanted().items() if key.startswith("row_stat"))
-    found, stored = codes.counted(launch, sizes), codes.stored()[key]
+    key, (launch, sizes) = next(
+        (key, found) for key, found in count_codes.wanted().items() if key.startswith("row_stat")
+    )
+    found, stored = count_codes.counted(launch, sizes), codes.stored()[key]
     if data["versions"]["triton"] == triton.__version__:
         assert found == stored
     assert found.outside == pytest.approx(stored.outside, rel=0.2) and found.loop == stored.loop == 0

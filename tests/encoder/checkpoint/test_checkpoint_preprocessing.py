@@ -17,7 +17,8 @@ from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.encoder.checkpoint.preprocessing import PUBLISHED, read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.fastvlm import EagerTower
-from fvexport.encoder.preprocess import OPENAI_MEAN, OPENAI_STD, PreprocessConfig, Preprocessor
+from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import OPENAI_MEAN, OPENAI_STD, PreprocessConfig
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.kernels.accelerate import accelerate
 

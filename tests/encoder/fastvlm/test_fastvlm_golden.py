@@ -13,8 +13,8 @@ import torch
 from fvexport.encoder.fastvlm import EncodedImages, FastVLM, Sampling, load_fastvlm
 from fvexport.encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX, with_marks
 from fvexport.encoder.fastvlm.splice import splice
-from fvexport.export.onnx import export_onnx
-from fvexport.export.options import ExportOptions
+from fvexport.export.export_options import ExportOptions
+from fvexport.export.onnx_export import export_onnx
 from fvexport.export.runtime import ArtifactTower
 
 FORMS = ("llava_tiny", "transformers_tiny")

@@ -411,7 +411,7 @@ def test_modules_import_without_transformers() -> None:
     code = (
         "import sys, importlib, pkgutil; sys.modules['transformers'] = None\n"
         "import fvexport.encoder.fastvlm as p, fvexport.encoder.qwen2, fvexport.export.drop_in\n"
-        "import fvexport.benchmarks.ttft, fvexport.export.runtime.vision_tower\n"
+        "import fvexport.benchmarks.tasks.ttft, fvexport.export.runtime.vision_tower\n"
         "for module in pkgutil.iter_modules(p.__path__): importlib.import_module(f'{p.__name__}.{module.name}')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fvexport.kernels.depthwise import depthwise, depthwise_reference, launch_depthwise, taps_first
+from fvexport.kernels.depthwise import Filters, depthwise, depthwise_reference, launch_depthwise, taps_first
 from fvexport.kernels.depthwise_pairs import launch_depthwise_pairs
 from fvexport.kernels.depthwise_rows import float_taps, launch_depthwise_rows
 from fvexport.kernels.depthwise_strips import launch_depthwise_strips
@@ -99,7 +99,8 @@ def test_rows(
         randn(c, dtype=dtype),
     )
     taps = float_taps(args[1], c) if kernel == 3 else None
-    found = depthwise(*args, stride, stride == 2, kernel="depthwise_rows", taps=taps)
+    x, weight, bias = args
+    found = depthwise(x, Filters(weight, taps), bias, stride, stride == 2, kernel="depthwise_rows")
     judge(found, depthwise_reference, *args, stride, stride == 2)
 
 
@@ -110,7 +111,8 @@ def test_pairs(
     weight, bias = randn(kernel, kernel, 2 * c, dtype=dtype, std=1 / kernel), randn(2 * c, dtype=dtype)
     args = (randn(b, h, w, c, dtype=dtype), weight, bias, stride, stride == 2)
     taps = float_taps(weight, c) if kernel == 3 else None
-    judge(depthwise(*args, kernel="depthwise_pairs", taps=taps), depthwise_reference, *args)
+    found = depthwise(args[0], Filters(weight, taps), *args[2:], kernel="depthwise_pairs")
+    judge(found, depthwise_reference, *args)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""JSON lines that stay readable when a process is killed: only the last line can be cut off, and it does not count."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def complete_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The number, from 1, and text of each line that ends with a line break and is not blank; none without a file."""
+    if not file.is_file():
+        return
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.endswith(b"\n") and line.strip():
+                yield number, line.decode("utf-8", errors="replace").rstrip("\r\n")
+
+
+def append_lines(file: Path, lines: Iterable[str]) -> None:
+    """Adds lines that are on the disk when this returns, after removing a last line that was cut off."""
+    text = "".join(f"{line}\n" for line in lines).encode()
+    if not text:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("ab+") as stream:
+        drop_torn_line(stream)
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def drop_torn_line(stream: BinaryIO) -> None:
+    """Removes a last line without a line break from a file opened as `ab+`."""
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(max(0, end - 1))
+    if stream.read(1) not in (b"\n", b""):
+        stream.seek(0)
+        stream.truncate(stream.read().rfind(b"\n") + 1)

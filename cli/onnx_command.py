@@ -1,0 +1,94 @@
+"""`fvexport onnx`: a checkpoint becomes an ONNX artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .option_groups import group
+from .options import Batch, json_option, max_pixels_option, triton_server_option, verbose_option
+from .request_options import (
+    BOUND_OPTIONS,
+    CALIBRATION_OPTIONS,
+    CHECK_OPTIONS,
+    GRAPH_OPTIONS,
+    OUT_OPTION,
+    RES_OPTION,
+    TARGET_OPTIONS,
+    WEIGHT_OPTIONS,
+    export_request,
+    precision_options,
+)
+
+if TYPE_CHECKING:
+    from ..export.requests import ExportRequest
+
+
+def _request(*, res: tuple[int, int], batch: int | None, dynamic_res: bool, **given: Any) -> ExportRequest:
+    height, width = res
+    return export_request(given, "fp32", height=height, width=width, batch=batch, dynamic_res=dynamic_res)
+
+
+@click.command("onnx")
+@group(
+    "request",
+    _request,
+    *WEIGHT_OPTIONS,
+    RES_OPTION,
+    click.option(
+        "--batch",
+        type=Batch(),
+        metavar="N|dynamic",
+        default="1",
+        show_default=True,
+        help="Images per call, or any number.",
+    ),
+    click.option("--dynamic-res", is_flag=True, help="Any multiples of 64 at run time; --res is where it is checked."),
+    *precision_options("fp32"),
+    *TARGET_OPTIONS,
+    *CALIBRATION_OPTIONS,
+    *BOUND_OPTIONS,
+    *GRAPH_OPTIONS,
+    *CHECK_OPTIONS,
+    OUT_OPTION,
+    click.option("--force", is_flag=True, help="Replace an artifact that stands there."),
+)
+@triton_server_option
+@max_pixels_option
+@json_option
+@verbose_option
+def onnx(request: ExportRequest, triton_server: Path | None, as_json: bool) -> None:
+    """Export FastViTHD to ONNX, and prove that it is the same model.
+
+    Writes a folder: the graph, its weights, and a manifest with the verdict. A file that fails its verdict is not
+    written.
+    """
+    from ..export.onnx_export import run_export
+    from ..export.triton_server import check_repository, write_repository
+    from . import printing, render_artifact
+    from .progress_bar import progress_bar
+
+    output = request.output
+    if triton_server is not None:
+        check_repository(triton_server, output.out, precision=request.graph.precision, force=output.force)
+    with progress_bar() as progress:
+        report = run_export(request, progress)
+    served = None
+    if triton_server is not None:
+        served = write_repository(report.artifact, triton_server, force=output.force)
+    if as_json:
+        printing.print_json(
+            {
+                "artifact": str(report.artifact.path),
+                **({} if served is None else {"triton_server": str(served)}),
+                "manifest": report.artifact.manifest.to_dict(),
+                "verdict": report.verdict and report.verdict.to_dict(),
+                "seconds": report.seconds,
+                "notices": report.notices,
+                "reused": report.reused,
+            }
+        )
+    else:
+        render_artifact.export_report(report, served=served)

@@ -1,0 +1,63 @@
+"""Values from the text of options. All raise ConfigError, showing the form that was expected and the text."""
+
+from __future__ import annotations
+
+import re
+
+from ..core.errors import ConfigError
+from ..export.engines.engine_options import Span
+
+_BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def parse_resolution(text: str) -> tuple[int, int]:
+    """`1024` -> (1024, 1024); `512x384` -> (512, 384), height first."""
+    sides = [side.strip() for side in text.lower().split("x")]
+    if len(sides) <= 2 and all(side.isdecimal() for side in sides):
+        height, width = int(sides[0]), int(sides[-1])
+        return height, width
+    raise ConfigError(f"resolution must look like 1024 or 512x384 (height x width); found {text!r}")
+
+
+def parse_batch(text: str) -> int | None:
+    """`4` -> 4; `dynamic` -> None."""
+    if text == "dynamic":
+        return None
+    if text.isdecimal():
+        return int(text)
+    raise ConfigError(f"batch must be a number or 'dynamic'; found {text!r}")
+
+
+def parse_batch_span(text: str) -> Span:
+    """`4` -> (4, 4, 4); `1:4:8` -> (1, 4, 8)."""
+    parts = text.split(":")
+    if len(parts) in (1, 3) and all(part.isdecimal() for part in parts):
+        low, best, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
+        return low, best, high
+    raise ConfigError(f"batch must be a number or MIN:OPT:MAX; found {text!r}")
+
+
+def parse_resolution_span(text: str) -> tuple[Span, Span]:
+    """`256:1024:2048` or `256x256:512x384:1024x768` -> heights and widths."""
+    parts = text.split(":")
+    if len(parts) != 3:
+        raise ConfigError(f"a range of resolutions must look like 256:1024:2048 (MIN:OPT:MAX); found {text!r}")
+    heights, widths = zip(*(parse_resolution(part) for part in parts), strict=True)
+    return heights, widths
+
+
+def parse_bytes(text: str) -> int:
+    """`4GiB`, `512MB`, `2G` or a number of bytes -> bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]i?)?b?", text.strip().lower())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"a size must look like 4GiB or 512MB; found {text!r}")
+    return int(float(match[1]) * _BYTES[match[2] or ""])
+
+
+def parse_seconds(text: str) -> float:
+    """`90s`, `30m` or `1.5h` -> seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", text.strip().lower())
+    if found is None:
+        raise ConfigError(f"a time must look like 90s, 30m or 1.5h; found {text!r}")
+    return float(found[1]) * _SECONDS[found[2]]

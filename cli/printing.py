@@ -1,0 +1,69 @@
+"""Printing for all commands: JSON, tables, notes, errors, sizes. Tables fit 80 columns and have no colour in a pipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from ..core.errors import one_line
+
+MAX_NAMES = 4
+"""Names of images listed in a row; the rest are counted."""
+
+
+def print_json(data: Any) -> None:
+    """`data`, and nothing else, on stdout."""
+    click.echo(json.dumps(data, indent=2, allow_nan=False))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", numbers_from: int = 1) -> None:
+    """A table on stdout; columns from `numbers_from` on are aligned to the right."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # `str`, never markup: a file name may hold square brackets.
+    result = Table(
+        title=Text(title, style="bold") if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD if any(header) else None,
+        show_header=any(header),
+        padding=(0, 1),
+    )
+    for index, name in enumerate(header):
+        result.add_column(Text(name), justify="right" if index >= numbers_from else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(Text(str(cell)) for cell in row))
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(result)
+    # rich fills lines up with spaces and draws empty borders; a pipe needs neither.
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    click.echo("\n".join(line for line in lines if line) + "\n")
+
+
+def facts(rows: Iterable[tuple[str, object]], *, title: str = "") -> None:
+    """A table of names and values."""
+    table(("", ""), rows, title=title, numbers_from=2)
+
+
+def notices(sentences: Iterable[str], *, err: bool = False) -> None:
+    """What a user should read, one line each, on stdout, or on stderr with `err`."""
+    for sentence in sentences:
+        click.echo(f"note: {one_line(sentence) if err else sentence}", err=err)
+
+
+def error(message: str) -> None:
+    """One line on stderr, whatever the message holds."""
+    click.echo(f"error: {one_line(message)}", err=True)
+
+
+def size(count: float) -> str:
+    """Bytes in kB, MB or GB."""
+    if count < 1e6:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e6:.1f} MB" if count < 1e9 else f"{count / 1e9:.2f} GB"

@@ -1,0 +1,28 @@
+"""Phrases that messages share: the nearest of the known names, and the first few of a long list."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+
+
+def did_you_mean(name: object, known: Collection[str], *, cutoff: float = 0.4, sentence: bool = False) -> str:
+    """`did you mean 'x'?`, or `known are a, b` if no name is similar.
+
+    Args:
+        name: what was given.
+        known: the names that exist.
+        cutoff: the least similarity of a suggestion, from 0 to 1 (see `difflib.get_close_matches`).
+        sentence: begin with a capital letter and end with a period.
+    """
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=cutoff)
+    if near:
+        return f"{'Did' if sentence else 'did'} you mean {near[0]!r}?"
+    return f"Known are {', '.join(known)}." if sentence else f"known are {', '.join(known)}"
+
+
+def first_few(items: Iterable[object], limit: int = 3) -> str:
+    """The first `limit` items, and how many follow: `a, b, c and 12 more`."""
+    words = [str(item) for item in items]
+    rest = len(words) - limit
+    return ", ".join(words[:limit]) + (f" and {rest} more" if rest > 0 else "")
