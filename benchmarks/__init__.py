@@ -7,6 +7,8 @@ What lives here
     tasks/      `fvexport ask` and `eval`: a conversation, a batch, a profile; VQA, captions and retrieval on own data
     studies/    what claims in the docs rest on, each with the command that reproduces it
     results/    measurements as JSON, with the environment they were taken in
+    bootstrap, json_lines, row_file
+                resamples of what was measured; files of JSON lines that survive a kill
     kernels     each Triton kernel and the encoder on them against PyTorch, on a GPU
     gpu/        the encoder on an NVIDIA GPU: the performance model, and one command that proves it
 

@@ -53,7 +53,7 @@ SCHEMES: dict[QuantTarget, Scheme] = {
         why="uint8 x int8; what stays float runs in BF16 where the processor has it",
     ),
 }  # fmt: skip
-"""The columns of the table of targets (export/backend_table.py) that quantization reads."""
+"""The columns that quantization reads; those of backends are in export/backend_table.py."""
 CPU_TARGETS = tuple(target for target in QUANT_TARGETS if SCHEMES[target].saturates)
 """Quantization targets that multiply uint8 by int8 on the CPU."""
 

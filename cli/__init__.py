@@ -4,6 +4,7 @@ What lives here
     main        the group, and what becomes of errors
     *_command   one command each: `onnx_command` is `fvexport onnx`
     options     option types, and single options that commands share
+    parsing     text of an option -> its value
     option_groups
                 several options of a command as one object
     request_options

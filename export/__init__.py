@@ -2,6 +2,7 @@
 
 What lives here
     export_options  the options of an export, checked before anything expensive
+    precision       the precisions of an artifact
     requests        an export or an engine build as one object
     tracing         PyTorch module -> ONNX graph, quietly and with readable names
     attention_plugin  attention as one node, for TensorRT's plugin
@@ -30,6 +31,8 @@ What lives here
     drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower
     backend_table   the table of backends: what each runs, and what it needs
     placement       the backend that `auto` takes, and what is slow or inexact on this machine
+    quantized_module
+                    a quantized artifact's own scales and weights, as a module
     saturation      weights whose 8-bit products saturate on CPUs without VNNI
     runtime/        one small class per place, behind `Encoder`
 

@@ -51,7 +51,7 @@ def parity_backend(
 
     Args:
         artifact: an opened artifact.
-        target: a name from the table of targets.
+        target: a name from the table of backends.
         taps: names of the inner tensors that `run_taps` returns; the result is a `TappedBackend` if there are any.
         checkpoint: see `make_backend`.
 

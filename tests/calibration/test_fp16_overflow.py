@@ -155,7 +155,7 @@ def exported(model: FastViTHD, folder: Path) -> onnx.ModelProto:
     """The file of this very model: traced, simplified under our rules, written."""
     options = ExportOptions(precision="fp16", height=128, width=128, batch=2)
     graph, words = simplified(trace(ExportModule(copy.deepcopy(model), None, options), options), options, model.config)
-    assert words["kept_unsimplified"] is None
+    assert words.kept_unsimplified is None
     write_graph(graph, folder)
     onnx.checker.check_model(str(folder / "encoder.onnx"), full_check=True)
     return onnx.load(str(folder / "encoder.onnx"), load_external_data=False)
