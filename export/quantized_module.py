@@ -1,8 +1,8 @@
 """The module of an FP8 artifact, read from its ONNX file: the weights and scales that stand there, and no others.
 
 A quantized artifact holds what its checkpoint does not: equalized weights, rounded weights, and scales. Nodes are named
-after the modules that made them (`tracing.name_after_modules`), so each layer finds its own; initializers are not looked
-up by name, because equal ones are stored once.
+after the modules that made them (`tracing.name_after_modules`), so each layer finds its own; initializers are not
+looked up by name, because equal ones are stored once.
 """
 
 from __future__ import annotations

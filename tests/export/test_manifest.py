@@ -14,6 +14,7 @@ import pytest
 from fvexport.calibration.findings import Fp16Plan, LayerNoise
 from fvexport.core.errors import ArtifactError
 from fvexport.core.records import Record, parse, plain
+from fvexport.core.verdict import sections
 from fvexport.core.verdict.figures import Figures
 from fvexport.core.verdict.judging import Thresholds
 from fvexport.core.verdict.sections import FiguresSection, LayerSection, ThresholdsSection, VerdictSection
@@ -22,6 +23,7 @@ from fvexport.encoder.config import ConnectorConfig
 from fvexport.encoder.preprocess import RELEASED
 from fvexport.export import manifest as manifests
 from fvexport.export.artifact import Artifact
+from fvexport.export.engines import engine_section as engine_sections
 from fvexport.export.engines.engine_options import EngineOptions, Profile
 from fvexport.export.engines.engine_section import EngineSection, Gpu, TimingCacheUse
 from fvexport.export.engines.summary import AttentionState, EngineSummary, Fallback
@@ -96,9 +98,10 @@ def objects(data: Any, path: str = "$") -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_round_trip_of_every_struct(full: Manifest) -> None:
-    defined = {kind for kind in vars(manifests).values() if isinstance(kind, type) and issubclass(kind, Record)}
+    modules = (manifests, engine_sections, sections)
+    kinds = [(kind, module) for module in modules for kind in vars(module).values() if isinstance(kind, type)]
     found = {type(record) for record in records(full)}
-    assert found == {kind for kind in defined if kind.__module__ == manifests.__name__}
+    assert found == {kind for kind, module in kinds if issubclass(kind, Record) and kind.__module__ == module.__name__}
     again = Manifest.from_json(full.to_json(), "here")
     assert again == full and again.to_json() == full.to_json() and again.unknown == {}
     for record in records(full):

@@ -46,4 +46,4 @@ def test_the_artifact_normalizes_as_the_checkpoint_does(exported, timm, photogra
     served = write_repository(artifact, tmp_path)
     config = (served / "config.pbtxt").read_text()
     assert ("0 to 255" if encoder.uint8 else "mean 0.481455") in config
-    assert Preprocessor.from_dict(json.loads(json.dumps(artifact.manifest.preprocessing))) == prepare
+    assert Preprocessor.from_dict(json.loads(json.dumps(artifact.manifest.to_dict()["preprocessing"]))) == prepare
