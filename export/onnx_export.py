@@ -41,7 +41,8 @@ from .reuse import standing
 from .rules import check_quantized, check_rules
 from .saturation import count_saturating
 from .simplification import simplified, write_graph
-from .tracing import INPUT_NAME, OUTPUT_NAME, ExportModule, trace
+from .tensor_names import INPUT_NAME, OUTPUT_NAME
+from .tracing import ExportModule, trace
 
 if TYPE_CHECKING:
     import onnx_ir as ir

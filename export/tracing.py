@@ -23,11 +23,11 @@ from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from .attention_plugin import add_function, with_attention_plugin
 from .export_options import ExportOptions
+from .tensor_names import INPUT_NAME, OUTPUT_NAME
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-INPUT_NAME, OUTPUT_NAME = "pixel_values", "image_features"
 SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 

@@ -8,7 +8,8 @@ import torch
 
 from ...encoder.fastvithd import FastViTHD
 from ...encoder.reparameterize import merge_branches
-from ...export.tracing import INPUT_NAME, quiet
+from ...export.tensor_names import INPUT_NAME
+from ...export.tracing import quiet
 
 
 def export_plain(encoder: FastViTHD, shape: tuple[int, int, int, int], path: Path, opset: int | None = None) -> None:

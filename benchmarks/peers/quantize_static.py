@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 
-from ...export.tracing import INPUT_NAME
+from ...export.tensor_names import INPUT_NAME
 from .photos import Floats, Photographs
 from .tool_files import Job, Tool
 

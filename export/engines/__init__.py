@@ -13,5 +13,5 @@ What lives here
                     the same build as a command line of NVIDIA's tool
 
 Only `build`, `api` and what they import touch TensorRT, and only inside functions: this package imports without it.
-May import `export.tracing`; `export.manifest`, `export.engine_export`, `export.runtime` and `cli` import it.
+May import `export.tensor_names`; `export.manifest`, `export.engine_export`, `export.runtime` and `cli` import it.
 """

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ...core.errors import ExportError, first_line
 from ...core.progress import Progress
-from ..tracing import INPUT_NAME
+from ..tensor_names import INPUT_NAME
 from .api import Api
 from .engine_options import EngineOptions, Profile
 from .engine_section import TimingCacheUse

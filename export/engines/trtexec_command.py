@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from ..tracing import INPUT_NAME
+from ..tensor_names import INPUT_NAME
 from .engine_options import EngineOptions, Flavour, Profile
 
 

@@ -23,7 +23,7 @@ from ..engines.api import load_api
 from ..engines.binding import REBUILD, check_binding, current_gpu
 from ..engines.engine_options import EngineOptions
 from ..engines.layers import NAMES
-from ..tracing import INPUT_NAME, OUTPUT_NAME
+from ..tensor_names import INPUT_NAME, OUTPUT_NAME
 from .pickling import Opened
 from .pixels import as_tensor
 
