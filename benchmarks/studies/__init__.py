@@ -12,7 +12,6 @@ No command of `fvexport` uses them. What lives here
     kernels/        each Triton kernel and the encoder on them against PyTorch, on a GPU
     gpu/            the encoder on an NVIDIA GPU: the performance model, and one command that proves it
     concurrency     threads that share one `Encoder`
-    timing          candidates side by side on the host's clock
     results         figures as JSON, with the environment they were measured in
 
 May import everything but `cli`; is imported by nothing but its tests.
