@@ -2,7 +2,7 @@
 
 For an H100 in float16 the choices at 256² and 1024², batch 1, were measured
 (`benchmarks/results/kernels-h100.json`), except fc1 by `cublas`. The others follow from bytes and FLOPs (`ffn_floor`)
-and from the performance model in `benchmarks/gpu/model.py`. A part that no row fits is PyTorch's.
+and from the performance model in `benchmarks/studies/gpu/model.py`. A part that no row fits is PyTorch's.
 """
 
 from __future__ import annotations

@@ -92,19 +92,13 @@ def compare(backend: str, bare: Run, ours: Run, rounds: int) -> Row:
     """Times both loops once per round, in turn first and second."""
     import statistics
 
-    from ...kernels.timing import HostClock
+    from ...kernels.timing import HostClock, rounds_of
     from ..report.intervals import median_interval
 
-    clock = HostClock()
-    for run in (bare, ours, bare, ours):
-        run()
-    count = max(1, round(SAMPLE_MS / max(clock.measure(bare), 1e-3)))
-    taken: dict[bool, list[float]] = {True: [], False: []}
-    for index in range(rounds):
-        for first in (index % 2 == 0, index % 2 == 1):
-            taken[first].append(clock.measure(bare if first else ours, count) / count)
-    ratios = [encoder / base for encoder, base in zip(taken[False], taken[True], strict=True)]
-    return Row(backend, statistics.median(taken[True]), statistics.median(taken[False]), median_interval(ratios))
+    runs = {"bare": bare, "encoder": ours}
+    times = rounds_of(runs, rounds=rounds, sample_ms=SAMPLE_MS, warmup=2, clock=HostClock())
+    ratios = [encoder / base for encoder, base in zip(times["encoder"], times["bare"], strict=True)]
+    return Row(backend, statistics.median(times["bare"]), statistics.median(times["encoder"]), median_interval(ratios))
 
 
 def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:

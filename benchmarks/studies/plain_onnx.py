@@ -47,9 +47,9 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
     from ...encoder.preprocess import Preprocessor
     from ...export.export_options import ExportOptions
     from ...export.onnx_export import export_onnx
+    from ...kernels.timing import HostClock, paired
     from ..peers.plain_export import export_plain
     from ..peers.runners import load
-    from .timing import time_paired
 
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = load_checkpoint(None, variant=variant)
@@ -64,7 +64,7 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
         files["fvexport"] = report.artifact.model_path
         runs = {name: partial(load(path, "onnxruntime", threads), x) for name, path in files.items()}
         outputs = {name: run() for name, run in runs.items()}
-        timings = time_paired(runs, baseline="plain", rounds=rounds)
+        timings = paired(runs, baseline="plain", rounds=rounds, sample_ms=0, warmup=3, clock=HostClock())
         nodes = {name: _nodes(path) for name, path in files.items()}
         difference = compare(outputs["plain"], np.asarray(outputs["fvexport"])).rel_l2
         for t in timings:

@@ -28,6 +28,25 @@ def environment() -> dict[str, Any]:
     }
 
 
+def gpu_environment() -> dict[str, Any]:
+    """Processor, GPU, driver's CUDA, versions and the kernels' digest: what a measurement holds for."""
+    import torch
+
+    from ...kernels.table import kernels_digest
+
+    found = environment()
+    found["versions"] |= versions_of("triton")
+    found["kernels"] = kernels_digest()
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = {
+            "name": properties.name, "capability": f"{properties.major}.{properties.minor}",
+            "processors": properties.multi_processor_count, "bytes": properties.total_memory,
+            "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        }  # fmt: skip
+    return found
+
+
 def write_rows(out: Path | None, rows: Sequence[dict[str, Any]], **settings: Any) -> None:
     """Writes `rows` below the environment and the settings that they were measured with; None writes nothing."""
     if out is not None:
