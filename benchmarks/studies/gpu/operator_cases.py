@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....encoder.config import MIXERS, FastViTHDConfig
+from ....encoder.config import FastViTHDConfig
+from ....encoder.layers import Layer, encoder_layers
 from ....kernels.attention import attention
 from ....kernels.depthwise import depthwise
 from ....kernels.dispatch import FP8, HALF_ONLY, OPS
@@ -131,49 +132,47 @@ def encoder_cases(config: FastViTHDConfig, size: Size, make: Random) -> Iterator
 
 def _all_cases(config: FastViTHDConfig, size: Size, make: Random) -> Iterator[Case]:
     height, width, batch = size
-    first = config.dims[0]
-    yield from stem_cases(make, batch, height, width, first)
-    yield depthwise_case(make, (batch, height // 2, width // 2, first), 3, stride=2, gelu=True)
-    yield gelu_case(make, batch * height * width // 16, first, first)
-    for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
-        m, hidden = batch * h * w, config.mlp_ratio * c
-        if stage:
-            before = config.dims[stage - 1]
-            yield depthwise_case(make, (batch, 2 * h, 2 * w, before), 7, stride=2, gelu=True, outputs=c // before)
-            yield gelu_case(make, m, c, c)
-        if MIXERS[stage] == "attention":
+    layers = encoder_layers(config, height, width)
+    for layer in layers:
+        m, c, out = batch * layer.positions, layer.channels, layer.out_channels
+        high, wide = layer.stride * layer.height, layer.stride * layer.width
+        if layer.kind == "stem":
+            yield from stem_cases(make, batch, high, wide, out)
+        elif layer.kind == "depthwise":
+            yield depthwise_case(
+                make, (batch, high, wide, c), layer.kernel, stride=layer.stride, gelu=layer.gelu, outputs=layer.outputs
+            )
+        elif layer.kind == "pointwise":
+            yield gelu_case(make, m, c, out)
+        elif layer.kind == "attention":
             yield norm_case(make, m, c)
-            yield attention_case(make, batch, h * w, config.num_heads(stage), c)
+            yield attention_case(make, batch, layer.positions, layer.heads, c)
             yield residual_case(make, m, c, c)
-        else:
-            yield depthwise_case(make, (batch, h, w, c), 3)
-        yield depthwise_case(make, (batch, h, w, c), 7)
-        if c <= MAX_CHANNELS:
-            yield mlp_case(make, m, c, hidden)
-        yield gelu_case(make, m, c, hidden)
-        yield residual_case(make, m, hidden, c)
-    h, w = config.stage_resolutions(height, width)[-1]
-    yield depthwise_case(make, (batch, h, w, config.dims[-1]), 3, outputs=2)
+        elif layer.kind == "ffn":
+            if c <= MAX_CHANNELS:
+                yield mlp_case(make, m, c, layer.hidden)
+            yield gelu_case(make, m, c, layer.hidden)
+            yield residual_case(make, m, layer.hidden, c)
     if make.dtype != torch.float32:
-        yield from _fp8_cases(config, size, make)
+        wide_enough = FP8_CHANNELS if config.dims[-1] >= FP8_CHANNELS else 0
+        for layer in layers:
+            yield from _fp8_cases(layer, batch, make, wide_enough)
 
 
-def _fp8_cases(config: FastViTHDConfig, size: Size, make: Random) -> Iterator[Case]:
-    """What the encoder calls in FP8: attention blocks, and the products of wide ConvFFNs."""
-    height, width, batch = size
-    for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
-        m, hidden = batch * h * w, config.mlp_ratio * c
-        if MIXERS[stage] == "attention":
-            yield norm_fp8_case(make, m, c)
-            yield linear_fp8_case(make, m, c, 3 * c)
-            yield attention_case(make, batch, h * w, config.num_heads(stage), c, STEP)
-            yield linear_fp8_case(make, m, c, c, residual=True)
-        if c >= FP8_CHANNELS:
-            yield depthwise_case(make, (batch, h, w, c), 7, out_scale=STEP)
-        if c >= FP8_CHANNELS or config.dims[-1] < FP8_CHANNELS:
-            yield quantize_case(make, m, c)
-            yield linear_fp8_case(make, m, c, hidden, gelu=True)
-            yield linear_fp8_case(make, m, hidden, c, residual=True)
+def _fp8_cases(layer: Layer, batch: int, make: Random, channels: int) -> Iterator[Case]:
+    """What the encoder calls in FP8: attention blocks, and the products of ConvFFNs of at least `channels`."""
+    m, c = batch * layer.positions, layer.channels
+    if layer.kind == "attention":
+        yield norm_fp8_case(make, m, c)
+        yield linear_fp8_case(make, m, c, 3 * c)
+        yield attention_case(make, batch, layer.positions, layer.heads, c, STEP)
+        yield linear_fp8_case(make, m, c, c, residual=True)
+    elif layer.name == "mlp.conv" and c >= FP8_CHANNELS:
+        yield depthwise_case(make, (batch, layer.height, layer.width, c), layer.kernel, out_scale=STEP)
+    elif layer.kind == "ffn" and c >= channels:
+        yield quantize_case(make, m, c)
+        yield linear_fp8_case(make, m, c, layer.hidden, gelu=True)
+        yield linear_fp8_case(make, m, layer.hidden, c, residual=True)
 
 
 def awkward_cases(make: Random, channels: int = 192) -> Iterator[Case]:

@@ -5,6 +5,7 @@ On a CPU, in a dry run, operators take the place of kernels.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from torch._C._autograd import DeviceType
 from torch.autograd.profiler_util import EventList, FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ....encoder.config import MIXERS
+from ....encoder.layers import encoder_blocks
 from ....kernels.accelerate import AcceleratedFastViTHD
 from .job import Job
 
@@ -25,6 +26,8 @@ PREFIX = "part: "
 KEPT = 60
 """Kernels in a file, the longest first; the others are summed up."""
 NAME_LENGTH = 120
+BESIDE_BLOCKS = {"downsample": " embedding", "pos_emb": " position"}
+"""What names of a stage's other modules end with."""
 
 Times = list[tuple[str, float]]
 
@@ -64,18 +67,17 @@ def by_part(model: AcceleratedFastViTHD, x: Tensor, *, calls: int) -> dict[str, 
 
 def named_parts(model: AcceleratedFastViTHD) -> list[tuple[str, nn.Module]]:
     """The modules whose time is shown together, by name. Of modules within each other the innermost counts."""
-    config, body = model.config, list(model.body)
-    found: list[tuple[str, nn.Module]] = [("stem.0", model.first), ("stem.1", body[0]), ("stem.2", body[1])]
-    rest = iter(body[2:-1])
-    for stage in range(len(config.dims)):
-        name = f"stage {stage + 1}"
-        if stage:
-            found.append((f"{name} embedding", next(rest)))
-        if MIXERS[stage] == "attention":
-            found.append((f"{name} position", next(rest)))
-        for _ in range(config.depths[stage]):
-            found += [(f"{name} {what}", inner) for what, inner in _of_block(next(rest))]
-    return [*found, ("final_conv", body[-1])]
+    found: list[tuple[str, nn.Module]] = []
+    modules = iter((model.first, *model.body))
+    for block in encoder_blocks(model.config, model.config.stride, model.config.stride):
+        kind = block.name.rpartition(".")[2]
+        name = block.name if block.stage is None else f"stage {block.stage + 1}{BESIDE_BLOCKS.get(kind, '')}"
+        for module in itertools.islice(modules, block.count):
+            if kind == "blocks":
+                found += [(f"{name} {what}", inner) for what, inner in _of_block(module)]
+            else:
+                found.append((name, module))
+    return found
 
 
 def _of_block(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ....encoder.config import MIXERS, FastViTHDConfig
+from ....encoder.config import FastViTHDConfig
+from ....encoder.layers import Layer, encoder_layers
 from ....kernels.attention import attention, attention_reference
 from ....kernels.depthwise import Filters, depthwise, depthwise_reference
 from ....kernels.depthwise_rows import float_taps
@@ -136,25 +137,18 @@ def cases(config: FastViTHDConfig, side: int, batch: int, make: Maker) -> Iterat
 
 
 def _all(config: FastViTHDConfig, side: int, batch: int, make: Maker) -> Iterator[Case]:
-    first = config.dims[0]
-    yield _stem(make, batch, side, first)
-    yield _depthwise(make, (batch, side // 2, side // 2), first, 3, stride=2, gelu=True)
-    yield _pointwise(make, batch * side * side // 16, first)
-    stages = zip(config.dims, config.depths, config.stage_resolutions(side, side), strict=True)
-    for stage, (c, depth, (h, w)) in enumerate(stages):
-        if stage:
-            before = config.dims[stage - 1]
-            yield _depthwise(make, (batch, 2 * h, 2 * w), before, 7, stride=2, gelu=True, outputs=c // before)
-            yield _pointwise(make, batch * h * w, c)
-        position = MIXERS[stage] == "attention"
-        if position:
-            yield from _attention(make, batch, h * w, c, config.num_heads(stage), depth)
-        else:
-            yield _depthwise(make, (batch, h, w), c, 3, count=depth)
-        yield _depthwise(make, (batch, h, w), c, 7, count=depth + position)
-        yield from _ffn(make, batch * h * w, c, config.mlp_ratio * c, depth)
-    h, w = config.stage_resolutions(side, side)[-1]
-    yield _depthwise(make, (batch, h, w), config.dims[-1], 3, outputs=2)
+    for layer, count in encoder_layers(config, side, side).items():
+        m, c = batch * layer.positions, layer.channels
+        if layer.kind == "stem":
+            yield _stem(make, batch, side, layer.out_channels)
+        elif layer.kind == "depthwise":
+            yield _depthwise(make, layer, batch, count)
+        elif layer.kind == "pointwise":
+            yield _gelu(make, "pointwise", m, layer.out_channels, c, count)
+        elif layer.kind == "attention":
+            yield from _attention(make, batch, layer.positions, c, layer.heads, count)
+        elif layer.kind == "ffn":
+            yield from _ffn(make, m, c, layer.hidden, count)
 
 
 def _size(*shapes: Sequence[int]) -> int:
@@ -224,10 +218,6 @@ def _ffn(make: Maker, m: int, c: int, hidden: int, count: int) -> Iterator[Case]
         )  # fmt: skip
     yield _gelu(make, "fc1", m, hidden, c, count)
     yield _residual(make, "fc2", m, c, hidden, count)
-
-
-def _pointwise(make: Maker, m: int, c: int) -> Case:
-    return _gelu(make, "pointwise", m, c, c, 1)
 
 
 def _gelu(make: Maker, part: str, m: int, n: int, k: int, count: int) -> Case:
@@ -308,12 +298,10 @@ def _stem(make: Maker, b: int, side: int, c: int) -> Case:
     )  # fmt: skip
 
 
-def _depthwise(
-    make: Maker, image: tuple[int, int, int], c: int, kernel: int, *, stride: int = 1, gelu: bool = False,
-    outputs: int = 1, count: int = 1,
-) -> Case:  # fmt: skip
-    b, h, w = image
-    out, high, wide = outputs * c, -(-h // stride), -(-w // stride)
+def _depthwise(make: Maker, layer: Layer, b: int, count: int) -> Case:
+    c, out, kernel, stride, gelu = layer.channels, layer.out_channels, layer.kernel, layer.stride, layer.gelu
+    high, wide, outputs = layer.height, layer.width, layer.outputs
+    h, w = stride * high, stride * wide
     x = make(b, h, w, c)
     weights, biases = [make(kernel, kernel, out, std=1 / kernel) for _ in range(SETS)], [make(out) for _ in range(SETS)]
     filters = [Filters(weight, float_taps(weight, c)) for weight in weights]

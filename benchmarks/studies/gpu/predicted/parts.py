@@ -6,12 +6,12 @@ products, attention. Equal steps of a stage stand once with their count.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .....encoder.config import MIXERS, FastViTHDConfig
+from .....encoder.config import FastViTHDConfig
+from .....encoder.layers import Layer, LayerBlock, encoder_blocks
 from .....kernels.policy import depthwise_part
 from .device import Device
 
@@ -79,52 +79,49 @@ def steps_of(config: FastViTHDConfig, height: int, width: int, batch: int) -> It
 
     Blocks repeat a stage's steps; a stage's first step of each kind stands for all of them.
     """
-    config.check_resolution(height, width)
-    c = config.dims[0]
-    half = batch * height * width // 4
-    yield Step(
-        "stem.0", "stem", "stem", {"batch": batch, "height": height, "width": width, "c": c, "m": half, "levels": 0},
-        27 * half * c, batch * 3 * height * width + half * c + 28 * c, gelu=True,
-    )  # fmt: skip
-    yield _depthwise("stem.1", (batch, height // 4, width // 4), c, 3, stride=2, gelu=True)
-    yield _product("stem.2", "pointwise", half // 4, c, c, gelu=True)
-    for stage, (c, depth) in enumerate(zip(config.dims, config.depths, strict=True)):
-        h, w = height // config.strides[stage], width // config.strides[stage]
-        yield from _stage(config, stage, (batch, h, w), c, depth)
-    h, w = height // config.stride, width // config.stride
-    last, c = "final_conv + SE", config.dims[-1]
-    out = config.out_channels
-    yield _depthwise(last, (batch, h, w), out, 3, multiplier=out // c)
-    gate = {"batch": batch, "m": batch * h * w, "c": out, "hidden": config.se_channels}
-    weights = 2 * out * config.se_channels + out + config.se_channels
-    macs = 2 * batch * out * config.se_channels
-    yield Step(last, "gate", "", gate, macs, 3 * gate["m"] * out + weights)
+    for block in encoder_blocks(config, height, width):
+        for layer in block.layers:
+            yield from _steps(layer, _part_of(block, layer), batch, block.count)
 
 
-def _stage(config: FastViTHDConfig, stage: int, positions: tuple[int, int, int], c: int, depth: int) -> Iterator[Step]:
-    batch, h, w = positions
-    m, name = math.prod(positions), f"stage {stage + 1}"
-    if stage:
-        multiplier = c // config.dims[stage - 1]
-        yield _depthwise("embeddings", (batch, h, w), c, 7, stride=2, multiplier=multiplier, gelu=True)
-        yield _product("embeddings", "pointwise", m, c, c, gelu=True)
-    if MIXERS[stage] == "attention":
-        yield _depthwise("RepCPE dw7", (batch, h, w), c, 7)
-        part, tokens, heads = f"{name} attention", h * w, config.num_heads(stage)
-        yield _product(part, "qkv", m, 3 * c, c, count=depth)
+def _part_of(block: LayerBlock, layer: Layer) -> str:
+    if block.stage is None:
+        return "final_conv + SE" if block.name == "final_conv" else block.name
+    if block.name.endswith("downsample"):
+        return "embeddings"
+    if block.name.endswith("pos_emb"):
+        return "RepCPE dw7"
+    kind = {"depthwise": f"dw{layer.kernel}", "ffn": "ConvFFN products"}.get(layer.kind, layer.kind)
+    return f"stage {block.stage + 1} {kind}"
+
+
+def _steps(layer: Layer, part: str, batch: int, count: int) -> Iterator[Step]:
+    c, out, hidden, m = layer.channels, layer.out_channels, layer.hidden, batch * layer.positions
+    if layer.kind == "stem":
+        height, width = layer.stride * layer.height, layer.stride * layer.width
+        sizes = {"batch": batch, "height": height, "width": width, "c": out, "m": m, "levels": 0}
+        values = batch * c * height * width + m * out + (c * layer.kernel**2 + 1) * out
+        yield Step(part, "stem", "stem", sizes, c * layer.kernel**2 * m * out, values, gelu=layer.gelu)
+    elif layer.kind == "depthwise":
+        yield _depthwise(layer, part, batch, count)
+    elif layer.kind == "pointwise":
+        yield _product(part, "pointwise", m, out, c, gelu=layer.gelu)
+    elif layer.kind == "attention":
+        tokens = layer.positions
+        yield _product(part, "qkv", m, 3 * c, c, count=count)
+        sizes = {"tokens": tokens, "batch": batch, "heads": layer.heads, "m": m, "c": c}
+        yield Step(part, "attention", "attention", sizes, 2 * m * tokens * c, 4 * m * c, count)
+        yield _product(part, "proj", m, c, c, residual=True, count=count)
+    elif layer.kind == "ffn":
+        values = 3 * m * c + 2 * c * hidden + c + hidden
         yield Step(
-            part, "attention", "attention", {"tokens": tokens, "batch": batch, "heads": heads, "m": m, "c": c},
-            2 * batch * tokens**2 * c, 4 * m * c, depth,
+            part, "ffn", "ConvFFN", {"m": m, "c": c, "hidden": hidden}, 2 * m * c * hidden, values, count, gelu=True,
+            residual=True,
         )  # fmt: skip
-        yield _product(part, "proj", m, c, c, residual=True, count=depth)
     else:
-        yield _depthwise(f"{name} dw3", (batch, h, w), c, 3, count=depth)
-    yield _depthwise(f"{name} dw7", (batch, h, w), c, 7, count=depth)
-    hidden = config.mlp_ratio * c
-    yield Step(
-        f"{name} ConvFFN products", "ffn", "ConvFFN", {"m": m, "c": c, "hidden": hidden},
-        2 * m * c * hidden, 3 * m * c + 2 * c * hidden + c + hidden, depth, gelu=True, residual=True,
-    )  # fmt: skip
+        sizes = {"batch": batch, "m": m, "c": out, "hidden": hidden}
+        values = 3 * m * out + 2 * out * hidden + out + hidden
+        yield Step(part, "gate", "", sizes, 2 * batch * out * hidden, values)
 
 
 def _product(
@@ -135,20 +132,15 @@ def _product(
     return Step(part, kind, row, {"m": m, "n": n, "k": k}, m * n * k, values, count, gelu, residual)
 
 
-def _depthwise(
-    part: str, image: tuple[int, int, int], c: int, kernel: int, *, stride: int = 1, multiplier: int = 1,
-    gelu: bool = False, count: int = 1,
-) -> Step:  # fmt: skip
-    """`image` is the result's (batch, height, width), `c` its channels."""
-    batch, height, width = image
+def _depthwise(layer: Layer, part: str, batch: int, count: int) -> Step:
     sizes = {
-        "batch": batch, "height": height, "width": width, "c": c, "kernel": kernel, "stride": stride,
-        "multiplier": multiplier,
+        "batch": batch, "height": layer.height, "width": layer.width, "c": layer.out_channels, "kernel": layer.kernel,
+        "stride": layer.stride, "multiplier": layer.outputs,
     }  # fmt: skip
-    size = batch * height * width * c
-    values = size + size * stride**2 // multiplier + (kernel**2 + 1) * c
-    row = depthwise_part(kernel, stride, multiplier)
-    return Step(part, "depthwise", row, sizes, kernel**2 * size, values, count, gelu=gelu, grouped=True)
+    results, taps = batch * layer.positions * layer.out_channels, layer.kernel**2
+    values = results + results * layer.stride**2 // layer.outputs + (taps + 1) * layer.out_channels
+    row = depthwise_part(layer.kernel, layer.stride, layer.outputs)
+    return Step(part, "depthwise", row, sizes, taps * results, values, count, gelu=layer.gelu, grouped=True)
 
 
 def part_names(config: FastViTHDConfig) -> tuple[str, ...]:
