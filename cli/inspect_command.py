@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
 from ..core.errors import ConfigError
+from ..core.gpus import DEFAULT_GPU, GPUS, Gpu, get_gpu
 from ..encoder.config import VARIANTS, FastViTHDConfig, get_variant
-from ..export.gpus import DEFAULT_GPU, GPUS, Gpu, get_gpu
 from ..export.roofline import FloorPrecision
 from .options import Named, json_option, verbose_option
 from .parsing import parse_resolution
@@ -96,10 +97,7 @@ def _gpu(context: click.Context, given: dict[str, Any]) -> Gpu:
         return get_gpu(given["gpu"] or DEFAULT_GPU)
     if given["gpu"] is not None:
         # A known GPU with rates of one's own: one that was measured, or that runs at another clock.
-        known = get_gpu(given["gpu"])
-        return Gpu(
-            known.name, **{name: getattr(known, name) if value is None else value for name, value in rates.items()}
-        )
+        return replace(get_gpu(given["gpu"]), **{name: rate for name, rate in rates.items() if rate is not None})
     for name, other in (("tflops", "bandwidth"), ("bandwidth", "tflops")):
         if rates[name] is None:
             raise click.UsageError(f"--{other} needs --{name} too, or a GPU by --gpu", context)

@@ -22,8 +22,8 @@ from typing import Any, Literal, get_args
 
 from ..core.dtypes import BITS
 from ..core.errors import ConfigError
+from ..core.gpus import REGISTERS, Gpu
 from ..encoder.config import FastViTHDConfig, variant_name
-from .gpus import Gpu
 from .operators import Block, Operator, operators, source_of
 
 FloorPrecision = Literal["fp16", "bf16", "fp32"]
@@ -33,12 +33,10 @@ BYTES = {name: BITS[name] // 8 for name in get_args(FloorPrecision)}
 MEMORY, TENSOR, CUDA = "memory", "tensor_cores", "cuda_cores"
 """What can bound a kernel."""
 
-REGISTER_FILE = 256 * 1024
-"""Bytes of registers of one multiprocessor, from sm_80 to sm_120 (CUDA C++ Programming Guide, compute capabilities)."""
 MLP_ROWS = 64
 """Rows that a fused MLP must hold: with fewer it reads each weight from L2 oftener, per operation, than two products in
 128 x 128 tiles read theirs (a weight of 2 bytes does 2 operations per row; such a tile does 64 per byte)."""
-MLP_MAX_DIM = REGISTER_FILE // 2 // (4 * MLP_ROWS)
+MLP_MAX_DIM = REGISTERS // 2 // MLP_ROWS
 """Channels at which the FP32 sums of that many rows fill half of the registers (512); the rest is for operands."""
 
 
@@ -249,7 +247,8 @@ class Roofline:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"floors": [floor.to_dict() for floor in self.floors]}
+        gpu = {"name": self.gpu.name, **self.gpu.rates()}
+        return asdict(self) | {"gpu": gpu, "floors": [floor.to_dict() for floor in self.floors]}
 
 
 def roofline(

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from ....core.dtypes import torch_dtype
+from ....core.gpus import Gpu, get_gpu
 from ....encoder.checkpoint import load_checkpoint
 from ....encoder.config import get_variant
 from ....encoder.exact import exact_float32
 from ....encoder.reparameterize import reparameterize
-from ....export.gpus import Gpu, get_gpu
 from ....export.roofline import roofline
 from ....kernels.accelerate import accelerate
 from .compiled import SAMPLES, measure_in_child, save

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ....core.errors import first_line
-from ....export.gpus import get_gpu
+from ....core.gpus import get_gpu
 from ....kernels.timing import SAMPLE_MS, CaptureError, Replay, check_alive, paired
 from .cases import ends
 

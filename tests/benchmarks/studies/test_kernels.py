@@ -183,7 +183,7 @@ def test_a_child_that_fails_or_takes_too_long(tmp_path: Path) -> None:
 
 def test_floor() -> None:
     assert floor_ms("fastvithd", 1024, 1, None) is None
-    from fvexport.export.gpus import GPUS
+    from fvexport.core.gpus import GPUS
 
     one, eight = (floor_ms("fastvithd", 512, batch, GPUS[0].name) for batch in (1, 8))
     assert one is not None and eight is not None and 4 * one < eight < 8.1 * one

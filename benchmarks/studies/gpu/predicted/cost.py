@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from .....core.gpus import MAX_SHARED, REGISTERS, SCHEDULERS
 from .codes import Code
-from .device import SCHEDULERS, Device
+from .device import Device
 
 LAUNCH = 2.3e-6
 """Seconds that a kernel in a CUDA graph takes at least: the gap before it, its ramp, one load and one store."""
@@ -29,9 +30,7 @@ LOAD = 0.45e-6
 """Seconds from a load to its value where the loop cannot run ahead: L2 under load."""
 MEMORY_LATENCY = 0.9e-6
 """Seconds that a byte from global memory is under way under load: what is in flight over it is the rate."""
-REGISTERS = 65536
-"""32-bit registers of a multiprocessor."""
-SHARED = 227 * 1024
+SHARED = 1024 * MAX_SHARED["sm_90"]
 """Bytes of shared memory of a multiprocessor that blocks may use."""
 MAX_BLOCKS = 32
 """Blocks that a multiprocessor holds."""

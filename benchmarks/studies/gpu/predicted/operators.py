@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .....core.errors import ConfigError
+from .....core.gpus import SCHEDULERS
 from .....kernels.attention import HEAD_DIM
 from .....kernels.launches import Launch
 from .....kernels.work import sizes_of, work_of
@@ -32,7 +33,7 @@ from .cost import (
     rounds_of,
     tensor_clocks,
 )
-from .device import SCHEDULERS, Device
+from .device import Device
 
 HALF = 2
 """Bytes of a value."""

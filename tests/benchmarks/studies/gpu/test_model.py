@@ -12,11 +12,11 @@ from fvexport.benchmarks.studies.gpu import model
 from fvexport.benchmarks.studies.gpu.predicted import codes, count_codes, library, profile, release, scenario
 from fvexport.benchmarks.studies.gpu.predicted.alternatives import alternatives, predicted_row
 from fvexport.benchmarks.studies.gpu.predicted.cost import Cost, Traffic, issue_rate, tensor_clocks
-from fvexport.benchmarks.studies.gpu.predicted.device import CHIPS, H100, device_of
+from fvexport.benchmarks.studies.gpu.predicted.device import H100, device_of
 from fvexport.benchmarks.studies.gpu.predicted.parts import part_names, steps_of
 from fvexport.core.errors import ConfigError, UnavailableError
+from fvexport.core.gpus import GPUS, Gpu
 from fvexport.encoder.config import VARIANTS, get_variant
-from fvexport.export.gpus import GPUS, Gpu
 from fvexport.export.operators import operators
 from fvexport.export.roofline import roofline
 from fvexport.kernels import language
@@ -241,10 +241,10 @@ def test_cublas_as_the_review_has_it(m, n, k, us):
 
 
 def test_every_gpu_with_a_data_sheet_has_a_model():
-    assert {gpu.name for gpu in GPUS} == set(CHIPS)
-    assert device_of("h100") is H100
-    for name in CHIPS:
-        device = device_of(name)
+    assert all(gpu.chip is not None for gpu in GPUS)
+    assert device_of("h100") == H100 and (H100.tensor, H100.memory, H100.clock) == (798e12, 3.0e12, 1.70e9)
+    for gpu in GPUS:
+        device = device_of(gpu.name)
         assert 0.5e9 < device.clock < 2.5e9 and device.memory < device.cache * 4
 
 
