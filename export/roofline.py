@@ -8,7 +8,7 @@ without memory. A kernel then takes at least the longest of
 (the roofline of Williams, Waterman and Patterson, CACM 52(4), 2009), and a block the sum over its kernels, which run
 one after the other. Dense products run on tensor cores, grouped convolutions in FP32 on CUDA cores. What is not
 counted: caches (a tensor that stays in L2 is counted as read from memory), launches, GELU's erf, softmax's exp,
-LayerNorm's sums, views, and at the border of the model casts.
+LayerNorm's sums, views, and casts of the model's input and output.
 
 Tensors are channels-last, so that tokens and feature maps are the same thing.
 """
