@@ -79,36 +79,6 @@ def tokenize(tokenizer: Any, parts: Sequence[Segment]) -> list[int]:
     return ids
 
 
-def with_marks(ids: Sequence[int], image_token_id: int, counts: Sequence[int]) -> list[int]:
-    """Token ids as transformers marks them, a placeholder per visual token, in LLaVA's way: one mark per image.
-
-    Args:
-        ids: token ids in which `image_token_id` stands once for each visual token.
-        image_token_id: config.json's `image_token_index`.
-        counts: visual tokens of each image.
-
-    Raises:
-        PromptError: another number of placeholders than visual tokens.
-    """
-    placeholders = sum(token == image_token_id for token in ids)
-    if placeholders != sum(counts):
-        raise PromptError(
-            f"the token ids hold {placeholders} placeholders and the images have {sum(counts)} visual tokens"
-        )
-    marked: list[int] = []
-    left = list(counts)
-    room = 0
-    for token in ids:
-        if token != image_token_id:
-            marked.append(token)
-            continue
-        if room == 0:
-            marked.append(IMAGE_TOKEN_INDEX)
-            room = left.pop(0)
-        room -= 1
-    return marked
-
-
 def _turns(conversation: Conversation) -> list[tuple[str, str]]:
     """(role, text) of each turn, system first."""
     messages = [{"role": "user", "content": conversation}] if isinstance(conversation, str) else list(conversation)

@@ -12,7 +12,7 @@ Totals may be off by a third, single kernels by a factor of two; the order of al
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from .predicted.scenario import Image, Scenario
 
 BEFORE, AFTER = "before", "after"
-SIZES = ((256, 1), (256, 8), (1024, 1), (1024, 8))
-"""(side, images per call) of the tables."""
 
 
 @dataclass(frozen=True)
@@ -115,36 +113,6 @@ def _changes(image: Image, device: Device) -> tuple[dict[str, float], dict[str, 
         )
         together[change.name] = total_ms(image, Scenario(change.name, frozenset(added), precision=precision), device)
     return alone, together
-
-
-# --- beside measurements ------------------------------------------------------------------------------
-
-
-def beside(measured: Mapping[str, float], prediction: Prediction, contender: str = AFTER) -> list[str]:
-    """Lines of a table: each part's measured and predicted milliseconds, and how far they are apart.
-
-    Args:
-        measured: milliseconds by part, as `predicted.profile.by_part` sums them, or by module (`stage 3 mixer`).
-        prediction: of the same size.
-        contender: whose times they are.
-    """
-    from .predicted.profile import part_of_module
-
-    sums: dict[str, float] = {}
-    for name, ms in measured.items():
-        part = part_of_module(name)
-        sums[part] = sums.get(part, 0.0) + ms
-    lines = [f"{'part':28}{'measured ms':>12}{'predicted ms':>14}{'measured / predicted':>22}"]
-    for part in (*prediction.parts, *(name for name in sums if name not in prediction.parts)):
-        guess = prediction.parts.get(part, {}).get(contender)
-        lines.append(_beside(part, sums.get(part), guess))
-    return [*lines, _beside("total", sum(sums.values()), prediction.total(contender))]
-
-
-def _beside(name: str, measured: float | None, predicted: float | None) -> str:
-    ratio = f"{measured / predicted:.2f}" if measured is not None and predicted else "-"
-    cells = ["-" if ms is None else f"{ms:.3f}" for ms in (measured, predicted)]
-    return f"{name:28}{cells[0]:>12}{cells[1]:>14}{ratio:>22}"
 
 
 # --- as a command -------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ What lives here
     scenario    who computes each step: the release before, this version, single changes, rivals
     prediction  milliseconds of one call, by part
     markdown    the tables of docs/performance-model.md
-    profile     sums a profile's kernels by part, for comparison with the predictions
 
 Nothing here is measured on a GPU, except the four ceilings of an H100 in `device`.
 """

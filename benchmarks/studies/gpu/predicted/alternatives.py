@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from .....core.errors import ConfigError
 from .....kernels.dispatch import modes_for
 from .codes import ARCH
 from .cost import Cost
-from .device import H100, Device
+from .device import Device
 from .parts import Step
 from .scenario import AFTER, Calls, Image, Scenario, call_sizes, launched, multiplied, pytorch, recorded, step_cost
 
 PYTORCH = "PyTorch"
 PRODUCT_PAIR = "fc1, fc2"
 PRODUCTS = ("linear", "linear_tma", "split_k", "cublas")
-SIDES = (256, 384, 512, 768, 1024, 1536, 2048)
-BATCHES = (1, 2, 4, 8, 16)
-"""Images among which `predicted_row` looks for a call of given sizes."""
 
 
 @dataclass(frozen=True)
@@ -112,54 +108,3 @@ def _kernels(step: Step, calls: Calls) -> Iterator[str]:
 
 def _by(step: Step, op: str, calls: Calls, device: Device) -> Cost:
     return step_cost(step, lambda part, channels: op, calls, device)
-
-
-@dataclass(frozen=True)
-class PredictedRow:
-    """A predicted time.
-
-    Attributes:
-        microseconds: of one call.
-        bound: what takes most of it.
-        gpu: on which.
-    """
-
-    microseconds: float
-    bound: str
-    gpu: str
-
-    def __str__(self) -> str:
-        return f"predicted: {self.microseconds:.1f} us on {self.gpu}, bound by {self.bound}"
-
-
-def predicted_row(row: str, sizes: Mapping[str, int], kernel: str, device: Device = H100) -> PredictedRow:
-    """The predicted time of one kernel for one part of the released encoder.
-
-    Args:
-        row: the part, as `kernels.policy` names it: `fc2`, `depthwise`, `qkv`.
-        sizes: of the call: `{"m": 1024, "n": 768, "k": 3072}`.
-        kernel: its name in `kernels.dispatch`, or `PyTorch`.
-        device: an H100 by default.
-
-    Raises:
-        ConfigError: no image among common ones has such a call, or the kernel cannot compute it.
-    """
-    for image in (Image(side, side, batch) for batch in BATCHES for side in SIDES):
-        if not any(_has(step, row, sizes) for step in image.steps()):
-            continue
-        for found in alternatives(image, device):
-            if found.row == row and dict(found.sizes) == dict(sizes):
-                if kernel not in found.costs:
-                    raise ConfigError(f"{kernel} does not compute {row} of {dict(sizes)}; {', '.join(found.costs)} do")
-                cost = found.costs[kernel]
-                return PredictedRow(1e6 * cost.seconds, cost.bound, device.name)
-    raise ConfigError(f"no image of common sizes has {row} of {dict(sizes)}")
-
-
-def _has(step: Step, row: str, sizes: Mapping[str, int]) -> bool:
-    if step.row == row and dict(step.sizes) == dict(sizes):
-        return True
-    if step.kind != "ffn" or row not in ("fc1", "fc2"):
-        return False
-    m, c, hidden = (step.sizes[name] for name in ("m", "c", "hidden"))
-    return dict(sizes) == ({"m": m, "n": hidden, "k": c} if row == "fc1" else {"m": m, "n": c, "k": hidden})

@@ -141,8 +141,3 @@ def _depthwise(layer: Layer, part: str, batch: int, count: int) -> Step:
     values = results + results * layer.stride**2 // layer.outputs + (taps + 1) * layer.out_channels
     row = depthwise_part(layer.kernel, layer.stride, layer.outputs)
     return Step(part, "depthwise", row, sizes, taps * results, values, count, gelu=layer.gelu, grouped=True)
-
-
-def part_names(config: FastViTHDConfig) -> tuple[str, ...]:
-    """The parts of the model in order of their first step."""
-    return tuple(dict.fromkeys(step.part for step in steps_of(config, config.stride, config.stride, 1)))
