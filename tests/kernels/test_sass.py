@@ -101,6 +101,15 @@ def test_branches() -> None:
         assert count(text_of(odd, "IADD3 R0, R0, R1, RZ", ".L_x:", "EXIT"), Work(32), 1).per_value is None
 
 
+def test_a_long_division() -> None:
+    """Numbers of 64 bits that fit into 32 are divided in line; a subroutine divides the others."""
+    text = text_of(
+        "@P0 BRA `(.L_c)", "FADD R0, R0, R1", "BRA `(.L_x)", ".L_c:", "MOV R2, R0", "CALL.REL.NOINC `(f)",
+        ".L_x:", "EXIT",
+    )  # fmt: skip
+    assert count(text, Work(32), 1).per_value == 4
+
+
 def test_nothing_to_sum() -> None:
     """ptxas puts the end of a product without steps first, with an exit of its own."""
     text = text_of(
