@@ -24,7 +24,7 @@ SHARES = (
     Share("environment", 30, 15),
     Share("warm", 45, 60),
     Share("weights", 25, 60),
-    Share("quantize", 400, 30),
+    Share("quantize", 120, 30),
     Share("predict", 60, 15),
     Share("operators", 70, 20),
     Share("models", 55, 20),

@@ -170,12 +170,12 @@ class Run:
                 for name in ("kernels", "runtimes", "leftover"):
                     beside.enter_context(self._beside(name, self._command(name)))
                 beside.enter_context(self._autotune())
+            if quantizing is not None:  # which uses the GPU
+                self._ended(quantizing, quantizing.wait())
             self._ready()
             self._repeated("latency", "toggle-failed")
             self._compiled()
             self._phase("profile")
-            if quantizing is not None:
-                self._ended(quantizing, quantizing.wait())
             self._phase("fp8")
             if not self.dry:
                 self._phase("kernels", self._command("kernels"))
