@@ -15,15 +15,19 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
+from ....core.errors import FvexportError
+from ....kernels.dispatch import BASELINE, MODES, OPS
+from .predicted import scenario as scenarios
+from .predicted.alternatives import alternatives
+from .predicted.device import H100, Device, device_of
+from .predicted.markdown import put, tables
 from .predicted.prediction import PREDICTED, Prediction
-
-if TYPE_CHECKING:
-    from .predicted.device import Device
-    from .predicted.scenario import Image, Scenario
+from .predicted.profile import part_of_module
+from .predicted.scenario import Image, Scenario
 
 BEFORE, AFTER = "before", "after"
 SIZES = ((256, 1), (256, 8), (1024, 1), (1024, 8))
@@ -70,9 +74,6 @@ def predict(side: int, batch: int, device: Device | None = None, *, changes: boo
         ConfigError: a resolution that the encoder does not have.
         UnavailableError: no Triton to record launches with, or a launch whose code was never counted.
     """
-    from .predicted import scenario as scenarios
-    from .predicted.device import H100
-
     device = device or H100
     image = scenarios.Image(side, side, batch)
     ours = {BEFORE: scenarios.BEFORE, AFTER: scenarios.AFTER}
@@ -97,9 +98,6 @@ def total_ms(image: Image, scenario: Scenario, device: Device) -> float:
 
 
 def _changes(image: Image, device: Device) -> tuple[dict[str, float], dict[str, float]]:
-    from ....kernels.dispatch import BASELINE, MODES, OPS
-    from .predicted.scenario import Scenario
-
     alone, together, added = {}, {}, set(BASELINE)
     known = {*OPS, *MODES}
     precision: Literal["fp8"] | None = None
@@ -128,8 +126,6 @@ def beside(measured: Mapping[str, float], prediction: Prediction, contender: str
         prediction: of the same size.
         contender: whose times they are.
     """
-    from .predicted.profile import part_of_module
-
     sums: dict[str, float] = {}
     for name, ms in measured.items():
         part = part_of_module(name)
@@ -160,9 +156,6 @@ def _beside(name: str, measured: float | None, predicted: float | None) -> str:
 @click.option("--page", type=click.Path(path_type=Path, exists=True), help="Write those tables into this page.")
 def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices: bool, page: Path | None) -> None:
     """Prints predicted milliseconds by part, of each change, and of the rivals."""
-    from ....core.errors import FvexportError
-    from .predicted.device import device_of
-
     try:
         device = device_of(gpu)
         sizes = [(side, images) for side in _numbers(res, "--res") for images in _numbers(batch, "--batch")]
@@ -172,8 +165,6 @@ def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices:
             return
         found = [predict(side, images, device) for side, images in sizes]
         if markdown or page:
-            from .predicted.markdown import put, tables
-
             text = tables(found, device)
             if page:
                 page.write_text(put(text, page.read_text(encoding="utf-8")), encoding="utf-8")
@@ -214,9 +205,6 @@ def lines_of(prediction: Prediction) -> Iterator[str]:
 
 def choice_lines(side: int, batch: int, device: Device) -> Iterator[str]:
     """Every part of the model at one size: the policy's kernel, and all kernels with their predicted microseconds."""
-    from .predicted.alternatives import alternatives
-    from .predicted.scenario import Image
-
     yield f"{side}x{side}, batch {batch}, {device.name}: microseconds of one launch or call, {PREDICTED}"
     for found in alternatives(Image(side, side, batch), device):
         sizes = " ".join(f"{name}={size}" for name, size in found.sizes.items())
