@@ -165,13 +165,8 @@ def make_fastvlm(setting: Setting, tower: str) -> tuple[FastVLM, VisionTower]:
         form="seeded",
         sha256="",
         variant=setting.variant,
-        revision=None,
         preprocessing=RELEASED,
-        preprocessing_source=None,
-        resolution=None,
         trained=False,
-        connector_sha256=None,
-        notice=None,
     )
     vlm = FastVLM(
         info=info,

@@ -15,7 +15,6 @@ from .plan import Weights
 from .result import Cell
 from .worker_process import Worker, WorkerError
 
-"""Modules of the targets that run an engine built into the artifact."""
 MAKE_PATIENCE = 4
 """A file may take so many times the timeout of one step: a calibration runs the model many times."""
 

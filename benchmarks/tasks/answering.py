@@ -7,17 +7,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...core.errors import FvexportError, ImageError, PromptError
 from ...core.progress import Progress, silent
+from ...encoder.fastvlm import EncodedImages, FastVLM, Sampling, Tiling, VisionTower
 from .contenders import Contender
 from .items import Item
 from .model_options import weights_of
 from .rows import Rows, read_rows
-
-if TYPE_CHECKING:
-    from ...encoder.fastvlm import EncodedImages, FastVLM, Sampling, Tiling, VisionTower
 
 
 @dataclass(frozen=True)
