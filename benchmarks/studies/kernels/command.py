@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def run(plan: Plan, rows: RowFile, say: Callable[[str], object], *, clock: Clock
     clock, end = clock or default_clock(), time.monotonic() + plan.seconds
     small: dict[str, Any] = {"copy_bytes": 1 << 20, "side": 64} if plan.dry else {}
     top = ceilings(dtype=plan.torch_dtype, device=plan.device, clock=clock, **small)
-    rows.add({"kind": "ceilings"} | top.to_dict())
+    rows.add({"kind": "ceilings"} | asdict(top))
     say(f"copies {top.copy_bytes_s / 1e12:.2f} TB/s, products {top.matmul_flops / 1e12:.0f} TFLOP/s in {top.dtype}")
     make = Maker(plan.torch_dtype, plan.device, plan.variants)
     for side, batch in plan.sizes if plan.only != "encoder" else ():
