@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import ConfigError, ImageError, first_line, one_line
+from ..core.hashing import file_sha256
 from ..core.phrases import counted
 from ..encoder.image import HELD_OUT, load_image, sample_images, search_images
 from ..encoder.preprocess import Preprocessor
@@ -241,20 +242,17 @@ class _Chosen:
         """Whether the file is usable and new; if so it is kept."""
         try:
             load_image(path)
-            with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(2**20):
-                    digest.update(block)
+            digest = file_sha256(path)
         except ImageError as error:
             self.skipped.append((str(path), _reason(path, error)))
             return False
         except OSError as error:
             self.skipped.append((str(path), f"cannot be read ({first_line(error)})"))
             return False
-        if digest.hexdigest() in self.places:
+        if digest in self.places:
             self.repeats += 1
             return False
-        self.places[digest.hexdigest()] = place
+        self.places[digest] = place
         return True
 
 

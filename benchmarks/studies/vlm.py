@@ -37,6 +37,7 @@ from ...encoder.qwen2 import prefill
 from ...encoder.reparameterize import merge_branches
 from ...encoder.seeded import seed_weights
 from ..peers.photos import TEST, Photographs
+from ..sweep.process_memory import peak_mb, reset_peak
 from ..tasks.ttft import LanguageModelName, Vision, measure_ttft_paired, seeded_language_model
 from .results import environment, out_option, write_json
 
@@ -196,16 +197,14 @@ def peak_memory(setting: Setting, tower: str) -> dict[str, Any]:
 def _answer_alone(setting: Setting, tower: str) -> dict[str, Any]:
     vlm, made = make_fastvlm(setting, tower)
     gc.collect()
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux's
-    if reset.exists():
-        reset.write_text("5", encoding="ascii")
+    resets = reset_peak()
     images = vlm.encode_images([sample_images()["astronaut"]], tower=made)
     answer = vlm.answer(images, setting.prompt, sampling=Sampling(setting.answer_tokens))
-    lines = status.read_text(encoding="ascii").splitlines() if reset.exists() else []
-    peak = next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
+    peak = peak_mb() if resets else None
     return {
-        "tower": tower, "peak_mib": peak, "visual_tokens": answer.visual_tokens, "tokens": len(answer.token_ids),
-        "first_ttft_ms": answer.timings.ttft_ms, "tokens_per_s": answer.timings.tokens_per_s,
+        "tower": tower, "peak_mib": peak and peak * 1e6 / 2**20, "visual_tokens": answer.visual_tokens,
+        "tokens": len(answer.token_ids), "first_ttft_ms": answer.timings.ttft_ms,
+        "tokens_per_s": answer.timings.tokens_per_s,
     }  # fmt: skip
 
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from ...core.errors import ConfigError, ImageError
+from ...core.phrases import printable
 from ...core.progress import Progress, silent
 from ...encoder.checkpoint import CheckpointInfo, load_checkpoint
 from ...encoder.fastvlm import EagerTower, Sampling, VisionTower
 from ...encoder.fastvlm.load import RESOLUTION
 from ...encoder.preprocess import Preprocessor
 from ...encoder.preprocess_config import PreprocessConfig
-from .answering import Asking, answer_items, fingerprint, printable
+from .answering import Asking, answer_items, fingerprint
 from .contenders import DEFAULT_BACKEND, Contender, Entered, enter
 from .eval_report import EvalReport, make_report
 from .items import Item, Task, count_items, read_items
@@ -184,7 +185,7 @@ def _embed_items(tower: VisionTower, one: Contender, config: PreprocessConfig, j
             if not np.isfinite(features).all():
                 raise ImageError(f"{item.images[0]} has infinite or undefined features: encode it with an fp32 file")
         except ImageError as error:
-            rows.add(one.name, item, {"error": printable(error)})
+            rows.add(one.name, item, {"error": printable(str(error))})
         else:
             rows.add(one.name, item, {"features": packed(pooled(features)[0])})
     job.progress("encode", job.total, job.total)
