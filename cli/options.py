@@ -18,7 +18,7 @@ from ..core.errors import ConfigError
 from ..core.phrases import did_you_mean
 from ..export.backend_table import ALIASES, BACKENDS, get_backend
 from ..export.export_options import AUTO
-from .parsing import parse_batch, parse_resolution
+from .parsing import parse_resolution
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,32 +48,22 @@ class BackendName(Named):
         return get_backend(super().convert(value, param, ctx)).name
 
 
-class Resolution(click.ParamType):  # type: ignore[type-arg]
-    """`1024` or `512x384`, height first -> (height, width)."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """Text that a function of `parsing` reads; its ConfigError becomes a usage error."""
 
-    name = "resolution"
+    def __init__(self, name: str, read: Callable[[str], object]) -> None:
+        self.name, self.read = name, read
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
             return value
         try:
-            return parse_resolution(value)
+            return self.read(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
 
-class Batch(click.ParamType):  # type: ignore[type-arg]
-    """A number, or `dynamic`, which becomes None."""
-
-    name = "batch"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if not isinstance(value, str):
-            return int(value)
-        try:
-            return parse_batch(value)
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
+RESOLUTION = Parsed("resolution", parse_resolution)
 
 
 def triton_server_option(command: F) -> F:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from ...core import hardware
 from ...core.versions import versions_of
+from ...kernels.table import kernels_digest
 
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Write the figures to this file as JSON.")
 
@@ -30,10 +32,6 @@ def environment() -> dict[str, Any]:
 
 def gpu_environment() -> dict[str, Any]:
     """Processor, GPU, driver's CUDA, versions and the kernels' digest: what a measurement holds for."""
-    import torch
-
-    from ...kernels.table import kernels_digest
-
     found = environment()
     found["versions"] |= versions_of("triton")
     found["kernels"] = kernels_digest()

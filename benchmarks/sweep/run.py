@@ -15,6 +15,7 @@ from ...core import hardware
 from ...core.errors import ArtifactError, CheckpointError
 from ...core.locks import locked
 from ...core.output_path import check_place
+from ...core.phrases import counted
 from ...core.progress import Progress, silent
 from .cell_files import Files
 from .environment import find_environment, now
@@ -288,7 +289,7 @@ class _Sweep:
         """A process died while it was timed; what it had measured before is no result."""
         if not member.done:
             rounds = len(member.windows)
-            after = f" (after {rounds} round{'s' if rounds > 1 else ''})" if rounds else ""
+            after = f" (after {counted(rounds, 'round')})" if rounds else ""
             self._close(member.cell, error.status, error.reason + after)
 
     def _close(self, cell: Cell, status: Status, reason: str, file: File | None = None) -> None:

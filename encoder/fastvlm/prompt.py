@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ...core.errors import PromptError
+from ...core.phrases import counted
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "<image>\\nWhat is this?"}`, as transformers' chat templates take it; the content may be
@@ -46,8 +47,8 @@ def segments(conversation: Conversation, images: int, *, mark: str = MARK) -> li
         turns[users[0]] = role, f"{MARK}\n" * images + text
     elif marks != images:
         raise PromptError(
-            f"the conversation has {marks} {MARK} mark{'s' * (marks != 1)} and {images} "
-            f"image{'s' * (images != 1)} came with it; give one mark for each image, or none at all"
+            f"the conversation has {counted(marks, f'{MARK} mark')} and {counted(images, 'image')} "
+            f"came with it; give one mark for each image, or none at all"
         )
     before, after = mark.split(MARK)
     found: list[Segment] = [""]

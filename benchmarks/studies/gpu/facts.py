@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ...json_lines import complete_rows
 
 FILE = "proof.jsonl"
 Fact = dict[str, Any]
@@ -35,15 +37,7 @@ class Facts:
 
 def read(path: Path) -> list[Fact]:
     """All facts of a file in order; a line that was cut off when its writer was killed is left out."""
-    return list(_read(path)) if path.exists() else []
-
-
-def _read(path: Path) -> Iterator[Fact]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
+    return list(complete_rows(path))
 
 
 def of(facts: Sequence[Fact], kind: str, **values: Any) -> list[Fact]:

@@ -15,15 +15,18 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import click
 
+from ....core.errors import FvexportError
+from ....kernels.dispatch import BASELINE, MODES, OPS
+from .predicted import scenario as scenarios
+from .predicted.alternatives import alternatives
+from .predicted.device import H100, Device, device_of
+from .predicted.markdown import put, tables
 from .predicted.prediction import PREDICTED, Prediction
-
-if TYPE_CHECKING:
-    from .predicted.device import Device
-    from .predicted.scenario import Image, Scenario
+from .predicted.scenario import Image, Scenario
 
 BEFORE, AFTER = "before", "after"
 
@@ -68,9 +71,6 @@ def predict(side: int, batch: int, device: Device | None = None, *, changes: boo
         ConfigError: a resolution that the encoder does not have.
         UnavailableError: no Triton to record launches with, or a launch whose code was never counted.
     """
-    from .predicted import scenario as scenarios
-    from .predicted.device import H100
-
     device = device or H100
     image = scenarios.Image(side, side, batch)
     ours = {BEFORE: scenarios.BEFORE, AFTER: scenarios.AFTER}
@@ -95,9 +95,6 @@ def total_ms(image: Image, scenario: Scenario, device: Device) -> float:
 
 
 def _changes(image: Image, device: Device) -> tuple[dict[str, float], dict[str, float]]:
-    from ....kernels.dispatch import BASELINE, MODES, OPS
-    from .predicted.scenario import Scenario
-
     alone, together, added = {}, {}, set(BASELINE)
     known = {*OPS, *MODES}
     precision: Literal["fp8"] | None = None
@@ -128,9 +125,6 @@ def _changes(image: Image, device: Device) -> tuple[dict[str, float], dict[str, 
 @click.option("--page", type=click.Path(path_type=Path, exists=True), help="Write those tables into this page.")
 def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices: bool, page: Path | None) -> None:
     """Prints predicted milliseconds by part, of each change, and of the rivals."""
-    from ....core.errors import FvexportError
-    from .predicted.device import device_of
-
     try:
         device = device_of(gpu)
         sizes = [(side, images) for side in _numbers(res, "--res") for images in _numbers(batch, "--batch")]
@@ -140,8 +134,6 @@ def main(gpu: str, res: str, batch: str, as_json: bool, markdown: bool, choices:
             return
         found = [predict(side, images, device) for side, images in sizes]
         if markdown or page:
-            from .predicted.markdown import put, tables
-
             text = tables(found, device)
             if page:
                 page.write_text(put(text, page.read_text(encoding="utf-8")), encoding="utf-8")
@@ -182,9 +174,6 @@ def lines_of(prediction: Prediction) -> Iterator[str]:
 
 def choice_lines(side: int, batch: int, device: Device) -> Iterator[str]:
     """Every part of the model at one size: the policy's kernel, and all kernels with their predicted microseconds."""
-    from .predicted.alternatives import alternatives
-    from .predicted.scenario import Image
-
     yield f"{side}x{side}, batch {batch}, {device.name}: microseconds of one launch or call, {PREDICTED}"
     for found in alternatives(Image(side, side, batch), device):
         sizes = " ".join(f"{name}={size}" for name, size in found.sizes.items())

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ....encoder.config import FastViTHDConfig
 from ....encoder.layers import Layer, encoder_layers
@@ -257,8 +258,6 @@ def _backends(device: str) -> tuple[str, ...]:
 
 
 def _with_backend(name: str, qkv: Tensor, heads: int) -> Callable[[int], Tensor]:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     def call(_set: int) -> Tensor:
         with sdpa_kernel(getattr(SDPBackend, name)):
             return attention_reference(qkv, heads)

@@ -12,15 +12,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
 
-if TYPE_CHECKING:
-    from ....kernels.timing import Clock
-    from .encoder import Encoder, Plan
-    from .row_file import RowFile
+from ....core.errors import FvexportError
+from ....encoder.config import get_variant
+from ....kernels.ceilings import ceilings
+from ....kernels.table import arch_of
+from ....kernels.timing import Clock, default_clock
+from ....kernels.tune import check_gpu
+from ....kernels.warm import encoder_launches, warm
+from ..results import gpu_environment
+from .cases import Maker, cases
+from .encoder import Encoder, Plan
+from .row_file import RowFile
+from .rows import CASE_S, case_row
 
 DTYPES = ("fp16", "bf16", "fp32")
 
@@ -49,14 +59,6 @@ def main(
     res: str, batch: str, max_autotune: bool, jobs: int | None, dry_run: bool, out: Path | None, **given: Any
 ) -> None:
     """Prints a line for each operator and size, then for the encoder, and writes them to `--out`."""
-    import torch
-
-    from ....core.errors import FvexportError
-    from ....kernels.tune import check_gpu
-    from ..results import gpu_environment
-    from .encoder import Plan
-    from .row_file import RowFile
-
     modes = ("reduce-overhead", "max-autotune") if max_autotune else ("reduce-overhead",)
     sizes = tuple((int(side), int(images)) for side in res.split(",") for images in batch.split(","))
     if dry_run:
@@ -76,11 +78,6 @@ def main(
 
 
 def _warm(plan: Plan, jobs: int | None) -> None:
-    import torch
-
-    from ....encoder.config import get_variant
-    from ....kernels.table import arch_of
-    from ....kernels.warm import encoder_launches, warm
 
     sizes = [(side, side, batch) for side, batch in plan.sizes]
     arch = arch_of(torch.device("cuda"))
@@ -92,17 +89,10 @@ def run(plan: Plan, rows: RowFile, say: Callable[[str], object], *, clock: Clock
 
     Raises UnavailableError when the GPU is lost; the rows so far are kept.
     """
-    from ....encoder.config import get_variant
-    from ....kernels.ceilings import ceilings
-    from ....kernels.timing import default_clock
-    from .cases import Maker, cases
-    from .encoder import Encoder
-    from .rows import CASE_S, case_row
-
     clock, end = clock or default_clock(), time.monotonic() + plan.seconds
     small: dict[str, Any] = {"copy_bytes": 1 << 20, "side": 64} if plan.dry else {}
     top = ceilings(dtype=plan.torch_dtype, device=plan.device, clock=clock, **small)
-    rows.add({"kind": "ceilings"} | top.to_dict())
+    rows.add({"kind": "ceilings"} | asdict(top))
     say(f"copies {top.copy_bytes_s / 1e12:.2f} TB/s, products {top.matmul_flops / 1e12:.0f} TFLOP/s in {top.dtype}")
     make = Maker(plan.torch_dtype, plan.device, plan.variants)
     for side, batch in plan.sizes if plan.only != "encoder" else ():

@@ -16,12 +16,14 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import torch
+from torch import Tensor
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from ....encoder.exact import exact_float32
+from ....kernels.timing import default_clock, device_times
 
 MODES = ("reduce-overhead", "max-autotune")
 MAX_AUTOTUNE = {"TORCHINDUCTOR_MAX_AUTOTUNE_CONV_BACKENDS": "ATEN"}
@@ -58,11 +60,6 @@ def measure(job: Job) -> dict[str, Any]:
     Returns `mode`, `settings` (environment variables), `compile_s`, `rel_l2` from the float64 features, and `times_ms`:
     device time of calls from tensor to tensor, copies into and out of Inductor's own CUDA graphs among it.
     """
-    import torch
-
-    from ....encoder.exact import exact_float32
-    from ....kernels.timing import default_clock, device_times
-
     torch.backends.cudnn.benchmark = True
     model = torch.load(job.model, map_location=job.device, weights_only=False)
     x = torch.load(job.pixels, map_location=job.device)
@@ -113,8 +110,6 @@ def measure_in_child(job: Job, limit_s: float) -> dict[str, Any]:
 
 def save(folder: Path, model: Any, pixels: Tensor, features: Tensor, mode: str, **options: Any) -> Job:
     """Writes what a child needs to `folder`; options as `Job` has them."""
-    import torch
-
     paths = [folder / f"{name}.pt" for name in ("model", "pixels", "features")]
     for path, value in zip(paths, (model, pixels, features), strict=True):
         torch.save(value, path)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +18,14 @@ from ....core.gpus import Gpu, get_gpu
 from ....encoder.checkpoint import load_checkpoint
 from ....encoder.config import get_variant
 from ....encoder.exact import exact_float32
+from ....encoder.fastvithd import FastViTHD
 from ....encoder.reparameterize import reparameterize
 from ....export.roofline import roofline
 from ....kernels.accelerate import accelerate
+from ....kernels.ceilings import Ceilings
+from ....kernels.timing import Clock
 from .compiled import SAMPLES, measure_in_child, save
 from .rows import ALLOWED, error_of, figures, medians, replays_of, timed
-
-if TYPE_CHECKING:
-    from ....encoder.fastvithd import FastViTHD
-    from ....kernels.ceilings import Ceilings
-    from ....kernels.timing import Clock
 
 ENCODER_S = 8.0
 """Seconds to time the encoder in at one size."""

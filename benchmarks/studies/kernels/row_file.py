@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from ....core.errors import ConfigError
 from ....core.output_path import os_errors
-from ...json_lines import append_lines, complete_lines
+from ...json_lines import append_lines, complete_rows
 
 
 class RowFile:
@@ -24,12 +23,9 @@ class RowFile:
 
     def __init__(self, path: Path | None, environment: dict[str, Any]) -> None:
         self.path, self.rows = path, list[dict[str, Any]]()
-        if path is not None and path.exists():
+        if path is not None:
             with os_errors(path):
-                lines = list(complete_lines(path))
-            for _, text in lines:
-                with contextlib.suppress(ValueError):  # two lines in one, from before cut-off lines were removed
-                    self.rows.append(json.loads(text))
+                self.rows += complete_rows(path)
         known = next((row for row in self.rows if row.get("kind") == "environment"), None)
         if known is None:
             self.add({"kind": "environment"} | environment)

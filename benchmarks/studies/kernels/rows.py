@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ....core.errors import first_line
 from ....core.gpus import get_gpu
-from ....kernels.timing import SAMPLE_MS, CaptureError, Replay, check_alive, paired
-from .cases import ends
-
-if TYPE_CHECKING:
-    from ....kernels.ceilings import Ceilings
-    from ....kernels.timing import Clock, Timing
-    from .cases import Case
+from ....kernels.ceilings import Ceilings
+from ....kernels.timing import SAMPLE_MS, CaptureError, Clock, Replay, Timing, check_alive, paired
+from .cases import Case, ends
 
 ALLOWED = 2.0
 """Error of a candidate over that of PyTorch's plain form in the same dtype, both against float64."""

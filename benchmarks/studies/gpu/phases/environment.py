@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from dataclasses import asdict
 from typing import Any
 
 from .....kernels.ceilings import ceilings
@@ -21,7 +22,7 @@ def run(job: Job) -> None:
     facts = job.facts()
     facts("environment", **gpu_environment(), nvidia_smi=nvidia_smi(), dry=job.dry)
     small: dict[str, Any] = {"copy_bytes": 1 << 20, "side": 64, "samples": 3} if job.dry else {}
-    facts("ceilings", **ceilings(device=job.device, **small).to_dict())
+    facts("ceilings", **asdict(ceilings(device=job.device, **small)))
     facts("clocks", nvidia_smi=nvidia_smi())
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from .....core.errors import FvexportError, first_line
 from .. import latency
+from ..facts import Facts
 from ..job import Job
 from ..model import AFTER, BEFORE, predict, total_ms
 from ..predicted.device import H100
 from ..predicted.scenario import Image, Scenario
 from ..scope import COMPILED, EAGER, FOUR, IN_FP8, OURS, Size
-
-if TYPE_CHECKING:
-    from ..facts import Facts
 
 NAMES = {AFTER: OURS, BEFORE: "before", "Inductor max-autotune": f"{COMPILED}max-autotune", EAGER: EAGER}
 """Contenders of the model by our names."""

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from .....core.errors import FvexportError, first_line
 from .....export.artifact import Artifact
 from .....export.backend_table import get_backend, why_absent
+from .....export.export_options import ExportOptions
+from .....export.onnx_export import export_onnx
 from .....export.runtime.backends import make_backend
 from .....export.runtime.base import TensorBackend
 from .....kernels.timing import device_times, timing
 from .. import latency
 from ..job import Job
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 MEASURED, DRY_BACKENDS = ("onnxruntime-cuda", "onnxruntime-tensorrt"), ("onnxruntime-cpu",)
 TIMING_S = 2.0
@@ -38,9 +38,6 @@ def run(job: Job) -> None:
     size, dtype = scope.profiled, getattr(torch, scope.main)
     out = Path(job.scratch) / "artifact"
     try:
-        from .....export.export_options import ExportOptions
-        from .....export.onnx_export import export_onnx
-
         options = ExportOptions(
             height=size.height, width=size.width, batch=size.batch, precision="fp32" if job.dry else "fp16"
         )

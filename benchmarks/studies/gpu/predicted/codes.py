@@ -12,12 +12,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .....core.errors import UnavailableError
-
-if TYPE_CHECKING:
-    from .....kernels.launches import Launch
+from .....kernels.launches import Launch
 
 FILE = Path(__file__).parent / "codes.json"
 COMMAND = "python -m fvexport.benchmarks.studies.gpu.predicted.count_codes"

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from .....core.errors import ConfigError
 from .cost import Cost
 from .device import Device
 from .parts import Step
+from .prediction import Prediction
 from .scenario import AFTER, BEFORE, Image, Scenario
-
-if TYPE_CHECKING:
-    from .prediction import Prediction
 
 NONE = "–"
 BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
