@@ -29,21 +29,21 @@ def current_gpu() -> Gpu | None:
     )
 
 
-def bound_to(engine: EngineSection) -> str:
+def bound_to(section: EngineSection) -> str:
     """What an engine needs to be loaded, in words, from its section of the manifest."""
-    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[engine.flavour]
-    flags = engine.options
-    if engine.flavour == "tensorrt-rtx":
-        known = engine.capabilities or RTX_CAPABILITIES  # older manifests have no list
-        return f"{title} {engine.version}, GPUs of compute capability {', '.join(known)}"
-    release = f"{title} {version_tuple(engine.version)[0]}, {engine.version} or later" if (
+    title = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[section.flavour]
+    flags = section.options
+    if section.flavour == "tensorrt-rtx":
+        known = section.capabilities or RTX_CAPABILITIES  # older manifests have no list
+        return f"{title} {section.version}, GPUs of compute capability {', '.join(known)}"
+    release = f"{title} {version_tuple(section.version)[0]}, {section.version} or later" if (
         flags.version_compatible
-    ) else f"{title} {engine.version}"  # fmt: skip
+    ) else f"{title} {section.version}"  # fmt: skip
     if flags.hardware_compatible:
         return f"{release}, any GPU from Ampere (compute capability 8.0) on"
-    if engine.gpu is None:
+    if section.gpu is None:
         return f"{release}, the GPU it was built on (compute capability ?)"
-    return f"{release}, {engine.gpu.name} (compute capability {engine.gpu.compute_capability})"
+    return f"{release}, {section.gpu.name} (compute capability {section.gpu.compute_capability})"
 
 
 def check_gpu(api: Api, gpu: Gpu | None, *, runs: bool) -> None:
@@ -67,12 +67,12 @@ def check_gpu(api: Api, gpu: Gpu | None, *, runs: bool) -> None:
         )
 
 
-def check_binding(where: str, engine: EngineSection, api: Api, gpu: Gpu | None) -> None:
+def check_binding(where: str, section: EngineSection, api: Api, gpu: Gpu | None) -> None:
     """Refuses a plan that this TensorRT or this GPU cannot load.
 
     Args:
         where: the artifact, for the message.
-        engine: its manifest's section.
+        section: its manifest's section.
         api: the TensorRT that would load it.
         gpu: the GPU that would run it.
 
@@ -80,24 +80,24 @@ def check_binding(where: str, engine: EngineSection, api: Api, gpu: Gpu | None) 
         ArtifactError: another flavour, version or GPU.
         UnavailableError: no GPU.
     """
-    if api.flavour != engine.flavour:
-        backend = engine.flavour
+    if api.flavour != section.flavour:
+        backend = section.flavour
         raise ArtifactError(f"{where} holds an engine of {backend}, not of {api.flavour}: take --backend {backend}, "
                             f"or {REBUILD}")  # fmt: skip
-    flags, built = engine.options, version_tuple(engine.version)
+    flags, built = section.options, version_tuple(section.version)
     here = version_tuple(api.version)
     fits = here[0] == built[0] and here >= built if flags.version_compatible else here == built
     if not fits:
-        raise ArtifactError(f"{where} holds an engine of {bound_to(engine)}; here is {api.title}: {REBUILD}")
+        raise ArtifactError(f"{where} holds an engine of {bound_to(section)}; here is {api.title}: {REBUILD}")
     if gpu is None:
-        raise UnavailableError(f"{where} holds an engine for {bound_to(engine)}, and no NVIDIA GPU was found here")
+        raise UnavailableError(f"{where} holds an engine for {bound_to(section)}, and no NVIDIA GPU was found here")
     if (reason := api.why_not_on(gpu.compute_capability)) is not None:
         other = ": `fvexport trt --flavour tensorrt --force`" if api.flavour == "tensorrt-rtx" else ""
-        raise ArtifactError(f"{where} holds an engine for {bound_to(engine)}; here is {gpu.name}: {reason}{other}")
+        raise ArtifactError(f"{where} holds an engine for {bound_to(section)}; here is {gpu.name}: {reason}{other}")
     if api.flavour == "tensorrt-rtx":
         return
-    built_on = engine.gpu and (engine.gpu.name, engine.gpu.compute_capability)
+    built_on = section.gpu and (section.gpu.name, section.gpu.compute_capability)
     same = (gpu.name, gpu.compute_capability) == built_on
     if version_tuple(gpu.compute_capability) < AMPERE if flags.hardware_compatible else not same:
-        raise ArtifactError(f"{where} holds an engine for {bound_to(engine)}; here is {gpu.name} (compute capability "
+        raise ArtifactError(f"{where} holds an engine for {bound_to(section)}; here is {gpu.name} (compute capability "
                             f"{gpu.compute_capability}): {REBUILD} on it")  # fmt: skip

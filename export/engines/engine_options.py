@@ -68,13 +68,13 @@ class ProfileOptions:
     batch: Span | None = None
     resolutions: tuple[Span, Span] | None = None
 
-    def fill(self, sizes: Sequence[int | str | None], own: tuple[int, int], config: FastViTHDConfig) -> Profile:
+    def fill(self, sizes: Sequence[int | str | None], own: tuple[int, int], architecture: FastViTHDConfig) -> Profile:
         """The profile of an ONNX file.
 
         Args:
             sizes: batch, height and width of the file: a number where it is fixed.
             own: height and width that it was made at.
-            config: the architecture.
+            architecture: of the model.
 
         Raises:
             ConfigError: the file, or the model, has no such sizes.
@@ -89,7 +89,7 @@ class ProfileOptions:
                 found = ":".join(map(str, span))
                 raise ConfigError(f"the ONNX file takes {name} {size} alone, not {found}; export it with {option}")
         for heights, widths in zip(profile.height, profile.width, strict=True):
-            config.check_resolution(heights, widths)
+            architecture.check_resolution(heights, widths)
         return profile
 
 
