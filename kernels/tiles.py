@@ -44,7 +44,9 @@ def fast_gelu(x, PAIRS: tl.constexpr):
     q = (1.01430183e-3 * t - 0.106775975) * t - 2.30112105
     if not BY_HARDWARE:
         return x / (1.0 + tl.exp2(x * q))
-    elif PAIRS and x.numel >= PAIRED:  # at most 2^60, so that a product of two is finite; below -13 that leaves x / 2^60
+    elif (
+        PAIRS and x.numel >= PAIRED
+    ):  # at most 2^60, so that a product of two is finite; below -13 that leaves x / 2^60
         return x * reciprocal_of_pairs(1.0 + tl.exp2(tl.minimum(x * q, 60.0)))
     else:  # one instruction, exact to 1 ulp; a division takes nine
         return x * tl.inline_asm_elementwise(
