@@ -81,3 +81,14 @@ def parse_percent(text: str) -> float:
     if match is None or not 0 < float(match[1]) < 100:
         raise ConfigError(f"{text!r} is no percentage above 0 and below 100, such as 5%.")
     return float(match[1]) / 100
+
+
+def parse_pixels(text: str) -> int | None:
+    """`200M`, `1.5G` or `250000` -> a number of pixels; `none` -> None, for no limit."""
+    if text.strip().lower() == "none":
+        return None
+    match = re.fullmatch(r"(\d+|\d*\.\d+)\s*([kmg]?)", text.strip().lower())
+    pixels = round(float(match[1]) * _BYTES[match[2]]) if match else 0
+    if pixels < 1:
+        raise ConfigError(f"{text!r} is no number of pixels; give one such as 200M, or none for no limit")
+    return pixels
