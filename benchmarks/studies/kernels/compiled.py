@@ -54,12 +54,38 @@ class Job:
     samples: int = SAMPLES
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """Compiles, compares and times, in this process.
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A job's times.
 
-    Returns `mode`, `settings` (environment variables), `compile_s`, `rel_l2` from the float64 features, and `times_ms`:
-    device time of calls from tensor to tensor, copies into and out of Inductor's own CUDA graphs among it.
+    Attributes:
+        mode: the job's.
+        settings: environment variables that change what is compiled.
+        clock, ahead: the clock's name, and whether the host launched ahead of the GPU.
+        compile_s: seconds until the compiled model was ready.
+        rel_l2: relative L2 error, from the float64 features.
+        times_ms: device time of calls from tensor to tensor, with the copies into and out of Inductor's CUDA graphs.
     """
+
+    mode: str
+    settings: dict[str, str]
+    clock: str
+    ahead: bool
+    compile_s: float
+    rel_l2: float
+    times_ms: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmeasured:
+    """A job that failed or took too long: its mode, and the reason in one line."""
+
+    mode: str
+    error: str
+
+
+def measure(job: Job) -> Measured:
+    """Compiles, compares and times, in this process."""
     torch.backends.cudnn.benchmark = True
     model = torch.load(job.model, map_location=job.device, weights_only=False)
     x = torch.load(job.pixels, map_location=job.device)
@@ -73,18 +99,15 @@ def measure(job: Job) -> dict[str, Any]:
         y = y[: len(reference)].double()
         compile_s = time.perf_counter() - start
         times = device_times(lambda: compiled(x), samples=job.samples, clock=clock)
-    return {
-        "mode": job.mode, "settings": {name: os.environ[name] for name in MAX_AUTOTUNE if name in os.environ},
-        "clock": clock.name, "ahead": clock.ahead, "compile_s": compile_s,
-        "rel_l2": float((y - reference).norm() / reference.norm()), "times_ms": times,
-    }  # fmt: skip
+    return Measured(
+        mode=job.mode, settings={name: os.environ[name] for name in MAX_AUTOTUNE if name in os.environ},
+        clock=clock.name, ahead=clock.ahead, compile_s=compile_s,
+        rel_l2=float((y - reference).norm() / reference.norm()), times_ms=times,
+    )  # fmt: skip
 
 
-def measure_in_child(job: Job, limit_s: float) -> dict[str, Any]:
-    """`measure` in another process.
-
-    Returns what `measure` does, or {"mode", "error"} if that fails or takes longer than `limit_s` seconds.
-    """
+def measure_in_child(job: Job, limit_s: float) -> Measured | Unmeasured:
+    """`measure` in another process, for at most `limit_s` seconds."""
     environment = dict(os.environ)
     if job.mode == "max-autotune":
         environment |= MAX_AUTOTUNE
@@ -97,15 +120,18 @@ def measure_in_child(job: Job, limit_s: float) -> dict[str, Any]:
     try:
         out, err = child.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        return {"mode": job.mode, "error": f"took longer than {limit_s:.0f} s"}
+        return Unmeasured(mode=job.mode, error=f"took longer than {limit_s:.0f} s")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
     if child.returncode:
-        return {"mode": job.mode, "error": (err.strip().splitlines() or [f"exit code {child.returncode}"])[-1][:300]}
-    result: dict[str, Any] = json.loads(out.strip().splitlines()[-1])
-    return result
+        reason = (err.strip().splitlines() or [f"exit code {child.returncode}"])[-1][:300]
+        return Unmeasured(mode=job.mode, error=reason)
+    try:
+        return Measured(**json.loads(out[out.rstrip().rfind("\n") + 1 :]))
+    except (ValueError, TypeError) as error:
+        return Unmeasured(mode=job.mode, error=f"the process gave no valid answer ({error})")
 
 
 def save(folder: Path, model: Any, pixels: Tensor, features: Tensor, mode: str, **options: Any) -> Job:
@@ -120,7 +146,7 @@ def save(folder: Path, model: Any, pixels: Tensor, features: Tensor, mode: str, 
 @click.argument("job")
 def main(job: str) -> None:
     """Entry point of the child."""
-    click.echo(json.dumps(measure(Job(**json.loads(job)))))
+    click.echo(json.dumps(asdict(measure(Job(**json.loads(job))))))
 
 
 if __name__ == "__main__":

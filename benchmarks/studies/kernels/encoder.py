@@ -6,7 +6,7 @@ import copy
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ....export.roofline import roofline
 from ....kernels.accelerate import accelerate
 from ....kernels.ceilings import Ceilings
 from ....kernels.timing import Clock
-from .compiled import SAMPLES, measure_in_child, save
+from .compiled import SAMPLES, Measured, Unmeasured, measure_in_child, save
 from .rows import ALLOWED, error_of, figures, medians, replays_of, timed
 
 ENCODER_S = 8.0
@@ -103,15 +103,16 @@ class Encoder:
             "floor_ms": self._floor_ms(side, batch, top),
         }
         row |= {"sheet_floor_ms": floor_ms(plan.variant, side, batch, plan.gpu), "clock": clock.name}
-        row |= {"timings": [timing.to_dict() for timing in timings], "compiled": self._compiled(x, reference, end)}
+        compiled = self._compiled(x, reference, end)
+        row |= {"timings": [timing.to_dict() for timing in timings], "compiled": [asdict(found) for found in compiled]}
         times = medians(timings)
-        for found in row["compiled"]:  # timed alone, in processes of their own
-            if "times_ms" in found:
-                times[f"torch.compile {found['mode']}"] = statistics.median(found["times_ms"])
+        for found in compiled:  # timed alone, in processes of their own
+            if isinstance(found, Measured):
+                times[f"torch.compile {found.mode}"] = statistics.median(found.times_ms)
         return row | figures(times, [OURS], OURS)
 
-    def _compiled(self, x: Tensor, reference: Tensor, end: float) -> list[dict[str, Any]]:
-        plan, found = self.plan, []
+    def _compiled(self, x: Tensor, reference: Tensor, end: float) -> list[Measured | Unmeasured]:
+        plan, found = self.plan, list[Measured | Unmeasured]()
         backend = "eager" if plan.dry else "inductor"
         with tempfile.TemporaryDirectory() as folder:
             for mode in plan.modes:

@@ -171,14 +171,17 @@ def test_compiled_in_a_child(tmp_path: Path) -> None:
     job = a_job(tmp_path, "max-autotune")
     torch.save(torch.load(job.model, weights_only=False).float(), job.model)
     found = compiled.measure_in_child(job, 300)
-    assert found["rel_l2"] < 1e-5 and len(found["times_ms"]) == 2 and found["settings"] == compiled.MAX_AUTOTUNE
+    assert isinstance(found, compiled.Measured)
+    assert found.rel_l2 < 1e-5 and len(found.times_ms) == 2 and found.settings == compiled.MAX_AUTOTUNE
 
 
 def test_a_child_that_fails_or_takes_too_long(tmp_path: Path) -> None:
     job = a_job(tmp_path)
-    assert compiled.measure_in_child(job, 0.05)["error"] == "took longer than 0 s"
+    slow = compiled.measure_in_child(job, 0.05)
+    assert isinstance(slow, compiled.Unmeasured) and slow.error == "took longer than 0 s"
     failed = compiled.measure_in_child(replace(job, model=str(tmp_path / "missing.pt")), 300)
-    assert failed["mode"] == "reduce-overhead" and "missing.pt" in failed["error"]
+    assert isinstance(failed, compiled.Unmeasured)
+    assert failed.mode == "reduce-overhead" and "missing.pt" in failed.error
 
 
 def test_floor() -> None:
