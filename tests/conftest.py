@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -40,12 +43,76 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {why}"))
 
 
+def pytest_collection_finish() -> None:
+    """Takes what is imported by now out of garbage collection, and collects less often.
+
+    An export makes millions of small objects that live until it ends. With Python's defaults a tenth of its time goes
+    into looking at all of them, and at those of torch and sympy, again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache, nor does a process that it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def torchlib_once() -> Iterator[None]:
+    """Has `torch.onnx` read its table of translations once, not anew for each export, of which it is a quarter.
+
+    The table is one of torch's internals: where it is not as expected, nothing is changed. Commands that tests start as
+    processes export without this.
+    """
+    from torch.onnx._internal.exporter import _registration
+
+    registry = _registration.ONNXRegistry
+    make, made = registry.from_torchlib, dict[str, Any]()
+
+    def from_torchlib(**options: Any) -> Any:
+        key = repr(options)
+        if key not in made:
+            made[key] = make(**options)
+        own = copy.copy(made[key])
+        own.functions = {target: list(functions) for target, functions in made[key].functions.items()}
+        return own
+
+    with pytest.MonkeyPatch.context() as patch:
+        if isinstance(getattr(make(), "functions", None), dict):
+            patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist share, for what is made once in a run; see `made_once`."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(key, make)`: the path that `make(path)` wrote, in whichever worker came first."""
+    from filelock import FileLock
+
+    def get(key: str, make: Callable[[Path], object]) -> Path:
+        folder = shared_folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "whole").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one whose making failed
+                folder.mkdir()
+                make(folder / "made")
+                (folder / "whole").touch()
+        return folder / "made"
+
+    return get
 
 
 @pytest.fixture(scope="session")
