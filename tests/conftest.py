@@ -66,8 +66,8 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def torchlib_once() -> Iterator[None]:
     """Has `torch.onnx` read its table of translations once, not anew for each export, of which it is a quarter.
 
-    The table is one of torch's internals: where it is not as expected, nothing is changed. Commands that tests start as
-    processes export without this.
+    Where torch's table is another than expected it is read anew. Commands that tests start as processes export without
+    this.
     """
     from torch.onnx._internal.exporter import _registration
 
@@ -78,13 +78,15 @@ def torchlib_once() -> Iterator[None]:
         key = repr(options)
         if key not in made:
             made[key] = make(**options)
-        own = copy.copy(made[key])
-        own.functions = {target: list(functions) for target, functions in made[key].functions.items()}
+        table = made[key]
+        if not isinstance(getattr(table, "functions", None), dict):
+            return make(**options)
+        own = copy.copy(table)  # an export adds its own translations
+        own.functions = {target: list(functions) for target, functions in table.functions.items()}
         return own
 
     with pytest.MonkeyPatch.context() as patch:
-        if isinstance(getattr(make(), "functions", None), dict):
-            patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
+        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
         yield
 
 
