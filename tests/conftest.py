@@ -27,7 +27,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out tests marked `long` unless `-m` names them, and skips those marked `gpu` on a machine without one.
 
     `-m "not long"` among the default options would be lost with any other `-m`. Imports torch only for `gpu`.
+
+    Files with a test marked `slow` come first: of two workers none is to begin such a file when the other has no more.
     """
+    slow = {_file_of(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: _file_of(item) not in slow)
     if not re.search(r"\blong\b", config.option.markexpr):
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
@@ -41,6 +45,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             why = built if torch.version.cuda is None else "PyTorch finds none"
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {why}"))
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def pytest_collection_finish() -> None:
