@@ -14,6 +14,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,37 @@ def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], object]], 
         return folder / "made"
 
     return get
+
+
+@pytest.fixture(scope="session")
+def exported(
+    made_once: Callable[[str, Callable[[Path], object]], Path], torchlib_once: None, golden_dir: Path
+) -> Callable[..., Any]:
+    """`exported(precision="fp16", …)`: an artifact at 128 x 128 with these options, made once by one of the workers.
+
+    Of the seeded tiny encoder; `exported("llava_tiny", …)` is of that golden checkpoint. Not to be written to.
+    """
+    from fvexport.export.artifact import Artifact
+    from fvexport.export.export_options import ExportOptions
+    from fvexport.export.onnx_export import export_onnx
+
+    made: dict[str, Artifact] = {}
+
+    def export(checkpoint: str | None = None, **options: Any) -> Artifact:
+        wanted = ExportOptions(**{"height": 128, "width": 128, **options})
+        wanted = replace(wanted, opset=wanted.effective_opset)  # the same file, whether the default was spelled out
+        key = repr((checkpoint, wanted))
+
+        def write(out: Path) -> None:
+            source = None if checkpoint is None else golden_dir / checkpoint
+            variant = "tiny" if checkpoint is None else None
+            export_onnx(source, out, options=wanted, variant=variant, parity=False)
+
+        if key not in made:
+            made[key] = Artifact.open(made_once(f"artifact {key}", write))
+        return made[key]
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,28 +33,6 @@ def always_one_thread(one_thread: None, torchlib_once: None) -> None:
 def tiny() -> Checkpoint:
     """Seeded, in train form."""
     return load_checkpoint(variant="tiny")
-
-
-@pytest.fixture(scope="session")
-def exported(made_once: Callable[..., Path], tiny: Checkpoint) -> Export:
-    """`exported(precision="fp16", …)`: an artifact at 128 x 128 with these options, made once by one of the workers.
-
-    `checkpoint="llava_tiny"` takes a golden one. Not to be written to: see `copied`.
-    """
-    made: dict[str, Artifact] = {}
-
-    def export(checkpoint: str | None = None, **options: Any) -> Artifact:
-        wanted = ExportOptions(**{"height": 128, "width": 128, **options})
-        wanted = replace(wanted, opset=wanted.effective_opset)  # the same file, whether the default was spelled out
-        key = repr((checkpoint, wanted))
-        if key not in made:
-            source: Any = tiny if checkpoint is None else GOLDEN / checkpoint
-            made[key] = Artifact.open(
-                made_once(f"artifact {key}", lambda out: export_onnx(source, out, options=wanted, parity=False))
-            )
-        return made[key]
-
-    return export
 
 
 @pytest.fixture(scope="session")
