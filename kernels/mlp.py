@@ -82,7 +82,7 @@ def mlp_kernel(
             w = load_part(w1_ptr, hidden, 2 * PART + inner, HIDDEN, C, C, EVEN)
             a = tl.dot(x2, w.T, a, input_precision=PRECISION)
         b1 = tl.load(b1_ptr + hidden, mask=hidden < HIDDEN, other=0.0)
-        a = gelu_as(a + b1.to(tl.float32)[None, :], GELU).to(x0.dtype)
+        a = gelu_as(a + b1.to(tl.float32)[None, :], GELU, PAIRS=True).to(x0.dtype)
         w = load_part(w2_ptr, inner, hidden, C, HIDDEN, HIDDEN, EVEN)
         y0 = tl.dot(a, w.T, y0, input_precision=PRECISION)
         if PARTS == 3:

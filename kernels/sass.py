@@ -273,6 +273,8 @@ def _runs_next(code: Sequence[Instruction], loops: Sequence[Loop], index: int, w
     elif between and last.target is not None and last.target > target and not last.conditional:
         after = last.target
     if after is not None:
+        if any(i.base == "CALL" for i in code[target:after]):  # divides 64-bit numbers that do not fit into 32 bits
+            return True
         second = _anchors(code[target:after], work)
         if first and second:
             here, there = _looped(loops, index, target), _looped(loops, target - 1, after)

@@ -31,49 +31,53 @@ def gelu(x):
 
 
 @jit
-def fast_gelu(x):
-    """GELU of a float32 tile in logistic form, for results in a half type: about 11 instructions instead of 34.
+def fast_gelu(x, PAIRS: tl.constexpr):
+    """GELU of a float32 tile in logistic form, for results in a half type: about 10 instructions instead of 34.
 
         x / (1 + 2^(x q)),    q = (a t + b) t + c,    t = min(x^2, 40)
 
     a, b, c minimize the largest error against GELU in float64, which is 2.6e-5 over all x. For normally distributed x
     the error's norm is an eighth of what rounding the result to FP16 adds. Without the clamp q turns positive beyond
-    |x| = 11.1; with that of x q, 1 + 2^(x q) stays below 2^61.
+    |x| = 11.1.
     """
     t = tl.minimum(x * x, 40.0)
     q = (1.01430183e-3 * t - 0.106775975) * t - 2.30112105
-    below = 1.0 + tl.exp2(tl.minimum(x * q, 60.0))
-    if BY_HARDWARE:  # one instruction, exact to 1 ulp; a division takes nine
-        if x.numel >= PAIRED:
-            return x * reciprocal_of_pairs(below)
-        else:
-            return x * tl.inline_asm_elementwise(
-                "rcp.approx.ftz.f32 $0, $1;", "=r,r", [below], dtype=tl.float32, is_pure=True, pack=1
-            )
+    if PAIRS and x.numel >= PAIRED:  # 2^60: a product of two is finite; below x = -13, x / 2^60 is left
+        return x * reciprocal_of_pairs(1.0 + tl.exp2(tl.minimum(x * q, 60.0)))
+    elif BY_HARDWARE:  # one instruction, exact to 1 ulp; a division takes nine
+        return x * tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=r,r", [1.0 + tl.exp2(x * q)], dtype=tl.float32, is_pure=True, pack=1
+        )
     else:
-        return x / below
+        return x / (1.0 + tl.exp2(x * q))
 
 
 @jit
 def reciprocal_of_pairs(a):
     """1 / a of float32 values from 1 to 2^60, two of a thread from one reciprocal: 1 / a = b (1 / (a b)).
 
-    The unit that computes 2^x and 1 / x takes 8 cycles for a warp, a product one: GELU takes 12 cycles instead of 16.
+    The unit that computes 2^x and 1 / x takes 8 cycles for a warp, and others one: GELU takes 12 cycles instead of 16.
     """
-    return tl.inline_asm_elementwise(
-        "{ .reg .f32 both; mul.f32 both, $2, $3; rcp.approx.ftz.f32 both, both;"
-        " mul.f32 $0, both, $3; mul.f32 $1, both, $2; }",
-        "=&r,=&r,r,r", [a], dtype=tl.float32, is_pure=True, pack=2,
-    )  # fmt: skip
+    if BY_HARDWARE:
+        return tl.inline_asm_elementwise(
+            "{ .reg .f32 both; mul.f32 both, $2, $3; rcp.approx.ftz.f32 both, both;"
+            " mul.f32 $0, both, $3; mul.f32 $1, both, $2; }",
+            "=&r,=&r,r,r", [a], dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return 1.0 / a
 
 
 @jit
-def gelu_as(x, GELU: tl.constexpr):
-    """GELU of a float32 tile in the form that `dispatch.gelu_form` chose: 0 none, 1 by erf, 2 logistic."""
+def gelu_as(x, GELU: tl.constexpr, PAIRS: tl.constexpr = False):
+    """GELU of a float32 tile in the form that `dispatch.gelu_form` chose: 0 none, 1 by erf, 2 logistic.
+
+    PAIRS: two values share a reciprocal. On an H100 `mlp` is up to 5 % faster with it, other kernels up to 3 % slower.
+    """
     if GELU == 1:
         x = gelu(x)
     elif GELU == 2:
-        x = fast_gelu(x)
+        x = fast_gelu(x, PAIRS)
     return x
 
 

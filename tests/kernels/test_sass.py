@@ -101,6 +101,15 @@ def test_branches() -> None:
         assert count(text_of(odd, "IADD3 R0, R0, R1, RZ", ".L_x:", "EXIT"), Work(32), 1).per_value is None
 
 
+def test_a_long_division() -> None:
+    """Numbers of 64 bits that fit into 32 are divided in line; a subroutine divides the others."""
+    text = text_of(
+        "@P0 BRA `(.L_c)", "FADD R0, R0, R1", "BRA `(.L_x)", ".L_c:", "MOV R2, R0", "CALL.REL.NOINC `(f)",
+        ".L_x:", "EXIT",
+    )  # fmt: skip
+    assert count(text, Work(32), 1).per_value == 4
+
+
 def test_nothing_to_sum() -> None:
     """ptxas puts the end of a product without steps first, with an exit of its own."""
     text = text_of(
@@ -146,9 +155,9 @@ def test_unknown_kernels() -> None:
 constexpr = language.tl.constexpr if language.INSTALLED else int
 
 
-def _pointwise(x_ptr, out_ptr, N: constexpr, GELU: constexpr):  # type: ignore[no-untyped-def]
+def _pointwise(x_ptr, out_ptr, N: constexpr, GELU: constexpr, PAIRS: constexpr):  # type: ignore[no-untyped-def]
     places = tl.program_id(0) * N + tl.arange(0, N)
-    y = gelu_as(tl.load(x_ptr + places) * 1.5, GELU)
+    y = gelu_as(tl.load(x_ptr + places) * 1.5, GELU, PAIRS)
     tl.store(out_ptr + places, y)
 
 
@@ -160,18 +169,20 @@ def launched(kernel: Any, *args: Any, **constants: Any) -> Launch:
 
 @compiles
 def test_gelu() -> None:
-    """GELU by erf has 32 instructions per value and the logistic form 11 (`dispatch.gelu_form`: 0 is none).
+    """GELU by erf has 32 instructions per value and the logistic form 9 (`dispatch.gelu_form`: 0 is none).
 
-    In the latter, two values share a reciprocal, so that 1.5 instructions per value go to the special function unit.
-    Of float32 values, so that no conversion is counted; the multiplication before it keeps its 1.
+    11 where two values share a reciprocal, but 1.5 instead of 2 for the special function unit. Of float32 values, so
+    that no conversion is counted; the multiplication before it keeps its 1.
     """
-    kernel = language.jit(_pointwise)
+    kernel, values = language.jit(_pointwise), 4096 / 128
     x = torch.empty(4096, device="meta")
-    launches = [launched(kernel, x, x, N=4096, GELU=form, num_warps=4) for form in (0, 1, 2)]
-    counts = [compile_launch(launch, "sm_90", sass=True).sass for launch in launches]
-    plain, erf, logistic = (found.instructions / (4096 / 128) for found in counts if found is not None)
-    assert erf - plain == pytest.approx(32, abs=0.5) and logistic - plain == pytest.approx(11, abs=0.25)
-    assert counts[2] is not None and counts[2].classes["mufu"] == 1.5 * (4096 / 128)
+    forms = [(0, False), (1, False), (2, False), (2, True)]
+    launches = [launched(kernel, x, x, N=4096, GELU=form, PAIRS=pairs, num_warps=4) for form, pairs in forms]
+    counts = [found for launch in launches if (found := compile_launch(launch, "sm_90", sass=True).sass) is not None]
+    plain, erf, logistic, paired = (found.instructions / values for found in counts)
+    assert erf - plain == pytest.approx(32, abs=0.5) and logistic - plain == pytest.approx(9, abs=0.25)
+    assert paired - plain == pytest.approx(11, abs=0.25)
+    assert [found.classes["mufu"] / values for found in counts[2:]] == [2, 1.5]
 
 
 @compiles
