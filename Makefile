@@ -37,7 +37,7 @@ type: $(STAMP)  ## Check types in every file of the package
 	| sed -E 's#^fvexport/##'
 
 pytest: $(STAMP) tensorrt-cpu  ## Run all tests on two cores (a part of them: .venv/bin/pytest tests/encoder)
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(STAMP) tensorrt-cpu  ## Run the tests that take minutes
 	$(BIN)/pytest -m long

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -11,6 +14,7 @@ import runpy
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leaves out tests marked `long` unless `-m` names them, and skips those marked `gpu` on a machine without one.
 
     `-m "not long"` among the default options would be lost with any other `-m`. Imports torch only for `gpu`.
+
+    Files with a test marked `slow` come first: of two workers none is to begin such a file when the other has no more.
     """
+    slow = {_file_of(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: _file_of(item) not in slow)
     if not re.search(r"\blong\b", config.option.markexpr):
         long = [item for item in items if item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
@@ -40,12 +48,113 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.skip(reason=f"needs an NVIDIA GPU: {why}"))
 
 
+def _file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def pytest_collection_finish() -> None:
+    """Takes what is imported by now out of garbage collection, and collects less often.
+
+    An export makes millions of small objects that live until it ends. With Python's defaults a tenth of its time goes
+    into looking at all of them, and at those of torch and sympy, again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or writes the user's cache, nor does a process that it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def torchlib_once() -> Iterator[None]:
+    """Has `torch.onnx` read its table of translations once, not anew for each export, of which it is a quarter.
+
+    Where torch's table is another than expected it is read anew. Commands that tests start as processes export without
+    this.
+    """
+    from torch.onnx._internal.exporter import _registration
+
+    registry = _registration.ONNXRegistry
+    make, made = registry.from_torchlib, dict[str, Any]()
+
+    def from_torchlib(**options: Any) -> Any:
+        key = repr(options)
+        if key not in made:
+            made[key] = make(**options)
+        table = made[key]
+        if not isinstance(getattr(table, "functions", None), dict):
+            return make(**options)
+        own = copy.copy(table)  # an export adds its own translations
+        own.functions = {target: list(functions) for target, functions in table.functions.items()}
+        return own
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist share, for what is made once in a run; see `made_once`."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_once(shared_folder: Path) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(key, make)`: the path that `make(path)` wrote, in whichever worker came first."""
+    from filelock import FileLock
+
+    def get(key: str, make: Callable[[Path], object]) -> Path:
+        folder = shared_folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "whole").exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of one whose making failed
+                folder.mkdir()
+                make(folder / "made")
+                (folder / "whole").touch()
+        return folder / "made"
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def exported(
+    made_once: Callable[[str, Callable[[Path], object]], Path], torchlib_once: None, golden_dir: Path
+) -> Callable[..., Any]:
+    """`exported(precision="fp16", …)`: an artifact at 128 x 128 with these options, made once by one of the workers.
+
+    Of the seeded tiny encoder; `exported("llava_tiny", …)` is of that golden checkpoint. Not to be written to.
+    """
+    from fvexport.export.artifact import Artifact
+    from fvexport.export.export_options import ExportOptions
+    from fvexport.export.onnx_export import export_onnx
+
+    made: dict[str, Artifact] = {}
+
+    def export(checkpoint: str | None = None, **options: Any) -> Artifact:
+        wanted = ExportOptions(**{"height": 128, "width": 128, **options})
+        wanted = replace(wanted, opset=wanted.effective_opset)  # the same file, whether the default was spelled out
+        key = repr((checkpoint, wanted))
+
+        def write(out: Path) -> None:
+            source = None if checkpoint is None else golden_dir / checkpoint
+            variant = "tiny" if checkpoint is None else None
+            export_onnx(source, out, options=wanted, variant=variant, parity=False)
+
+        if key not in made:
+            made[key] = Artifact.open(made_once(f"artifact {key}", write))
+        return made[key]
+
+    return export
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ collected = runpy.run_path(str(Path(__file__).parent / "conftest.py"))["pytest_c
 
 
 class Item:
-    def __init__(self, *marks: str) -> None:
-        self.marks, self.added = marks, list[Any]()
+    def __init__(self, *marks: str, file: str = "test_a.py") -> None:
+        self.marks, self.added, self.nodeid = marks, list[Any](), f"{file}::test"
 
     def get_closest_marker(self, name: str) -> str | None:
         return name if name in self.marks else None
@@ -47,6 +47,13 @@ def test_long_tests_are_left_out(expression: str) -> None:
 @pytest.mark.parametrize("expression", ["long", "not long", "gpu and long", "gpu and (long or slow)"])
 def test_long_tests_that_are_named_are_pytests_to_choose(expression: str) -> None:
     assert kept(expression) == ([(), ("gpu",), ("long",), ("gpu", "long")], [])
+
+
+def test_files_with_slow_tests_come_first() -> None:
+    files = {"test_a.py": (), "test_b.py": ("slow",), "test_c.py": ()}
+    items = [Item(*marks, file=file) for file in ("test_c.py", "test_b.py", "test_a.py") for marks in ((), files[file])]
+    collected(SimpleNamespace(option=SimpleNamespace(markexpr=""), hook=hook_of(lambda items: None)), items)
+    assert [item.nodeid[:9] for item in items] == [f"test_{name}.py" for name in "bbccaa"]
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,22 @@ class Without:
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
+COMMANDS = """
+import contextlib, io, json
+from fvexport.cli.main import main
+
+found = {}
+for line in sys.argv[1:]:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main(line.split())
+        except SystemExit as ended:
+            code = ended.code
+    found[line] = code or 0, out.getvalue(), err.getvalue()
+print(json.dumps(found))
+"""
+"""Runs its arguments, one command line each, and prints the exit code, stdout and stderr of each as JSON."""
+
 
 def hiding(packages: frozenset[str]) -> str:
     """Code that makes a process see none of `packages`, as `importlib.util.find_spec` too."""
@@ -75,22 +91,22 @@ def test_the_suite_is_collected_without_them(tmp_path: Path) -> None:
 
 
 def test_only_what_writes_a_page_needs_the_extra_report(tmp_path: Path) -> None:
-    code = hiding(REPORT) + "from fvexport.cli.main import main\nmain(sys.argv[1:])"
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", code, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    for line in (
+    work = (
         "--help", "onnx --variant tiny --res 64 --out made", "inspect made", "parity made", "sweep --help",
         "report --help",
-    ):  # fmt: skip
-        done = run(*line.split())
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
-    for line in ("sweep --variant tiny --res 64 --out swept", "report swept"):
-        done = run(*line.split())
-        assert done.returncode == 1 and 'pip install "fvexport[report]"' in done.stderr, f"{line}\n{done.stderr}"
-        assert len(done.stderr.splitlines()) == 1 and "jinja2, markupsafe, matplotlib, scipy" in done.stderr
+    )  # fmt: skip
+    refused = ("sweep --variant tiny --res 64 --out swept", "report swept")
+    command = [sys.executable, "-c", hiding(REPORT) + COMMANDS, *work, *refused, "doctor --json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for line in work:
+        code, _, err = found[line]
+        assert code == 0, f"{line}\n{err}"
+    for line in refused:
+        code, _, err = found[line]
+        assert code == 1 and 'pip install "fvexport[report]"' in err, f"{line}\n{err}"
+        assert len(err.splitlines()) == 1 and "jinja2, markupsafe, matplotlib, scipy" in err
     assert not (tmp_path / "swept").exists()  # before anything was measured
-    done = run("doctor", "--json")
-    assert 'pip install "fvexport[report]"' in json.loads(done.stdout)["installs"], done.stderr
+    _, out, err = found["doctor --json"]
+    assert 'pip install "fvexport[report]"' in json.loads(out)["installs"], err

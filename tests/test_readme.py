@@ -67,6 +67,7 @@ def run(command: list[str], place: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=place, env=settings, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_readme_commands_run_in_order(place: Path) -> None:
     lines = commands("fvexport")
     assert [shlex.split(line)[1] for line in lines] == ["onnx", "encode", "onnx", "trt", "sweep", "ask", "eval"]

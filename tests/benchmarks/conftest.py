@@ -32,6 +32,11 @@ SPEED = {
 SQNR_DB = {"fp32": 118.0, "bf16": 41.0, "int8": 23.0}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _translations(torchlib_once: None) -> None:
+    """For every test of this folder."""
+
+
 @pytest.fixture(scope="session")
 def synthetic() -> Callable[..., list[Record]]:
     """A sweep as `store.append` takes it: an environment, an absent backend, cells of every status.

@@ -25,6 +25,11 @@ Observe = Callable[[FastViTHD], Stats]
 SIDE = 128
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _translations(torchlib_once: None) -> None:
+    """For every test of this folder."""
+
+
 @pytest.fixture(scope="session")
 def seeded_tiny() -> Checkpoint:
     """In train form."""

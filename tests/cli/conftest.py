@@ -39,6 +39,11 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _translations(torchlib_once: None) -> None:
+    """For every test of this folder."""
+
+
 @pytest.fixture
 def fvexport(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Calls the entry point in this process (torch is imported once), in an empty folder."""
@@ -68,15 +73,19 @@ def process(tmp_path: Path) -> Command:
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+def exported(made_once: Callable[..., Path]) -> tuple[Outcome, Path]:
     """What `fvexport onnx` printed for the small variant at 128 x 128, and the artifact."""
-    folder = tmp_path_factory.mktemp("cli") / "tiny 128"
-    command = ["onnx", "--variant", "tiny", "--res", "128", "--out", str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "fvexport", *command],
-        cwd=folder.parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return Outcome(done.returncode, done.stdout, done.stderr), folder
+
+    def write(out: Path) -> None:
+        out.mkdir()
+        command = ["onnx", "--variant", "tiny", "--res", "128", "--out", str(out / "tiny 128")]
+        done = subprocess.run(
+            [sys.executable, "-m", "fvexport", *command], cwd=out, capture_output=True, text=True, check=False
+        )
+        (out / "printed").write_text(json.dumps((done.returncode, done.stdout, done.stderr)))
+
+    made = made_once("fvexport onnx", write)
+    return Outcome(*json.loads((made / "printed").read_text())), made / "tiny 128"
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ def test_help_is_quick(command: list[str], tmp_path: Path) -> None:
         subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True)
         return time.perf_counter() - start
 
-    assert min(seconds() for _ in range(5)) < HELP_SECONDS
+    assert any(seconds() < HELP_SECONDS for _ in range(5))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ Export = Callable[..., Artifact]
 
 
 @pytest.fixture(autouse=True)
-def always_one_thread(one_thread: None) -> None:
+def always_one_thread(one_thread: None, torchlib_once: None) -> None:
     """For every test of this folder."""
 
 
@@ -32,26 +33,6 @@ def always_one_thread(one_thread: None) -> None:
 def tiny() -> Checkpoint:
     """Seeded, in train form."""
     return load_checkpoint(variant="tiny")
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Export:
-    """`exported(precision="fp16", …)`: an artifact at 128 x 128 with these options, made once in a session.
-
-    `checkpoint="llava_tiny"` takes a golden one. Not to be written to: see `copied`.
-    """
-    made: dict[str, Artifact] = {}
-
-    def export(checkpoint: str | None = None, **options: Any) -> Artifact:
-        key = repr((checkpoint, sorted(options.items())))
-        if key not in made:
-            source: Any = tiny if checkpoint is None else GOLDEN / checkpoint
-            wanted = ExportOptions(**{"height": 128, "width": 128, **options})
-            out = tmp_path_factory.mktemp("artifact") / "made"
-            made[key] = export_onnx(source, out, options=wanted, parity=False).artifact
-        return made[key]
-
-    return export
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +47,10 @@ def dynamic(exported: Export) -> Artifact:
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Callable[[str], ExportReport]:
-    """`made(case)`: the report of a quantized export with its verdict, made once. Not to be written to.
+def made(made_once: Callable[..., Path], tiny: Checkpoint) -> Callable[[str], ExportReport]:
+    """`made(case)`: the report of a quantized export with its verdict, made once by one of the workers.
+
+    Not to be written to.
 
     On a CPU where products saturate, OpenVINO's file has the reduced range of weights.
     """
@@ -88,9 +71,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Callable
             pytest.importorskip("openvino")  # its verdict comes from there
         if case not in reports:
             source: Any = GOLDEN / "llava_tiny" if "projector" in case else tiny
-            out = tmp_path_factory.mktemp("quantized") / "made"
             options = ExportOptions(height=128, width=128, **cases[case])
-            reports[case] = export_onnx(source, out, options=options, calibration=CalibrationOptions(samples=4))
+
+            def write(out: Path) -> None:
+                out.mkdir()
+                report = export_onnx(
+                    source, out / "artifact", options=options, calibration=CalibrationOptions(samples=4)
+                )
+                (out / "report").write_bytes(pickle.dumps(report))
+
+            reports[case] = pickle.loads((made_once(f"quantized {case}", write) / "report").read_bytes())
         return reports[case]
 
     return export

@@ -51,7 +51,8 @@ def test_golden_static(
     assert distance(found, data[f"{'projected' if projector else 'tokens'}_{text}"]) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["llava_tiny", "timm_tiny", "transformers_tiny"])
+# Ten seconds each: the timm form's names and weights are in `test_golden_static`, dynamic files in the other two.
+@pytest.mark.parametrize("name", ["llava_tiny", pytest.param("timm_tiny", marks=pytest.mark.long), "transformers_tiny"])
 def test_golden_dynamic(exported: Any, load_golden: Golden, distance: Distance, name: str) -> None:
     """Traced at another size than any it runs at."""
     data, projector = load_golden(name), name != "timm_tiny"

@@ -23,6 +23,11 @@ def _all_on(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
     monkeypatch.delenv("FVEXPORT_KERNELS", raising=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _translations(torchlib_once: None) -> None:
+    """For every test of this folder."""
+
+
 @pytest.fixture(scope="session")
 def fused() -> FastViTHD:
     """The fused tiny model with seeded weights."""

@@ -25,6 +25,7 @@ def run(marker: str) -> None:
     assert "passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_interpreted() -> None:
     run("not long")
 

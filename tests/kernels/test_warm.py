@@ -70,6 +70,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_launch_finds_what_was_compiled(cache: Path) -> None:
     wanted = first_calls()

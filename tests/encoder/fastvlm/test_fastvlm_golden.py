@@ -13,8 +13,6 @@ import torch
 from fvexport.encoder.fastvlm import EncodedImages, FastVLM, Sampling, load_fastvlm
 from fvexport.encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX
 from fvexport.encoder.fastvlm.splice import splice
-from fvexport.export.export_options import ExportOptions
-from fvexport.export.onnx_export import export_onnx
 from fvexport.export.runtime import ArtifactTower
 
 FORMS = ("llava_tiny", "transformers_tiny")
@@ -40,18 +38,9 @@ def load(golden_dir: Path, load_golden: Callable[[str], dict[str, Any]]) -> Load
     return loaded
 
 
-@pytest.fixture(scope="module")
-def artifact(golden_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], Path]:
-    made: dict[tuple[str, bool], Path] = {}
-
-    def exported(form: str, projector: bool) -> Path:
-        if (form, projector) not in made:
-            options = ExportOptions(height=256, width=256, projector=projector)
-            out = tmp_path_factory.mktemp("golden") / "artifact"
-            made[form, projector] = export_onnx(golden_dir / form, out, options=options, parity=False).artifact.path
-        return made[form, projector]
-
-    return exported
+@pytest.fixture
+def artifact(exported: Callable[..., Any]) -> Callable[[str, bool], Path]:
+    return lambda form, projector: exported(form, height=256, width=256, projector=projector).path
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,25 +34,41 @@ def full(tensorrt: Any, monkeypatch: pytest.MonkeyPatch) -> Api:
 
 
 @pytest.fixture(scope="session")
-def onnx_artifact(tmp_path_factory: pytest.TempPathFactory, tiny: Checkpoint) -> Callable[..., Artifact]:
+def onnx_artifact(
+    made_once: Callable[..., Path], exported: Callable[..., Artifact], tiny: Checkpoint
+) -> Callable[..., Artifact]:
     """`onnx_artifact(precision="int8", …)`: an ONNX artifact at 128 x 128, made once. Not to be changed."""
     made: dict[str, Artifact] = {}
 
     def export(**options: Any) -> Artifact:
+        options = {"precision": "fp16", **options}
+        if options["precision"] not in QUANTIZED:
+            return exported(**options)
         key = repr(sorted(options.items()))
         if key not in made:
-            target = {"target": "tensorrt"} if options.get("precision") in QUANTIZED else {}
-            wanted = ExportOptions(**{"height": 128, "width": 128, "precision": "fp16", **target, **options})
-            out = tmp_path_factory.mktemp("onnx") / "made"
-            calibration = CalibrationOptions(samples=2 if wanted.quantized else None)
-            made[key] = export_onnx(tiny, out, options=wanted, parity=False, calibration=calibration).artifact
+            wanted = ExportOptions(**{"height": 128, "width": 128, "target": "tensorrt", **options})
+            calibration = CalibrationOptions(samples=2)
+
+            def write(out: Path) -> None:
+                export_onnx(tiny, out, options=wanted, parity=False, calibration=calibration)
+
+            made[key] = Artifact.open(made_once(f"for an engine {key}", write))
         return made[key]
 
     return export
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, rtx: Api, onnx_artifact: Callable[..., Artifact]) -> Built:
+def tasks() -> dict[Path, list[str]]:
+    """By its folder, the tasks that each engine of `built` went through."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def built(
+    tmp_path_factory: pytest.TempPathFactory, rtx: Api, onnx_artifact: Callable[..., Artifact],
+    tasks: dict[Path, list[str]],
+) -> Built:  # fmt: skip
     """`built(precision="int8", …)`: the report of an engine of such an artifact, made once."""
     made: dict[str, EngineReport] = {}
 
@@ -59,7 +76,10 @@ def built(tmp_path_factory: pytest.TempPathFactory, rtx: Api, onnx_artifact: Cal
         key = repr(sorted(options.items()))
         if key not in made:
             out = tmp_path_factory.mktemp("engine") / "made"
-            made[key] = export_trt(out=out, artifact=onnx_artifact(**options), parity=False)
+            done = tasks.setdefault(out, [])
+            made[key] = export_trt(
+                out=out, artifact=onnx_artifact(**options), parity=False, progress=lambda task, *_: done.append(task)
+            )
         return made[key]
 
     return build

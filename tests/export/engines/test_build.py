@@ -42,16 +42,21 @@ def network(api: Api, artifact: Any) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_every_precision_builds(rtx: Api, onnx_artifact, precision: str, dynamic: bool) -> None:
-    sizes = {"batch": None, "dynamic_res": True} if dynamic else {}
+def test_every_precision_builds_for_a_range(rtx: Api, onnx_artifact, precision: str) -> None:
     done: list[str] = []
-    made = build(rtx, onnx_artifact(precision=precision, **sizes), RANGE if dynamic else STATIC,
-                 lambda task, *_: done.append(task))  # fmt: skip
+    artifact = onnx_artifact(precision=precision, batch=None, dynamic_res=True)
+    made = build(rtx, artifact, RANGE, lambda task, *_: done.append(task))
     assert len(made.plan) > 100_000
     assert made.memory["weights"] > 100_000 and made.memory["activations"] > 0
     assert made.layers and made.cache is None
     assert done[0] == "parse" and "Building engine" in done
+    check_notices(made.notices)
+
+
+def check_notices(notices: list[str]) -> None:
+    """Warnings are told once."""
+    assert len(notices) == len(set(notices))
+    assert all(notice.startswith("TensorRT: ") for notice in notices)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -77,9 +82,8 @@ def test_types_stand_in_the_graph(rtx: Api, onnx_artifact, precision: str) -> No
     assert len(typed) == made.num_layers
 
 
-@pytest.mark.parametrize("option", [{"opt_level": 0}, {"workspace": 2**30}])
-def test_options_of_the_builder(rtx: Api, onnx_artifact, option: dict[str, Any]) -> None:
-    assert build(rtx, onnx_artifact(), **option).plan
+def test_options_of_the_builder(rtx: Api, onnx_artifact) -> None:
+    assert build(rtx, onnx_artifact(), opt_level=0, workspace=2**30).plan
 
 
 def test_too_little_workspace(rtx: Api, onnx_artifact) -> None:
@@ -147,8 +151,13 @@ def test_ctrl_c_at_the_first_instant_ends_the_build_too() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_real_build_tells_its_layers(built, precision: str) -> None:
+def test_a_real_build_tells_its_layers(built, tasks: dict[Path, list[str]], precision: str) -> None:
     report = built(precision=precision)
+    engine, done = report.artifact.manifest.engine, tasks[report.artifact.path]
+    assert (report.artifact.path / "encoder.plan").stat().st_size > 100_000
+    assert engine.memory["weights"] > 100_000 and engine.memory["activations"] > 0 and engine.timing_cache is None
+    assert "parse" in done and done.index("parse") < done.index("Building engine")
+    check_notices([notice for notice in report.notices if notice.startswith("TensorRT: ")])
     told, layers = report.summary, json.loads((report.artifact.path / "encoder.layers.json").read_text())
     assert told is not None and told.layers == len(layers) > 40
     assert sum(told.products.values()) + sum(told.others.values()) == told.layers
@@ -167,12 +176,6 @@ def test_attention_is_one_kernel_and_nothing_falls_back(built, precision: str) -
     told = built(precision=precision).summary
     assert [state.fused for state in told.attention] == [True, True]
     assert told.fallbacks == []
-
-
-def test_warnings_are_told_once(rtx: Api, onnx_artifact) -> None:
-    notices = build(rtx, onnx_artifact(precision="int8")).notices
-    assert len(notices) == len(set(notices))
-    assert all(notice.startswith("TensorRT: ") for notice in notices)
 
 
 def test_what_a_log_keeps() -> None:

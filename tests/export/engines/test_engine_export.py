@@ -137,12 +137,14 @@ def test_the_old_artifact_survives(
         assert listing(tmp_path) == ["out"]
 
 
-def test_a_dry_run_needs_no_tensorrt(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_needs_no_tensorrt(
+    onnx_artifact: Callable[..., Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an ONNX file for any size; that of a checkpoint is in `tests/cli/test_trt_command.py`."""
     monkeypatch.setattr(module, "load_api", lambda flavour: pytest.fail("imported"))
-    out = tmp_path / "dry run"
-    options = ExportOptions(height=64, width=64, batch=None, dynamic_res=True, precision="fp16")
+    out, source = tmp_path / "dry run", onnx_artifact(batch=None, dynamic_res=True)
     report = export_trt(
-        tiny, out, options=options, batch=(1, 2, 4), resolutions=((64, 64, 128), (64, 64, 192)), parity=False,
+        out=out, artifact=source, batch=(1, 2, 4), resolutions=((64, 64, 128), (64, 64, 192)), parity=False,
         dry_run=True, engine=EngineOptions(workspace=2**30, opt_level=5, hardware_compatible=True, strip=True),
     )  # fmt: skip
     assert listing(out) == ["encoder.onnx", "encoder.onnx.data", "manifest.json"]

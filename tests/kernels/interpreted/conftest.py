@@ -6,8 +6,10 @@ kernels that are interpreted cannot be compiled in the same one. By hand: `pytes
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -29,8 +31,27 @@ Judge = Callable[..., None]
 @pytest.fixture(scope="session", autouse=True)
 def _as_on_a_gpu() -> Iterator[None]:
     """Rounding, products and loops of the interpreter as a GPU has them."""
-    with corrected():
+    with corrected(), _patched_once():
         yield
+
+
+@contextlib.contextmanager
+def _patched_once() -> Iterator[None]:
+    """Within the block `tl` has the interpreter's functions throughout.
+
+    The interpreter puts them there at each launch and again at each call of a helper, a fifth of its time.
+    """
+    if not language.INTERPRETED:
+        yield
+        return
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    scope = interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", lambda _: SimpleNamespace(restore=lambda: None))
+        yield
+    scope.restore()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
