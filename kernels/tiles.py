@@ -42,16 +42,14 @@ def fast_gelu(x, PAIRS: tl.constexpr):
     """
     t = tl.minimum(x * x, 40.0)
     q = (1.01430183e-3 * t - 0.106775975) * t - 2.30112105
-    if not BY_HARDWARE:
-        return x / (1.0 + tl.exp2(x * q))
-    elif (
-        PAIRS and x.numel >= PAIRED
-    ):  # at most 2^60, so that a product of two is finite; below -13 that leaves x / 2^60
+    if PAIRS and x.numel >= PAIRED:  # 2^60: a product of two is finite; below x = -13, x / 2^60 is left
         return x * reciprocal_of_pairs(1.0 + tl.exp2(tl.minimum(x * q, 60.0)))
-    else:  # one instruction, exact to 1 ulp; a division takes nine
+    elif BY_HARDWARE:  # one instruction, exact to 1 ulp; a division takes nine
         return x * tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=r,r", [1.0 + tl.exp2(x * q)], dtype=tl.float32, is_pure=True, pack=1
         )
+    else:
+        return x / (1.0 + tl.exp2(x * q))
 
 
 @jit
@@ -60,11 +58,14 @@ def reciprocal_of_pairs(a):
 
     The unit that computes 2^x and 1 / x takes 8 cycles for a warp, and others one: GELU takes 12 cycles instead of 16.
     """
-    return tl.inline_asm_elementwise(
-        "{ .reg .f32 both; mul.f32 both, $2, $3; rcp.approx.ftz.f32 both, both;"
-        " mul.f32 $0, both, $3; mul.f32 $1, both, $2; }",
-        "=&r,=&r,r,r", [a], dtype=tl.float32, is_pure=True, pack=2,
-    )  # fmt: skip
+    if BY_HARDWARE:
+        return tl.inline_asm_elementwise(
+            "{ .reg .f32 both; mul.f32 both, $2, $3; rcp.approx.ftz.f32 both, both;"
+            " mul.f32 $0, both, $3; mul.f32 $1, both, $2; }",
+            "=&r,=&r,r,r", [a], dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return 1.0 / a
 
 
 @jit
