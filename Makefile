@@ -53,7 +53,7 @@ NEEDED := import sys; from importlib.util import find_spec as f; sys.exit(not (f
 OWN := $(shell $(PYTHON) -c '$(NEEDED)' && echo yes)
 endif
 gpu-proof: $(if $(OWN),,$(STAMP))  ## Check and time everything on this machine's GPU (DRY=1: every line, on the CPU)
-	$(if $(OWN),$(PYTHON),$(BIN)/python) benchmarks/gpu/proof.py --out $(PROOF) --seconds $(SECONDS) $(if $(DRY),--dry-run)
+	$(if $(OWN),$(PYTHON),$(BIN)/python) benchmarks/studies/gpu/proof.py --out $(PROOF) --seconds $(SECONDS) $(if $(DRY),--dry-run)
 
 format: $(STAMP)  ## Mend formatting and what else ruff can mend
 	$(BIN)/ruff check --fix .

@@ -5,12 +5,10 @@ What lives here
     peers/      the plain ways beside ours in a sweep
     report/     `fvexport report`: the page that results of sweeps become, and differences between runs
     tasks/      `fvexport ask` and `eval`: a conversation, a batch, a profile; VQA, captions and retrieval on own data
-    studies/    what claims in the docs rest on, each with the command that reproduces it
+    studies/    what claims in the docs rest on, each with the command that reproduces it; the GPU's proof among them
     results/    measurements as JSON, with the environment they were taken in
-    bootstrap, json_lines, row_file
+    bootstrap, json_lines
                 resamples of what was measured; files of JSON lines that survive a kill
-    kernels     each Triton kernel and the encoder on them against PyTorch, on a GPU
-    gpu/        the encoder on an NVIDIA GPU: the performance model, and one command that proves it
 
 May import everything but `cli`; is imported by `cli` alone. Only tests import `studies`.
 """

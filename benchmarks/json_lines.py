@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def complete_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -16,6 +17,16 @@ def complete_lines(file: Path) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(stream, start=1):
             if line.endswith(b"\n") and line.strip():
                 yield number, line.decode("utf-8", errors="replace").rstrip("\r\n")
+
+
+def complete_rows(file: Path) -> Iterator[Any]:
+    """What each of these lines holds; lines that a killed writer and another one made one of are left out."""
+    for _, text in complete_lines(file):
+        try:
+            row = json.loads(text)
+        except ValueError:
+            continue
+        yield row
 
 
 def append_lines(file: Path, lines: Iterable[str]) -> None:

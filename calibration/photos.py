@@ -22,6 +22,8 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import ConfigError, ImageError, first_line, one_line
+from ..core.hashing import file_sha256
+from ..core.phrases import counted
 from ..encoder.image import HELD_OUT, load_image, sample_images, search_images
 from ..encoder.preprocess import Preprocessor
 from .calibration_options import DEFAULT_SAMPLES
@@ -118,7 +120,7 @@ def calibration_data(
     chosen = _choose(files, samples, seed)
     skipped += chosen.skipped
     if not chosen.places:
-        tried = f"{_number(len(skipped), 'file')} ({skipped[0][0]}: {skipped[0][1]})"
+        tried = f"{counted(len(skipped), 'file')} ({skipped[0][0]}: {skipped[0][1]})"
         raise ImageError(f"--calib {source} has no usable image among {tried}; {_WANTED}")
 
     # In the order of the files, whichever stretch was filled last.
@@ -145,23 +147,19 @@ def _notices(
     found = []
     if sample:
         found.append(
-            f"calibrated on {_number(photographs, 'photograph')} that scikit-image ships: "
+            f"calibrated on {counted(photographs, 'photograph')} that scikit-image ships: "
             "--calib DIR with pictures like your own gives better ranges"
         )
     if photographs < samples:
         found.append(
-            f"{_number(photographs, 'photograph')} became {samples} samples by cropping and mirroring: "
+            f"{counted(photographs, 'photograph')} became {samples} samples by cropping and mirroring: "
             "more photographs give better ranges"
         )
     if repeats:
-        found.append(f"left out {_number(repeats, 'file')} with the content of another")
+        found.append(f"left out {counted(repeats, 'file')} with the content of another")
     if skipped:
-        found.append(f"skipped {_number(len(skipped), 'file')}; the first is {skipped[0][0]}: {skipped[0][1]}")
+        found.append(f"skipped {counted(len(skipped), 'file')}; the first is {skipped[0][0]}: {skipped[0][1]}")
     return tuple(map(one_line, found))
-
-
-def _number(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _files(spec: str) -> tuple[list[Path], list[tuple[str, str]], str]:
@@ -244,20 +242,17 @@ class _Chosen:
         """Whether the file is usable and new; if so it is kept."""
         try:
             load_image(path)
-            with path.open("rb") as file:
-                digest = hashlib.sha256()
-                while block := file.read(2**20):
-                    digest.update(block)
+            digest = file_sha256(path)
         except ImageError as error:
             self.skipped.append((str(path), _reason(path, error)))
             return False
         except OSError as error:
             self.skipped.append((str(path), f"cannot be read ({first_line(error)})"))
             return False
-        if digest.hexdigest() in self.places:
+        if digest in self.places:
             self.repeats += 1
             return False
-        self.places[digest.hexdigest()] = place
+        self.places[digest] = place
         return True
 
 

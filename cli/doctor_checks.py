@@ -45,6 +45,14 @@ OPTIONAL = {
     "tensorrt_rtx": "the same for RTX GPUs, built anywhere",
     "triton": "our own GPU kernels",
 }
+INSTALLS = {
+    "onnxsim": "pip install onnxsim",
+    "scikit-image": "pip install scikit-image",
+    "transformers": 'pip install "fvexport[vlm]"',
+    "matplotlib": 'pip install "fvexport[report]"',
+    "jinja2": 'pip install "fvexport[report]"',
+}
+"""The commands that install optional packages which no backend names."""
 LABELS = {"skimage": "scikit-image", "PIL": "pillow"}
 """What a package is called where it is not called as it is imported."""
 
@@ -140,14 +148,7 @@ def examine(progress: Progress = silent) -> Machine:
     if any(t.why_not == BROKEN_ORT for t in targets):
         problems.append(BROKEN_ORT)
         installs.insert(0, REINSTALL_ORT)
-    if not found["onnxsim"].usable:
-        installs.append("pip install onnxsim")
-    if not found["scikit-image"].usable:
-        installs.append("pip install scikit-image")
-    if not found["transformers"].usable:
-        installs.append('pip install "fvexport[vlm]"')
-    if not (found["matplotlib"].usable and found["jinja2"].usable):
-        installs.append('pip install "fvexport[report]"')
+    installs += dict.fromkeys(command for name, command in INSTALLS.items() if not found[name].usable)
     return Machine(
         packages=packages,
         providers=_providers(),

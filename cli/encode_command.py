@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import printing
-from .options import Resolution, backend_option, json_option, max_pixels_option, verbose_option
+from .options import RESOLUTION, backend_option, json_option, max_pixels_option, verbose_option
 
 if TYPE_CHECKING:
     from ..export.features import EncodeReport
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     "--out", type=click.Path(path_type=Path), metavar="FILE", required=True, help="The .safetensors file to write."
 )
 @click.option(
-    "--res", type=Resolution(), metavar="1024|HxW", help="For an artifact with dynamic resolution.  [default: its own]"
+    "--res", type=RESOLUTION, metavar="1024|HxW", help="For an artifact with dynamic resolution.  [default: its own]"
 )
 @backend_option
 @click.option("--batch-size", type=int, metavar="N", help="Images per call.  [default: the artifact's own, or 1]")

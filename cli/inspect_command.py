@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import click
 
-from ..core.errors import ConfigError
+from ..core.gpus import DEFAULT_GPU, GPUS, Gpu, get_gpu
 from ..encoder.config import VARIANTS, FastViTHDConfig, get_variant
-from ..export.gpus import DEFAULT_GPU, GPUS, Gpu, get_gpu
 from ..export.roofline import FloorPrecision
-from .options import Named, json_option, verbose_option
-from .parsing import parse_resolution
+from .options import Named, Parsed, json_option, verbose_option
+from .parsing import parse_resolutions
 
 DEFAULT_RESOLUTIONS = "256,512,768,1024,1536,2048"
-
-
-class Resolutions(click.ParamType):  # type: ignore[type-arg]
-    """`256,512x384` -> [(256, 256), (512, 384)]."""
-
-    name = "resolutions"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[tuple[int, int]]:
-        if not isinstance(value, str):
-            return list(value)
-        try:
-            return [parse_resolution(part) for part in value.split(",")]
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command("inspect")
@@ -44,7 +30,7 @@ class Resolutions(click.ParamType):  # type: ignore[type-arg]
 @click.option("--bandwidth", type=float, metavar="Z", help="Of another GPU: memory, in GB/s.")
 @click.option(
     "--res",
-    type=Resolutions(),
+    type=Parsed("resolutions", parse_resolutions),
     metavar="R,…",
     help=f"Resolutions of the roofline.  [default: the artifact's, else {DEFAULT_RESOLUTIONS}]",
 )
@@ -96,10 +82,7 @@ def _gpu(context: click.Context, given: dict[str, Any]) -> Gpu:
         return get_gpu(given["gpu"] or DEFAULT_GPU)
     if given["gpu"] is not None:
         # A known GPU with rates of one's own: one that was measured, or that runs at another clock.
-        known = get_gpu(given["gpu"])
-        return Gpu(
-            known.name, **{name: getattr(known, name) if value is None else value for name, value in rates.items()}
-        )
+        return replace(get_gpu(given["gpu"]), **{name: rate for name, rate in rates.items() if rate is not None})
     for name, other in (("tflops", "bandwidth"), ("bandwidth", "tflops")):
         if rates[name] is None:
             raise click.UsageError(f"--{other} needs --{name} too, or a GPU by --gpu", context)
@@ -111,7 +94,7 @@ def _subject(
 ) -> tuple[FastViTHDConfig, list[tuple[int, int]], int]:
     """Architecture, resolutions and batch: the artifact's where there is one."""
     if artifact is None:
-        sizes = given["res"] or [parse_resolution(part) for part in DEFAULT_RESOLUTIONS.split(",")]
+        sizes = given["res"] or parse_resolutions(DEFAULT_RESOLUTIONS)
         return get_variant(given["variant"] or next(iter(VARIANTS))), sizes, given["batch"] or 1
     if given["variant"] is not None:
         raise click.UsageError("--variant is for a roofline without an artifact, which has its own", context)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .option_groups import group
-from .options import Batch, json_option, max_pixels_option, triton_server_option, verbose_option
+from .options import Parsed, json_option, max_pixels_option, triton_server_option, verbose_option
+from .parsing import parse_batch
 from .request_options import (
     BOUND_OPTIONS,
     CALIBRATION_OPTIONS,
@@ -39,7 +40,7 @@ def _request(*, res: tuple[int, int], batch: int | None, dynamic_res: bool, **gi
     RES_OPTION,
     click.option(
         "--batch",
-        type=Batch(),
+        type=Parsed("batch", parse_batch),
         metavar="N|dynamic",
         default="1",
         show_default=True,

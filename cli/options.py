@@ -6,7 +6,6 @@ What may be mistyped answers with the nearest name. Whether a value makes sense 
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..core.errors import ConfigError
 from ..core.phrases import did_you_mean
 from ..export.backend_table import ALIASES, BACKENDS, get_backend
 from ..export.export_options import AUTO
-from .parsing import parse_batch, parse_resolution
+from .parsing import parse_pixels, parse_resolution
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,32 +47,22 @@ class BackendName(Named):
         return get_backend(super().convert(value, param, ctx)).name
 
 
-class Resolution(click.ParamType):  # type: ignore[type-arg]
-    """`1024` or `512x384`, height first -> (height, width)."""
+class Parsed(click.ParamType):  # type: ignore[type-arg]
+    """Text that a function of `parsing` reads; its ConfigError becomes a usage error."""
 
-    name = "resolution"
+    def __init__(self, name: str, read: Callable[[str], object]) -> None:
+        self.name, self.read = name, read
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
             return value
         try:
-            return parse_resolution(value)
+            return self.read(value)
         except ConfigError as error:
             self.fail(str(error), param, ctx)
 
 
-class Batch(click.ParamType):  # type: ignore[type-arg]
-    """A number, or `dynamic`, which becomes None."""
-
-    name = "batch"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if not isinstance(value, str):
-            return int(value)
-        try:
-            return parse_batch(value)
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
+RESOLUTION = Parsed("resolution", parse_resolution)
 
 
 def triton_server_option(command: F) -> F:
@@ -106,22 +95,6 @@ def backend_option(command: F) -> F:
     )(command)
 
 
-class Pixels(click.ParamType):  # type: ignore[type-arg]
-    """`200M`, `1.5G`, `250000` or `none` -> a number of pixels, or None for no limit."""
-
-    name = "pixels"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if str(value).strip().lower() == "none":
-            return None
-        match = re.fullmatch(r"(\d+|\d*\.\d+)\s*([kMG]?)", str(value).strip(), re.IGNORECASE)
-        factor = {"": 1, "k": 1000, "m": 10**6, "g": 10**9}
-        pixels = round(float(match[1]) * factor[match[2].lower()]) if match else 0
-        if pixels < 1:
-            self.fail(f"{value!r} is no number of pixels; give one such as 200M, or none for no limit", param, ctx)
-        return pixels
-
-
 def max_pixels_option(command: F) -> F:
     """`--max-pixels`, which sets `PIL.Image.MAX_IMAGE_PIXELS` while the command runs."""
 
@@ -140,7 +113,7 @@ def max_pixels_option(command: F) -> F:
 
     return click.option(
         "--max-pixels",
-        type=Pixels(),
+        type=Parsed("pixels", parse_pixels),
         metavar="N",
         envvar="FVEXPORT_MAX_PIXELS",
         show_envvar=True,

@@ -20,6 +20,18 @@ def parse_resolution(text: str) -> tuple[int, int]:
     raise ConfigError(f"resolution must look like 1024 or 512x384 (height x width); found {text!r}")
 
 
+def parse_resolutions(text: str) -> list[tuple[int, int]]:
+    """`256,512x384` -> [(256, 256), (512, 384)]."""
+    return [parse_resolution(part) for part in text.split(",")]
+
+
+def parse_grid(text: str) -> tuple[int, int]:
+    """`2x3` -> (2, 3): rows, columns."""
+    if match := re.fullmatch(r"(\d+)x(\d+)", text):
+        return int(match[1]), int(match[2])
+    raise ConfigError(f"{text!r} is no grid of tiles; give rows x columns, such as 2x2")
+
+
 def parse_batch(text: str) -> int | None:
     """`4` -> 4; `dynamic` -> None."""
     if text == "dynamic":
@@ -61,3 +73,22 @@ def parse_seconds(text: str) -> float:
     if found is None:
         raise ConfigError(f"a time must look like 90s, 30m or 1.5h; found {text!r}")
     return float(found[1]) * _SECONDS[found[2]]
+
+
+def parse_percent(text: str) -> float:
+    """`5%` -> 0.05. The sign is required, because 0.05 could mean either."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if match is None or not 0 < float(match[1]) < 100:
+        raise ConfigError(f"{text!r} is no percentage above 0 and below 100, such as 5%.")
+    return float(match[1]) / 100
+
+
+def parse_pixels(text: str) -> int | None:
+    """`200M`, `1.5G` or `250000` -> a number of pixels; `none` -> None, for no limit."""
+    if text.strip().lower() == "none":
+        return None
+    match = re.fullmatch(r"(\d+|\d*\.\d+)\s*([kmg]?)", text.strip().lower())
+    pixels = round(float(match[1]) * _BYTES[match[2]]) if match else 0
+    if pixels < 1:
+        raise ConfigError(f"{text!r} is no number of pixels; give one such as 200M, or none for no limit")
+    return pixels

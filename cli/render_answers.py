@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ..benchmarks.tasks.eval_report import EvalReport, Measured
+from ..benchmarks.tasks.resample import Interval
+from ..benchmarks.tasks.session import BatchReport, Session
+from ..benchmarks.tasks.ttft import Ttft
+from ..encoder.fastvlm import Answer
 from .printing import facts, table
-
-if TYPE_CHECKING:
-    from ..benchmarks.tasks.eval_report import EvalReport, Measured
-    from ..benchmarks.tasks.resample import Interval
-    from ..benchmarks.tasks.session import BatchReport, Session
-    from ..benchmarks.tasks.ttft import Ttft
-    from ..encoder.fastvlm import Answer
 
 STOPS = {"length": "stopped at --max-new-tokens", "context": "stopped where the context is full"}
 

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from ..core.errors import one_line
 from ..core.phrases import first_few
+from ..export.artifact import Artifact
+from ..export.inspection import Inspection
+from ..export.manifest import Manifest, TensorSpec
+from ..export.onnx_export import ExportReport
+from ..export.parity import Verdict
+from ..export.placement import quant_target
 from .printing import MAX_NAMES, facts, notices, size, table
 from .render_quantized import quantization
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ..export.artifact import Artifact
-    from ..export.inspection import Inspection
-    from ..export.manifest import Manifest, TensorSpec
-    from ..export.onnx_export import ExportReport
-    from ..export.parity import Verdict
 
 
 def tensor(spec: TensorSpec) -> str:
@@ -71,8 +68,6 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
 
 def _next(artifact: Artifact) -> str:
     """The command to type after an export, with the backend that a quantized file was made for."""
-    from ..export.placement import quant_target
-
     where, target = _quoted(artifact.path), quant_target(artifact.manifest)
     if target == "tensorrt":
         return f"fvexport trt --artifact {where}"

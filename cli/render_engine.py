@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import click
 
 from ..core.phrases import first_few
+from ..export.engine_export import EngineReport
+from ..export.engines.engine_section import EngineSection
+from ..export.engines.summary import EngineSummary
 from .printing import facts, notices, size, table
 from .render_artifact import tensor, verdict
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from ..export.engine_export import EngineReport
-    from ..export.engines.engine_section import EngineSection
-    from ..export.engines.summary import EngineSummary
 
 MANY = 6
 """Rows of a list before the rest is counted."""

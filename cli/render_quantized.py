@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 from msgspec import UNSET
 
+from ..calibration.calibrate import CalibrationReport
 from ..calibration.calibration_options import METHODS
+from ..calibration.findings import LayerNoise
+from ..calibration.ranges_record import TensorRange
+from ..export.manifest import QuantizationSection
+from ..export.parity import Verdict
 from .printing import facts, notices, size, table
-
-if TYPE_CHECKING:
-    from ..calibration.calibrate import CalibrationReport
-    from ..calibration.findings import LayerNoise
-    from ..calibration.ranges_record import TensorRange
-    from ..export.manifest import QuantizationSection
-    from ..export.parity import Verdict
 
 BAR = 24
 """Characters of the longest bar."""

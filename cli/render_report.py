@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -10,11 +10,9 @@ from ..benchmarks.report.compare import Comparison
 from ..benchmarks.report.formatting import THIN
 from ..benchmarks.report.headline import Best, headline, median_ms, speedup
 from ..benchmarks.report.page import difference_row, headline_row, no_lead, verdict
+from ..benchmarks.report.write import Report
+from ..benchmarks.sweep.result import Result
 from . import printing
-
-if TYPE_CHECKING:
-    from ..benchmarks.report.write import Report
-    from ..benchmarks.sweep.result import Result
 
 MOST_ROWS = 20
 

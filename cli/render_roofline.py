@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from ..export.roofline import Floor, Roofline, Work
 from .printing import facts, notices, size, table
-
-if TYPE_CHECKING:
-    from ..export.roofline import Floor, Roofline, Work
 
 BOUNDS = {"memory": "memory", "tensor_cores": "tensor", "cuda_cores": "CUDA"}
 """Words for what bounds a kernel."""

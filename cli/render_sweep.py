@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
 import click
 
-from ..core.phrases import first_few
+from ..benchmarks.report.headline import speedup
+from ..benchmarks.report.speedup import BASELINE, beside_eager
+from ..benchmarks.report.write import Report
+from ..benchmarks.sweep.result import Result
+from ..benchmarks.sweep.run import SweepReport
+from ..core.phrases import counted, first_few
 from . import printing
-
-if TYPE_CHECKING:
-    from ..benchmarks.report.write import Report
-    from ..benchmarks.sweep.result import Result
-    from ..benchmarks.sweep.run import SweepReport
 
 
 def sweep(found: SweepReport, report: Report) -> None:
     """A table for each resolution, what has no figures and why, and the next command to type."""
-    from ..benchmarks.report.speedup import BASELINE, beside_eager
-
     eager = {r.cell.id for r in found.results if r.cell.series == BASELINE}
     beside = dict(zip((r.cell.id for r in found.results), beside_eager(found.results), strict=True))
     click.echo(f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do")
@@ -54,9 +51,8 @@ def _title(results: list[Result]) -> str:
     cell, tokens = results[0].cell, next((r.tokens for r in results if r.tokens), None)
     images = "one image" if cell.batch == 1 else f"{cell.batch} images"
     llm = f", to the first token of {cell.llm} after {cell.prompt_tokens} tokens of text" if cell.llm else ""
-    threads = "1 thread" if cell.threads == 1 else f"{cell.threads} threads"
-    seen = f", {tokens} visual token{'s' if tokens > 1 else ''}" if tokens else ""
-    return f"{cell.resolution}: {images} a call, {threads}{seen}{llm}"
+    seen = f", {counted(tokens, 'visual token')}" if tokens else ""
+    return f"{cell.resolution}: {images} a call, {counted(cell.threads, 'thread')}{seen}{llm}"
 
 
 def _place(result: Result) -> tuple[object, ...]:
@@ -81,8 +77,6 @@ def _row(result: Result, eager: Collection[str]) -> tuple[str, ...]:
 
 def _speedup(result: Result, eager: Collection[str]) -> str:
     """Over eager, round by round, as the report has it; nothing where eager was not measured beside it."""
-    from ..benchmarks.report.headline import speedup
-
     found = speedup(result)
     if found is None or result.latency is None or result.latency.reference not in eager:
         return ""

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Any
 
 import click
 
-from .options import json_option, verbose_option
-
-
-class Percent(click.ParamType):  # type: ignore[type-arg]
-    """`5%` -> 0.05. The sign is required, because 0.05 could mean either."""
-
-    name = "percent"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", str(value).strip())
-        if match is None or not 0 < float(match[1]) < 100:
-            self.fail(f"{value!r} is no percentage above 0 and below 100, such as 5%.", param, ctx)
-        return float(match[1]) / 100
+from .options import Parsed, json_option, verbose_option
+from .parsing import parse_percent
 
 
 @click.command("report")
@@ -41,7 +26,7 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--fail-above",
-    type=Percent(),
+    type=Parsed("percent", parse_percent),
     metavar="5%",
     help="Exit with 1 if a cell is slower by more than this, beyond its confidence interval, or broken.",
 )

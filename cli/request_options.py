@@ -26,7 +26,7 @@ from ..export.export_options import (
 from ..export.precision import PRECISIONS, QUANTIZED, Precision
 from ..export.requests import CheckOptions, ExportRequest, OutputOptions
 from .option_groups import Decorator, names_of
-from .options import Named, Resolution
+from .options import RESOLUTION, Named
 
 WEIGHT_OPTIONS = (
     click.option(
@@ -39,7 +39,7 @@ WEIGHT_OPTIONS = (
     click.option("--seed", type=int, metavar="N", help="For seeded weights.  [default: 0]"),
 )
 RES_OPTION = click.option(
-    "--res", type=Resolution(), metavar="1024|HxW", default="1024", show_default=True, help="Multiples of 64 pixels."
+    "--res", type=RESOLUTION, metavar="1024|HxW", default="1024", show_default=True, help="Multiples of 64 pixels."
 )
 TARGET_OPTIONS = (
     click.option(

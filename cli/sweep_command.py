@@ -18,10 +18,9 @@ from ..benchmarks.sweep.sweep_options import (
     Measuring,
     SweepOptions,
 )
-from ..core.errors import ConfigError
 from ..export.precision import PRECISIONS
 from .option_groups import add, group, names_of, passed_as
-from .options import BackendName, Named, Resolution, json_option, verbose_option
+from .options import RESOLUTION, BackendName, Named, Parsed, json_option, verbose_option
 from .parsing import parse_seconds
 from .request_options import WEIGHT_OPTIONS, weight_options
 
@@ -40,23 +39,11 @@ class Several(click.ParamType):  # type: ignore[type-arg]  # not generic before 
         return tuple(dict.fromkeys(self.one.convert(part.strip(), param, ctx) for part in value.split(",")))
 
 
-class Seconds(click.ParamType):  # type: ignore[type-arg]
-    """`90s`, `30m` or `1.5h` -> seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            return parse_seconds(value) if isinstance(value, str) else float(value)
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
-
-
 SWEEP_OPTIONS = (
     click.option(
         "--res",
         "resolutions",
-        type=Several(Resolution()),
+        type=Several(RESOLUTION),
         metavar="LIST",
         default=",".join(map(str, DEFAULT_RESOLUTIONS)),
         show_default=True,
@@ -129,12 +116,16 @@ ROUNDS_OPTION = click.option(
 )
 LIMIT_OPTIONS = (
     click.option(
-        "--budget", "budget_s", type=Seconds(), metavar="TIME", help="End after 90s, 30m or 1.5h.  [default: when done]"
+        "--budget",
+        "budget_s",
+        type=Parsed("time", parse_seconds),
+        metavar="TIME",
+        help="End after 90s, 30m or 1.5h.  [default: when done]",
     ),
     click.option(
         "--timeout",
         "timeout_s",
-        type=Seconds(),
+        type=Parsed("time", parse_seconds),
         metavar="TIME",
         default="10m",
         show_default=True,

@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import click
 
-from ..core.errors import ConfigError
 from ..export.engines.engine_options import (
     FLAVOURS,
     OPT_LEVELS,
@@ -16,7 +15,7 @@ from ..export.engines.engine_options import (
 )
 from ..export.requests import EngineRequest
 from .option_groups import group, names_of, refuse_given
-from .options import Named, json_option, max_pixels_option, triton_server_option, verbose_option
+from .options import Named, Parsed, json_option, max_pixels_option, triton_server_option, verbose_option
 from .parsing import parse_batch_span, parse_bytes, parse_resolution_span
 from .request_options import (
     BOUND_OPTIONS,
@@ -35,22 +34,6 @@ ONNX_FILE_OPTIONS = names_of(
     *WEIGHT_OPTIONS, RES_OPTION, *PRECISION_OPTIONS, *CALIBRATION_OPTIONS, *BOUND_OPTIONS, *GRAPH_OPTIONS
 )
 """Options that have no effect with --artifact."""
-
-
-class Parsed(click.ParamType):  # type: ignore[type-arg]
-    """Text that a function of the library reads."""
-
-    def __init__(self, name: str, read: Any) -> None:
-        self.name = name
-        self.read = read
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self.read(value)
-        except ConfigError as error:
-            self.fail(str(error), param, ctx)
 
 
 ENGINE_OPTIONS = (

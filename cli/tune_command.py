@@ -8,7 +8,7 @@ import click
 
 from ..encoder.config import VARIANTS
 from . import printing
-from .options import Named, Resolution, json_option, verbose_option
+from .options import RESOLUTION, Named, json_option, verbose_option
 
 if TYPE_CHECKING:
     from ..kernels.table import Config
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--res",
     "resolutions",
-    type=Resolution(),
+    type=RESOLUTION,
     metavar="1024|HxW",
     multiple=True,
     default=("1024",),

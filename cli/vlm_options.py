@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .option_groups import group
-from .options import Resolution
+from .options import RESOLUTION, Parsed
+from .parsing import parse_grid
 
 if TYPE_CHECKING:
     from ..benchmarks.tasks.model_options import ModelOptions
-
-
-class Grid(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.2
-    """`2x3`, rows first -> (rows, columns)."""
-
-    name = "grid"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d+)x(\d+)", value)
-        if match is None:
-            self.fail(f"{value!r} is no grid of tiles; give rows x columns, such as 2x2", param, ctx)
-        return int(match[1]), int(match[2])
 
 
 def _model(**given: Any) -> ModelOptions:
@@ -49,12 +35,19 @@ model_options = group(
     click.option(
         "--res",
         "resolution",
-        type=Resolution(),
+        type=RESOLUTION,
         metavar="1024|HxW",
         help="Multiples of 64 pixels.  [default: the artifact's, else the checkpoint's]",
     ),
     click.option("--anyres", is_flag=True, help="Cut pictures into tiles beside an overview, each of --res."),
-    click.option("--grid", "grids", type=Grid(), metavar="RxC", multiple=True, help="Tiles that --anyres may take."),
+    click.option(
+        "--grid",
+        "grids",
+        type=Parsed("grid", parse_grid),
+        metavar="RxC",
+        multiple=True,
+        help="Tiles that --anyres may take.",
+    ),
     click.option("--force", is_flag=True, help="Take an artifact that was made from other weights."),
 )
 """The options of `ModelOptions`, which a command receives as `model`."""

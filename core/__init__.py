@@ -8,7 +8,7 @@ hashing.py    SHA-256 of files
 locks.py      one writer per result
 output_path.py
               writes results so that an old one survives a failed run
-phrases.py    phrases of messages: the nearest name, the first few of a list
+phrases.py    phrases of messages: the nearest name, counts, the first few of a list
 progress.py   the callback that reports a step
 records.py    files of JSON as typed structs, which keep what a newer version wrote
 verdict/      figures of features against the reference's, what is allowed, and the verdict

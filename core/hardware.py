@@ -106,7 +106,7 @@ def has_cuda_gpu() -> bool:
 
 def memory_available() -> int | None:
     """Bytes that a new process can have before something is swapped or killed."""
-    return _meminfo("MemAvailable") or memory_total()
+    return proc_bytes("meminfo", "MemAvailable") or memory_total()
 
 
 def memory_total() -> int | None:
@@ -116,9 +116,10 @@ def memory_total() -> int | None:
     return None
 
 
-def _meminfo(entry: str) -> int | None:
+def proc_bytes(file: str, entry: str) -> int | None:
+    """An entry of a file below /proc that is in kB, in bytes; None where the system does not tell."""
     with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
+        for line in Path("/proc", file).read_text().splitlines():
             if line.startswith(f"{entry}:"):
                 return int(line.split()[1]) * 1024
     return None

@@ -1,4 +1,4 @@
-"""Phrases that messages share: the nearest of the known names, and the first few of a long list."""
+"""Phrases that messages share: the nearest known name, counts, file names, and the first few of a long list."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def did_you_mean(name: object, known: Collection[str], *, cutoff: float = 0.4, s
     if near:
         return f"{'Did' if sentence else 'did'} you mean {near[0]!r}?"
     return f"Known are {', '.join(known)}." if sentence else f"known are {', '.join(known)}"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 cell`, `3 cells`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def printable(text: str) -> str:
+    """`text` as any JSON can hold it: bytes of file names that are no UTF-8 are spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def first_few(items: Iterable[object], limit: int = 3) -> str:

@@ -302,13 +302,6 @@ class FastViTHD(nn.Module):
         x = self.final_conv(self.stages(self.stem(self._pixels(pixel_values))))
         return x.flatten(2).transpose(1, 2)  # (B, C, H/64, W/64) -> (B, N, C)
 
-    def forward_stages(self, pixel_values: Tensor) -> list[Tensor]:
-        """Every stage's feature map, finest first: five of (B, dims[i], H/strides[i], W/strides[i])."""
-        x, maps = self.stem(self._pixels(pixel_values)), []
-        for stage in self.stages:
-            maps.append(x := stage(x))
-        return maps
-
     @property
     def first_conv(self) -> nn.Conv2d:
         """The convolution that meets the pixels."""

@@ -6,7 +6,6 @@ into operators of the graph (export/operators), launches of kernels, and benchma
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -102,12 +101,15 @@ def encoder_blocks(config: FastViTHDConfig, height: int, width: int) -> Iterator
     yield LayerBlock("final_conv", 1, None, (last, gate))
 
 
-def encoder_layers(config: FastViTHDConfig, height: int, width: int) -> Counter[Layer]:
-    """Layer -> how many of its sizes the encoder has, in the order of their first occurrence."""
-    found: Counter[Layer] = Counter()
+def encoder_layers(config: FastViTHDConfig, height: int, width: int) -> dict[Layer, int]:
+    """Layer -> how many of its sizes the encoder has, in the order of their last occurrence.
+
+    So a position encoding, whose convolution equals those of the blocks after it, is counted with them.
+    """
+    found: dict[Layer, int] = {}
     for block in encoder_blocks(config, height, width):
         for layer in block.layers:
-            found[layer] += block.count
+            found[layer] = found.pop(layer, 0) + block.count
     return found
 
 

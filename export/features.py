@@ -21,6 +21,7 @@ import numpy as np
 from .. import __version__
 from ..core.errors import ArtifactError, ConfigError, ImageError
 from ..core.output_path import check_place, os_errors, prepare, scratch_beside
+from ..core.phrases import printable
 from ..core.progress import Progress, silent
 from .runtime.encoder import Encoder
 
@@ -98,7 +99,7 @@ def encode_images(
                     raise ImageError(f"{key} is a name that safetensors keeps for itself: rename the image")
                 waiting.append((key, encoder.preprocessor.pixels(path)))
             except ImageError as error:
-                failed.append((key, _printable(str(error))))
+                failed.append((key, printable(str(error))))
             if waiting and (len(waiting) == size or done == len(paths) - 1):
                 try:
                     features = encoder.run(np.stack([pixels for _, pixels in waiting]))
@@ -188,12 +189,7 @@ class _FeatureFile:
 
 
 def _key(path: Path) -> str:
-    return _printable(Path(path).as_posix())
-
-
-def _printable(text: str) -> str:
-    """File names that are no UTF-8 hold bytes that no JSON can: those are spelled out."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return printable(Path(path).as_posix())
 
 
 def _metadata(encoder: Encoder) -> dict[str, str]:

@@ -127,46 +127,50 @@ def check_parity(
         checkpoint = source_checkpoint(artifact, checkpoint)
     named = photographs(images)
     backend = choose_backend(artifact, backend, judging=True, taps=layers).name
-    manifest = artifact.manifest
-    precision = manifest.precision
-    thresholds = THRESHOLDS[precision]
-    connector = checkpoint.connector if manifest.options.projector else None
-
-    reference = EagerReference(checkpoint.encoder, connector)
-    uint8 = manifest.input.dtype == "uint8"
-    taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
-    candidate = parity_backend(artifact, backend, taps=taps, checkpoint=checkpoint)
-    stored = stored_precision(get_backend(backend), precision, manifest.float_precision)
-    own = _own(checkpoint, manifest, exported, connector, stored)
-    compared = _Compared(reference, own, candidate, _block_scales(artifact) if layers else {})
-    quantization = manifest.quantization
-    recorded = quantization.blocks if quantization else {}
-
-    preprocessing = manifest.preprocessor.config
-    layer_rows: dict[str, list[LayerErrors]] = {name: [] for name in taps}
-    runs = list(runs_of(artifact, list(named.values()), getattr(candidate, "profile", None)))
+    compared = _compared(artifact, checkpoint, backend, exported, layers=layers)
+    runs = list(runs_of(artifact, list(named.values()), getattr(compared.candidate, "profile", None)))
     for done, run in enumerate(runs):
         progress("parity", done, len(runs))
-        values = preprocessing.normalize(run.pixels)
-        feed = run.pixels if uint8 else values
-        for name, pair in compared.run(run, values, feed, layers=layers, recorded=recorded).items():
-            layer_rows[name].append(pair)
+        compared.add(run)
     progress("parity", len(runs), len(runs))
+    return _verdict(artifact.manifest, compared, list(named), runs)
 
+
+def _compared(
+    artifact: Artifact, checkpoint: Checkpoint, backend: str, exported: FastViTHD | None, *, layers: bool
+) -> _Compared:
+    """What is run: the eager model, PyTorch as exported, and the artifact on a backend; nothing is compared yet."""
+    manifest = artifact.manifest
+    connector = checkpoint.connector if manifest.options.projector else None
+    taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
+    stored = stored_precision(get_backend(backend), manifest.precision, manifest.float_precision)
+    return _Compared(
+        reference=EagerReference(checkpoint.encoder, connector),
+        own=_own(checkpoint, manifest, exported, connector, stored),
+        candidate=parity_backend(artifact, backend, taps=taps, checkpoint=checkpoint),
+        manifest=manifest,
+        scales=_block_scales(artifact) if layers else {},
+        layers={name: [] for name in taps},
+    )
+
+
+def _verdict(manifest: Manifest, compared: _Compared, images: list[str], runs: Sequence[Run]) -> Verdict:
+    """Judges all that was compared, beside what PyTorch loses."""
+    thresholds, quantization = THRESHOLDS[manifest.precision], manifest.quantization
     figures = compared.found.figures
-    torch_figures = compared.torch.figures if own else _recorded(manifest, list(named), compared.found.ratio)
-    layer_figures = [_layer_figure(name, found, thresholds) for name, found in layer_rows.items()]
+    torch_figures = compared.torch.figures if compared.own else _recorded(manifest, images, compared.found.ratio)
     status, reason = judge(
         figures, torch_figures, thresholds,
         bound_db=quantization.bound_db if quantization else None,
         bound_figure=quantization.bound_figure if quantization else "plain",
     )  # fmt: skip
+    layers = [_layer_figure(name, found, thresholds) for name, found in compared.layers.items()]
     sizes = sorted({run.resolution for run in runs}, reverse=True)
     return Verdict(
-        status=status, reason=reason, precision=precision, figures=figures, torch=torch_figures, thresholds=thresholds,
-        images=list(named), resolutions=[f"{height}x{width}" for height, width in sizes],
-        backend=f"{candidate.name}, computing {candidate.computes}",
-        layers=layer_figures, first_bad_layer=next((f.name for f in layer_figures if not f.passed), None),
+        status=status, reason=reason, precision=manifest.precision, figures=figures, torch=torch_figures,
+        thresholds=thresholds, images=images, resolutions=[f"{height}x{width}" for height, width in sizes],
+        backend=f"{compared.candidate.name}, computing {compared.candidate.computes}",
+        layers=layers, first_bad_layer=next((layer.name for layer in layers if not layer.passed), None),
     )  # fmt: skip
 
 
@@ -213,13 +217,15 @@ def _reusable(image: ImageLike) -> ImageLike:
     return load_image(image) if hasattr(image, "read") else image
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Compared:
     """The eager model, PyTorch in the artifact's precision, and the artifact; and what was found of both.
 
     Attributes:
         reference, own, candidate: the three; `own` is None if only its record is left.
+        manifest: of the artifact.
         scales: see `_block_scales`.
+        layers: per block to compare, the errors of each batch.
         found: of the artifact.
         torch: of PyTorch.
     """
@@ -227,47 +233,48 @@ class _Compared:
     reference: EagerReference
     own: EagerReference | None
     candidate: Backend
+    manifest: Manifest
     scales: dict[str, np.ndarray]
+    layers: dict[str, list[LayerErrors]]
     found: Comparison = field(default_factory=Comparison)
     torch: Comparison = field(default_factory=Comparison)
 
-    def run(
-        self, run: Run, values: np.ndarray, feed: np.ndarray, *, layers: bool, recorded: Mapping[str, float | None]
-    ) -> dict[str, LayerErrors]:
-        """Adds one batch to the figures; returns, per block, the error of the artifact and of PyTorch.
-
-        Args:
-            run: the batch.
-            values: its pixels, normalized.
-            feed: its pixels as the artifact takes them.
-            layers: whether to compare blocks.
-            recorded: PyTorch's error per block, if `own` is None.
-        """
-        blocks: dict[str, np.ndarray] = {}
-        own_errors: dict[str, float | None] = {}
-        if layers:
-            expected = self.reference.run_taps(values, blocks.__setitem__)
-            assert isinstance(self.candidate, TappedBackend)  # of a target with `taps`
-            actual, inner = self.candidate.run_taps(feed)
+    def add(self, run: Run) -> None:
+        """Runs one batch on all, and adds its errors."""
+        values = self.manifest.preprocessor.config.normalize(run.pixels)
+        feed = run.pixels if self.manifest.input.dtype == "uint8" else values
+        # PyTorch as exported takes uint8 only if it was given the exported module.
+        pixels = feed if self.own is not None and self.own.encoder.uint8_input else values
+        if self.layers:
+            expected, actual, ours = self._run_blocks(values, feed, pixels)
         else:
-            expected, inner = self.reference.run(values), {}
-            actual = self.candidate.run(feed)
-        errors = {name: _rel_l2(y, inner[name] / self.scales.get(name, 1)) for name, y in blocks.items()}
+            expected, actual = self.reference.run(values), self.candidate.run(feed)
+            ours = None if self.own is None else self.own.run(pixels)
         add_run(self.found, run, expected, actual)
+        if ours is not None:
+            add_run(self.torch, run, expected, ours)
+
+    def _run_blocks(
+        self, values: np.ndarray, feed: np.ndarray, pixels: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Features of the three, after adding the errors of every block to `layers`."""
+        blocks: dict[str, np.ndarray] = {}
+        expected = self.reference.run_taps(values, blocks.__setitem__)
+        assert isinstance(self.candidate, TappedBackend)  # of a target with `taps`
+        actual, inner = self.candidate.run_taps(feed)
+
+        def error(name: str, y: np.ndarray) -> float | None:
+            return _rel_l2(blocks[name], y / self.scales.get(name, 1))
+
         if self.own is None:
-            return {name: (error, recorded.get(name)) for name, error in errors.items()}
-        # Of the two, only an exported module may take uint8.
-        pixels = feed if self.own.encoder.uint8_input else values
-        ours = (
-            self.own.run_taps(
-                pixels,
-                lambda name, y: own_errors.__setitem__(name, _rel_l2(blocks[name], y / self.scales.get(name, 1))),
-            )
-            if layers
-            else self.own.run(pixels)
-        )
-        add_run(self.torch, run, expected, ours)
-        return {name: (error, own_errors.get(name)) for name, error in errors.items()}
+            ours, quantization = None, self.manifest.quantization
+            theirs = dict(quantization.blocks) if quantization else {}
+        else:
+            theirs = {}
+            ours = self.own.run_taps(pixels, lambda name, y: theirs.update({name: error(name, y)}))
+        for name in blocks:
+            self.layers[name].append((error(name, inner[name]), theirs.get(name)))
+        return expected, actual, ours
 
 
 def add_run(found: Comparison, run: Run, reference: np.ndarray, candidate: np.ndarray) -> None:

@@ -7,7 +7,6 @@ work costs megabytes instead of several copies of the model, and no pass can tou
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,15 +18,6 @@ from ..core.errors import first_line
 
 WEIGHT_BYTES = 256
 """Initializers from this size on are weights; smaller ones are shapes, axes and scalars."""
-
-
-@dataclass(frozen=True)
-class Simplification:
-    """What simplification did: nodes before and after, or why the traced graph was kept."""
-
-    nodes_before: int
-    nodes_after: int
-    kept_unsimplified: str | None = None
 
 
 def tidy(model: ir.Model) -> None:
@@ -85,37 +75,36 @@ def _reshape_target(before: ir.Shape | None, after: ir.Shape | None) -> list[int
     return target if target.count(-1) <= 1 else None
 
 
-def simplify(model: ir.Model) -> tuple[ir.Model, Simplification]:
-    """Runs onnxsim on the structure of `model`; returns the new graph, or `model` and the reason.
+def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
+    """Runs onnxsim on the structure of `model`; returns the new graph and None, or `model` and why.
 
     Nodes keep their names and weights their values. Source: github.com/daquexian/onnx-simplifier.
     """
-    before = len(model.graph)
     names = {out.name: node.name for node in model.graph for out in node.outputs}
     weights = {n: v.const_value for n, v in model.graph.initializers.items() if _is_weight(v)}
     skeleton = _without_weights(model, weights)
     try:
         import onnxsim
     except ModuleNotFoundError:
-        return model, Simplification(before, before, "onnxsim is not installed; `pip install onnxsim`")
+        return model, "onnxsim is not installed; `pip install onnxsim`"
     except Exception as error:  # a broken install
-        return model, Simplification(before, before, f"onnxsim does not import: {first_line(error)}")
+        return model, f"onnxsim does not import: {first_line(error)}"
     try:
         # It folds constants through onnxruntime and NumPy, which has no bfloat16, and complains aloud.
         halves = any(v.dtype == ir.DataType.BFLOAT16 for v in model.graph.initializers.values())
         proto, checked = onnxsim.simplify(skeleton, skip_constant_folding=halves)
         if not checked:
-            return model, Simplification(before, before, "onnxsim's own check found other numbers")
+            return model, "onnxsim's own check found other numbers"
     except Exception as error:  # a bare RuntimeError from its C++; the traced graph is as good
-        return model, Simplification(before, before, f"onnxsim failed: {first_line(error)}")
+        return model, f"onnxsim failed: {first_line(error)}"
     result = ir.from_proto(proto)
     missing = [n for n in weights if n not in {v.name for v in result.graph.inputs}]
     if missing:
-        return model, Simplification(before, before, f"onnxsim dropped {len(missing)} weights, first {missing[0]}")
+        return model, f"onnxsim dropped {len(missing)} weights, first {missing[0]}"
     _weights_back(result, weights)
     for node in result.graph:
         node.name = names.get(node.outputs[0].name) or f"{node.outputs[0].name}/{node.op_type}"
-    return result, Simplification(before, len(result.graph))
+    return result, None
 
 
 def structure(model: ir.Model) -> onnx.ModelProto:

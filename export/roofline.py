@@ -8,7 +8,7 @@ without memory. A kernel then takes at least the longest of
 (the roofline of Williams, Waterman and Patterson, CACM 52(4), 2009), and a block the sum over its kernels, which run
 one after the other. Dense products run on tensor cores, grouped convolutions in FP32 on CUDA cores. What is not
 counted: caches (a tensor that stays in L2 is counted as read from memory), launches, GELU's erf, softmax's exp,
-LayerNorm's sums, views, and at the border of the model casts.
+LayerNorm's sums, views, and casts of the model's input and output.
 
 Tensors are channels-last, so that tokens and feature maps are the same thing.
 """
@@ -22,8 +22,8 @@ from typing import Any, Literal, get_args
 
 from ..core.dtypes import BITS
 from ..core.errors import ConfigError
+from ..core.gpus import REGISTERS, Gpu
 from ..encoder.config import FastViTHDConfig, variant_name
-from .gpus import Gpu
 from .operators import Block, Operator, operators, source_of
 
 FloorPrecision = Literal["fp16", "bf16", "fp32"]
@@ -33,12 +33,10 @@ BYTES = {name: BITS[name] // 8 for name in get_args(FloorPrecision)}
 MEMORY, TENSOR, CUDA = "memory", "tensor_cores", "cuda_cores"
 """What can bound a kernel."""
 
-REGISTER_FILE = 256 * 1024
-"""Bytes of registers of one multiprocessor, from sm_80 to sm_120 (CUDA C++ Programming Guide, compute capabilities)."""
 MLP_ROWS = 64
 """Rows that a fused MLP must hold: with fewer it reads each weight from L2 oftener, per operation, than two products in
 128 x 128 tiles read theirs (a weight of 2 bytes does 2 operations per row; such a tile does 64 per byte)."""
-MLP_MAX_DIM = REGISTER_FILE // 2 // (4 * MLP_ROWS)
+MLP_MAX_DIM = REGISTERS // 2 // MLP_ROWS
 """Channels at which the FP32 sums of that many rows fill half of the registers (512); the rest is for operands."""
 
 
@@ -249,7 +247,8 @@ class Roofline:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self) | {"floors": [floor.to_dict() for floor in self.floors]}
+        gpu = {"name": self.gpu.name, **self.gpu.rates()}
+        return asdict(self) | {"gpu": gpu, "floors": [floor.to_dict() for floor in self.floors]}
 
 
 def roofline(

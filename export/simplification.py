@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ..encoder.config import FastViTHDConfig
 from .artifact import DATA_FILE, MODEL_FILE
 from .export_options import ExportOptions
 from .manifest import GraphSection
-from .passes import Simplification, name_dimensions, simplify, structure, tidy
+from .passes import name_dimensions, simplify, structure, tidy
 from .rules import check_rules
 from .runtime.emulate_half import with_rounding
 from .runtime.onnxruntime_backend import EXTERNAL_FOLDER, QDQ_AS_WRITTEN
@@ -36,15 +35,13 @@ def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig)
     """Our clean-up, then onnxsim where it is asked for and does no harm; and the manifest's section on it."""
     traced = len(model.graph)
     tidy(model)
-    result = Simplification(len(model.graph), len(model.graph))
+    kept = None
     if options.simplify:
-        other, result = simplify(model)
-        reason = result.kept_unsimplified or _spoiled(model, other, options, config)
-        if reason is None:
+        other, kept = simplify(model)
+        kept = kept or _spoiled(model, other, options, config)
+        if kept is None:
             model = other
-        result = replace(result, kept_unsimplified=reason)
     name_dimensions(model)
-    kept = result.kept_unsimplified
     return model, GraphSection(
         nodes_traced=traced,
         nodes=len(model.graph),

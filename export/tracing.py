@@ -32,7 +32,7 @@ SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 
 
 class ExportModule(nn.Module):
-    """What is exported: casts at the border, the fused encoder, and the connector if asked for.
+    """What is exported: casts of its input and output, the fused encoder, and the connector if asked for.
 
     `pixel_values` (B, 3, H, W) float32, the model's dtype or uint8 -> `image_features` (B, N, C).
     """
@@ -130,7 +130,7 @@ def name_after_modules(model: ir.Model, blocks: list[str]) -> None:
 
 
 def _scope(node: ir.Node) -> str:
-    """The module that made a node: `stages.3.blocks.0.mlp.fc1`, or '' for our casts at the border."""
+    """The module that made a node: `stages.3.blocks.0.mlp.fc1`, or '' for our casts of inputs and outputs."""
     scopes = node.metadata_props.get(SCOPES_KEY, "")
     names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
     modules = names[:-1]  # the last is the FX node's own name

@@ -26,14 +26,13 @@ from typing import Any, Literal
 import torch
 
 from ..core.errors import FvexportError, UnavailableError, first_line
+from ..core.gpus import MAX_SHARED
 from ..encoder.config import VARIANTS, FastViTHDConfig
 from .dispatch import DEFAULTS, SWITCH, has_fp8, modes_for, switched_on
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
 from .sass import Count, count, disassemble
 from .work import sizes_of, work_of
 
-MAX_SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227, "sm_120": 99}
-"""KiB of shared memory that one block may ask for (CUDA C++ Programming Guide, compute capabilities)."""
 ARCHS = tuple(MAX_SHARED)
 PLAIN_SHARED = 48
 """KiB that a block gets without asking; beyond it the launcher must raise the limit, as Triton's does."""

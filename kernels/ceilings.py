@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
@@ -43,10 +42,6 @@ class Ceilings:
     def floor_ms(self, flops: float, moved: float) -> float:
         """Milliseconds that so many FLOPs and moved bytes take at least: the longer of the two."""
         return 1e3 * max(flops / self.matmul_flops, moved / self.copy_bytes_s)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
 
 
 def ceilings(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UnavailableError
-from ..encoder.config import MIXERS, FastViTHDConfig
+from ..encoder.config import FastViTHDConfig
+from ..encoder.layers import Layer, encoder_layers
 from . import language
 from .attention import launch_attention
 from .depthwise import MAX_KERNEL, launch_depthwise
@@ -182,40 +183,39 @@ def encoder_calls(
     those of every call. With precision `fp8`, `dtype` is that of everything but the layers that the policy multiplies
     in FP8, and a tensor that its producer may write in FP8 stands there both ways.
     """
-    fp8 = precision == "fp8"
     make = _Make(torch.empty if device == "meta" else torch.randn, dtype, device, modes)
-    stem = config.dims[0]
-    if exists("stem", NEWEST, dtype):
-        yield from _stem(batch, height, width, stem, make)
-    yield from _depthwise((batch, height // 2, width // 2), stem, 3, make, stride=2, gelu=True)
-    yield from _linear(batch * height * width // 16, stem, stem, make, gelu=True)
-    for stage, (c, (h, w)) in enumerate(zip(config.dims, config.stage_resolutions(height, width), strict=True)):
-        m, hidden = batch * h * w, config.mlp_ratio * c
-        if stage:
-            before = config.dims[stage - 1]
-            yield from _depthwise((batch, 2 * h, 2 * w), before, 7, make, stride=2, gelu=True, outputs=c // before)
-            yield from _linear(m, c, c, make, gelu=True)
-        if MIXERS[stage] == "attention":
-            if fp8:
-                yield from _attention_fp8(batch, h * w, config.num_heads(stage), make, c)
-            else:
-                yield from _attention(batch, h * w, config.num_heads(stage), make, c)
-                yield from _linear(m, c, c, make, residual=True)
-        else:
-            yield from _depthwise((batch, h, w), c, 3, make)
-        if fp8 and in_fp8("fc1", c):
-            yield from _depthwise((batch, h, w), c, 7, make, out_scale=ANY_SCALE)
-            yield from _quantize_fp8(m, c, make)
-            yield from _linear_fp8(m, hidden, c, make, End(gelu=True, out_scale=ANY_SCALE))
-            yield from _linear_fp8(m, c, hidden, make, End(residual=make(m, c)))
-            continue
-        yield from _depthwise((batch, h, w), c, 7, make)
+    for layer in encoder_layers(config, height, width):
+        yield from _calls(layer, batch, make, fp8=precision == "fp8")
+
+
+def _calls(layer: Layer, batch: int, make: _Make, *, fp8: bool) -> Iterator[Call]:
+    m, c, out = batch * layer.positions, layer.channels, layer.out_channels
+    image = batch, layer.stride * layer.height, layer.stride * layer.width
+    fp8_ffn = fp8 and in_fp8("fc1", c)
+    if layer.kind == "stem" and exists("stem", NEWEST, make.dtype):
+        yield from _stem(*image, out, make)
+    elif layer.kind == "depthwise":
+        out_scale = ANY_SCALE if fp8_ffn and layer.name == "mlp.conv" else None
+        yield from _depthwise(
+            image, c, layer.kernel, make, stride=layer.stride, gelu=layer.gelu, outputs=layer.outputs,
+            out_scale=out_scale,
+        )  # fmt: skip
+    elif layer.kind == "pointwise":
+        yield from _linear(m, out, c, make, gelu=layer.gelu)
+    elif layer.kind == "attention" and fp8:
+        yield from _attention_fp8(batch, layer.positions, layer.heads, make, c)
+    elif layer.kind == "attention":
+        yield from _attention(batch, layer.positions, layer.heads, make, c)
+        yield from _linear(m, c, c, make, residual=True)
+    elif layer.kind == "ffn" and fp8_ffn:
+        yield from _quantize_fp8(m, c, make)
+        yield from _linear_fp8(m, layer.hidden, c, make, End(gelu=True, out_scale=ANY_SCALE))
+        yield from _linear_fp8(m, c, layer.hidden, make, End(residual=make(m, c)))
+    elif layer.kind == "ffn":
         if c <= MAX_CHANNELS:
-            yield from _mlp(m, c, hidden, make)
-        yield from _linear(m, hidden, c, make, gelu=True)
-        yield from _linear(m, c, hidden, make, residual=True)
-    h, w = config.stage_resolutions(height, width)[-1]
-    yield from _depthwise((batch, h, w), config.dims[-1], 3, make, outputs=2)
+            yield from _mlp(m, c, layer.hidden, make)
+        yield from _linear(m, layer.hidden, c, make, gelu=True)
+        yield from _linear(m, c, layer.hidden, make, residual=True)
 
 
 class _Make:

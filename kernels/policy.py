@@ -1,8 +1,9 @@
 """Which kernel computes which part of the model, in one table with its reasons.
 
 For an H100 in float16 the choices at 256² and 1024², batch 1, were measured
-(`benchmarks/results/kernels-h100.json`), except fc1 by `cublas`. The others follow from bytes and FLOPs (`ffn_floor`)
-and from the performance model in `benchmarks/gpu/model.py`. A part that no row fits is PyTorch's.
+(`benchmarks/results/kernels-h100.json`), except fc1 by `cublas`. The others follow from bytes and FLOPs (see
+`tests/kernels/test_policy.py`) and from the performance model in `benchmarks/studies/gpu/model.py`. A part that no row
+fits is PyTorch's.
 """
 
 from __future__ import annotations
@@ -259,43 +260,3 @@ def in_fp8(part: str, channels: int) -> bool:
     return any(
         row.part == f"{part} fp8" and row.min_channels <= channels <= (row.max_channels or channels) for row in ROWS
     )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What bounds a kernel on a GPU, from its maker's data sheet.
-
-    Attributes:
-        flops: dense FP16 tensor-core FLOPs per second.
-        memory: bytes per second from global memory.
-        cache: bytes per second from L2.
-        processors: multiprocessors.
-    """
-
-    flops: float
-    memory: float
-    cache: float
-    processors: int
-
-
-A100 = Limits(312e12, 1.555e12, 5120 * 1.41e9, 108)
-"""NVIDIA's A100 white paper: 40 GB, 5120 bytes per clock from L2 at 1.41 GHz."""
-
-
-def ffn_floor(channels: int, rows: int, limits: Limits, *, block: int, ratio: int = 4) -> dict[str, float]:
-    """Seconds that a ConvFFN's two products take at the very least, in half precision: `mlp`, and `linear` twice.
-
-    Both do the same FLOPs on the processors that have a program, and move x, residual and result. `linear` moves the
-    hidden tensor too; `mlp` has one program for `block` rows, and each of them reads all weights from L2.
-    """
-    hidden = ratio * channels
-    weights = 2 * channels * hidden * 2.0  # bytes
-    flops = 2 * 2 * channels * hidden * rows
-    streams = 3 * rows * channels * 2
-    programs = -(-rows // block)
-    waves = -(-programs // limits.processors)
-    each = block * 2 * 2 * channels * hidden / (limits.flops / limits.processors)
-    return {
-        "mlp": max(waves * each, (streams + weights) / limits.memory, programs * weights / limits.cache),
-        "linear": max(flops / limits.flops, (streams + weights + 2 * rows * hidden * 2) / limits.memory),
-    }

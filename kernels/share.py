@@ -6,17 +6,16 @@ from collections.abc import Collection, Mapping
 
 import torch
 
+from ..core.gpus import H100_REACHED, get_chip
 from ..encoder.config import MIXERS, FastViTHDConfig
 from .dispatch import DEFAULTS
 from .launches import Call
 from .policy import ROWS, depthwise_part, kernel_for
 
-FLOPS, MEMORY, ISSUE = 800e12, 3.0e12, 15e12
-"""FLOP/s of products, bytes per second, and FLOP/s of depthwise convolutions, of an H100: they decide the order."""
+ISSUE = 15e12
+"""FLOP/s of depthwise convolutions on an H100, whose rates decide the order."""
 LAUNCH_US = 2.3
 """Microseconds that a kernel in a CUDA graph takes at least."""
-PROCESSORS = 132
-"""Multiprocessors to choose kernels for where there is no GPU: those of an H100."""
 
 
 def used(call: Call, config: FastViTHDConfig, dtype: torch.dtype, arch: str, names: Collection[str] = DEFAULTS) -> bool:
@@ -27,7 +26,10 @@ def used(call: Call, config: FastViTHDConfig, dtype: torch.dtype, arch: str, nam
     if not any(row.kernel == call.op for row in ROWS):
         return call.op in names
     channels, rows = _shape(call.sizes, config)
-    processors = torch.cuda.get_device_properties(0).multi_processor_count if torch.cuda.is_available() else PROCESSORS
+    if torch.cuda.is_available():
+        processors = torch.cuda.get_device_properties(0).multi_processor_count
+    else:
+        processors = get_chip("h100").processors
 
     def chosen(part: str, width: int) -> str | None:
         return kernel_for(part, dtype, width, rows, processors, names, arch=arch)
@@ -46,20 +48,20 @@ def predicted_us(call: Call, config: FastViTHDConfig, dtype: torch.dtype) -> flo
     if "kernel" in sizes:
         outputs = sizes["batch"] * sizes["height"] * sizes["width"] * sizes["c"]
         arithmetic = 2 * outputs * sizes["kernel"] ** 2 / ISSUE
-        traffic = item * (outputs + rows * channels) / MEMORY
+        traffic = item * (outputs + rows * channels) / H100_REACHED.memory
     elif "hidden" in sizes:
-        arithmetic = 4 * sizes["m"] * sizes["c"] * sizes["hidden"] / FLOPS
-        traffic = item * (3 * sizes["m"] * sizes["c"] + 2 * sizes["c"] * sizes["hidden"]) / MEMORY
+        arithmetic = 4 * sizes["m"] * sizes["c"] * sizes["hidden"] / H100_REACHED.tensor
+        traffic = item * (3 * sizes["m"] * sizes["c"] + 2 * sizes["c"] * sizes["hidden"]) / H100_REACHED.memory
     elif "tokens" in sizes:
-        arithmetic = 4 * rows * sizes["tokens"] * channels / FLOPS
-        traffic = item * 4 * rows * channels / MEMORY
+        arithmetic = 4 * rows * sizes["tokens"] * channels / H100_REACHED.tensor
+        traffic = item * 4 * rows * channels / H100_REACHED.memory
     elif "levels" in sizes:
-        arithmetic = 2 * rows * sizes["c"] * 27 / FLOPS
-        traffic = item * rows * (sizes["c"] + 3 * 4) / MEMORY  # a position has four pixels
+        arithmetic = 2 * rows * sizes["c"] * 27 / H100_REACHED.tensor
+        traffic = item * rows * (sizes["c"] + 3 * 4) / H100_REACHED.memory  # a position has four pixels
     else:
         m, n, k = (sizes.get(name, channels) for name in ("m", "n", "k"))
-        arithmetic = 2 * m * n * k / FLOPS
-        traffic = item * (m * n + m * k + n * k) / MEMORY
+        arithmetic = 2 * m * n * k / H100_REACHED.tensor
+        traffic = item * (m * n + m * k + n * k) / H100_REACHED.memory
     return _count(call, config) * (LAUNCH_US + 1e6 * max(arithmetic, traffic))
 
 

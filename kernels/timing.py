@@ -314,11 +314,29 @@ def paired(
     candidates: Mapping[str, Run], *, baseline: str | None = None, rounds: int = 15, budget_s: float | None = None,
     sample_ms: float = SAMPLE_MS, warmup: int = 1, clock: Clock | None = None,
 ) -> list[Timing]:  # fmt: skip
-    """Times every candidate once per round, in an order that turns with the rounds, so that drift affects all alike.
+    """Times every candidate once per round, and summarizes the rounds; ratios are taken within a round.
+
+    Args:
+        candidates, rounds, budget_s, sample_ms, warmup, clock: as of `rounds_of`.
+        baseline: the candidate that ratios are over; the first by default.
+    """
+    times = rounds_of(
+        candidates, rounds=rounds, budget_s=budget_s, sample_ms=sample_ms, warmup=warmup, clock=clock
+    )  # fmt: skip
+    return [timing(name, taken, times[baseline or next(iter(times))]) for name, taken in times.items()]
+
+
+def rounds_of(
+    candidates: Mapping[str, Run], *, rounds: int = 15, budget_s: float | None = None, sample_ms: float = SAMPLE_MS,
+    warmup: int = 1, clock: Clock | None = None,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Milliseconds per run of each candidate, one value per round.
+
+    A round runs every candidate once, in an order that turns with the rounds, so that drift affects all alike: on a
+    shared machine the ratio of two runs a second apart means more than absolute times.
 
     Args:
         candidates: name -> call or `Replay`, of which each run counts.
-        baseline: the candidate that ratios are over; the first by default.
         rounds: at most so many.
         budget_s: no round starts later than so many seconds after the first, except the first MIN_ROUNDS.
         sample_ms: time of one sample: a short candidate runs several times in it. 0 for once.
@@ -341,7 +359,7 @@ def paired(
         for name in names[turn:] + names[:turn]:
             run, count = candidates[name], repeats[name]
             times[name].append(clock.measure(run, count) / (count * getattr(run, "copies", 1)))
-    return [timing(name, taken, times[baseline or names[0]]) for name, taken in times.items()]
+    return times
 
 
 def _repeats(run: Run, sample_ms: float, clock: Clock) -> int:

@@ -87,9 +87,6 @@ class Search:
     finished: bool = False
     error: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class TuneReport:
@@ -108,9 +105,7 @@ class TuneReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        file = None if self.file is None else str(self.file)
-        searches = [s.to_dict() for s in self.searches]
-        return {"arch": self.arch, "file": file, "searches": searches, "left": self.left, "stopped": self.stopped}
+        return asdict(self) | {"file": None if self.file is None else str(self.file)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -64,10 +64,6 @@ class Built:
     registers: int | None = None
     spills: int | None = None
     error: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
 
 
 def warm(

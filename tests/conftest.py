@@ -251,6 +251,21 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def stage_maps() -> Callable[..., list[Any]]:
+    """Of a model and its pixels: every stage's feature map, finest first."""
+
+    def call(model: Any, pixel_values: Any) -> list[Any]:
+        maps: list[Any] = []
+        hooks = [stage.register_forward_hook(lambda _stage, _x, y: maps.append(y)) for stage in model.stages]
+        model(pixel_values)
+        for hook in hooks:
+            hook.remove()
+        return maps
+
+    return call
+
+
+@pytest.fixture(scope="session")
 def golden_taps() -> dict[str, str]:
     """Apple's flat `network` -> the part of ours whose output it is, as the llava golden's taps are named."""
     return {

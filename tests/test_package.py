@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+JSON_FOLDERS = ("kernels/configs", "benchmarks/studies/gpu/predicted")
 FOLDERS = ("benchmarks", "calibration", "cli", "core", "encoder", "export", "kernels")
 LAZY = (
     "fvexport",
@@ -70,7 +71,10 @@ def test_holds_the_package_alone(wheel: Path) -> None:
     kinds = ("*.py", "*.pyi", "*.j2", "*.css", "*.js")
     expected = {file for name in FOLDERS for kind in kinds for file in (ROOT / name).rglob(kind)}
     expected |= {ROOT / name for name in ("__init__.py", "__init__.pyi", "__main__.py", "py.typed")}
-    expected |= {*(ROOT / "kernels/configs").glob("*.json"), *(ROOT / "benchmarks/gpu/predicted").glob("*.json")}
+    expected |= {
+        *(ROOT / "kernels/configs").glob("*.json"),
+        *(ROOT / "benchmarks/studies/gpu/predicted").glob("*.json"),
+    }
     expected -= set((ROOT / "benchmarks/studies/trained").rglob("*.py"))  # they need tests/data
     assert found == {f"fvexport/{file.relative_to(ROOT).as_posix()}" for file in expected}
 

@@ -23,8 +23,8 @@ def trt(request: pytest.FixtureRequest) -> Any:
 
 
 def _parsed(trt: Any, op: str) -> tuple[Any, Any, Any, bool]:
-    border = [h.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, [1, 8, 16, 16]) for name in "xy"]
-    graph = h.make_graph([h.make_node(op, ["x"], ["y"], name="only")], "one", border[:1], border[1:])
+    tensor_specs = [h.make_tensor_value_info(name, onnx.TensorProto.FLOAT16, [1, 8, 16, 16]) for name in "xy"]
+    graph = h.make_graph([h.make_node(op, ["x"], ["y"], name="only")], "one", tensor_specs[:1], tensor_specs[1:])
     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 20)], ir_version=10)
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)

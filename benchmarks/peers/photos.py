@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,11 +39,13 @@ class Photographs:
     resolution: int
 
     @classmethod
-    def write(cls, listing: Path, samples: int, resolution: int) -> Photographs:
-        """Writes the list; raises UnavailableError where scikit-image is not installed."""
+    def write(
+        cls, listing: Path, samples: int, resolution: int, names: Iterable[str] = CALIBRATION
+    ) -> Photographs:  # fmt: skip
+        """Writes the list of the photographs `names`; raises UnavailableError where scikit-image is not installed."""
         paths = sample_images()
         listing.parent.mkdir(parents=True, exist_ok=True)
-        listing.write_text("".join(f"{paths[name].resolve()}\n" for name in CALIBRATION), encoding="utf-8")
+        listing.write_text("".join(f"{paths[name].resolve()}\n" for name in names), encoding="utf-8")
         return cls(listing, samples, resolution)
 
     @cached_property

@@ -96,12 +96,17 @@ def make_peer_file(
 
     Raises whatever the tool trips over.
     """
+    from ...encoder.image import HELD_OUT, sample_images
     from . import quantize_static
+    from .photos import Photographs
     from .tool_files import Job, Tool, make, release
 
+    # What our own calibration takes if no pictures are named: none of those that parity looks at.
+    names = [name for name in sample_images() if name not in HELD_OUT]
+    photographs = Photographs.write(folder / "calibration.txt", samples, height, names)
     tool = Tool(f"torch.onnx.export, defaults, batch {batch}", functools.partial(_export, (batch, 3, height, width)))
     plain = folder / ONNX
-    job = Job(_photographs(folder, samples, height), lambda: checkpoint, plain / "model.onnx")
+    job = Job(photographs, lambda: checkpoint, plain / "model.onnx")
     made = [make(tool, job, plain)]
     if peer.file == QUANTIZED:
         made.append(make(quantize_static.DEFAULT, job, folder / f"{QUANTIZED}-{samples}"))
@@ -147,18 +152,6 @@ def _export(shape: tuple[int, int, int, int], job: Any, folder: Path) -> Path:
     path = folder / "model.onnx"
     export_plain(job.checkpoint().encoder, shape, path)
     return path
-
-
-def _photographs(folder: Path, samples: int, side: int) -> Any:
-    """What our own calibration takes where no pictures are named: none of those that parity looks at."""
-    from ...encoder.image import HELD_OUT, sample_images
-    from .photos import Photographs
-
-    listing = folder / "calibration.txt"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [str(path.resolve()) for name, path in sample_images().items() if name not in HELD_OUT]
-    listing.write_text("\n".join(paths) + "\n", encoding="utf-8")
-    return Photographs(listing, samples, side)
 
 
 def _compiled(encoder: Any, precision: str) -> LoadedPeer:

@@ -198,7 +198,7 @@ def _difference_plot(comparison: Comparison, timed: Sequence[Difference], prefix
 
 
 def _reach(shown: Sequence[Difference], threshold: float) -> float:
-    """How far the axis goes: nearly all intervals fit; the few that are wider end at its border."""
+    """How far the axis goes: nearly all intervals fit; the few that are wider end at its edge."""
     changes = [difference.change for difference in shown if difference.change]
     values = max(abs(change.value - 1) for change in changes)
     ends = sorted(abs(end - 1) for change in changes for end in (change.low, change.high) if end is not None)

@@ -63,8 +63,3 @@ def decibels(sqnr_db: float | None, *, exact: bool = False) -> str:
     if sqnr_db is None:
         return "exact" if exact else ""
     return f"{sqnr_db:.1f} dB"
-
-
-def counted(count: int, what: str, plural: str = "") -> str:
-    """`1 cell`, `3 cells`."""
-    return f"{count} {what}" if count == 1 else f"{count} {plural or what + 's'}"

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...core.phrases import first_few
+from ...core.phrases import counted, first_few
 from ..sweep.result import Result
 from .axes import Plot
 from .bars import difference_plots
 from .compare import QUIET, Comparison, Difference
-from .formatting import counted, decibels, milliseconds, percent, percent_interval, three, times
+from .formatting import decibels, milliseconds, percent, percent_interval, three, times
 from .headline import Best, headline, median_ms, reference_name, speedup
 from .intervals import LEVEL, MIN_WINDOWS, RESAMPLES
 from .load import Loaded, Run
 from .notes import Note, name, notes
-from .plots import legend_marks, run_curves, run_plots
+from .plots import legend_marks, run_plots
 from .published import MACHINE
-from .series import Curve
+from .series import Curve, curves
 from .tables import Table, table
 
 RELEASED = "1024"
@@ -155,7 +155,7 @@ def _sections(parts: Sequence[dict[str, Any]], comparison: Comparison | None) ->
 
 
 def _part(run: Run, prefix: str) -> dict[str, Any]:
-    found = run_curves(run)
+    found = curves(run.results)  # with the keys that plots and legend share
     plots = [_with_id(plot, prefix) for plot in run_plots(run, found, prefix)]
     best = headline(run)
     fastest = {id(result) for row in best for result in (row.fastest, row.float_fastest) if result}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...core.phrases import counted
 from ..sweep.result import Result
 from . import published
 from .axes import (
@@ -24,10 +25,10 @@ from .axes import (
     time_tick,
 )
 from .bars import ranking_plot, ttft_plot
-from .formatting import counted, decibels, megabytes, milliseconds, times, times_interval
+from .formatting import decibels, megabytes, milliseconds, times, times_interval
 from .headline import median_ms, reference_name, speedup
 from .load import Run
-from .series import Curve, curves
+from .series import Curve
 from .svg import INK, inches, to_svg
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class _CurvePlot:
 
         def draw(canvas: Canvas) -> None:
             named = canvas.wide and self.full and len(groups) == 1
-            titles = [counted(batch, "image", "images") + " per call" for batch in groups]
+            titles = [counted(batch, "image") + " per call" for batch in groups]
             for axes, batch in zip(panels(canvas, titles, right=NAMES_WIDTH if named else 14), groups, strict=True):
                 self._draw_panel(canvas, axes, kept, batch, named=named)
 
@@ -267,7 +268,7 @@ def accuracy_plot(found: Sequence[Curve], prefix: str) -> Plot | None:
         "Signal over quantization noise against the eager float32 model, over time; up and to the left is better. "
         "The signal is what varies: without the constant part that all features share. "
         "Each 6 dB halve the error."
-    ) + (f" {counted(batch, 'image', 'images')} per call." if batch > 1 else "")
+    ) + (f" {counted(batch, 'image')} per call." if batch > 1 else "")
     return make(
         "accuracy", "Accuracy over latency", caption, draw, prefix=prefix, full=len(shown) > 1,
         height=310 * rows, narrow_height=270 * len(shown),
@@ -345,8 +346,3 @@ def draw_paper(canvas: Canvas, axes: Axes, points: Sequence[tuple[float, float, 
         linewidth=1.4, marker="*", markersize=8, gid=gid, zorder=1,
     )  # fmt: skip
     canvas.tips[gid] = [tip for *_, tip in points]
-
-
-def run_curves(run: Run) -> list[Curve]:
-    """The curves of a run, with the keys that its plots and its legend share."""
-    return curves(run.results)

@@ -9,8 +9,9 @@ No command of `fvexport` uses them. What lives here
     trained/        a small model trained on a real task, and what quantization costs it
     vlm             FastVLM whole, eager, FP32 and INT8: time to first token, memory, agreement
     overhead        what `Encoder` adds to the runtime under it
+    kernels/        each Triton kernel and the encoder on them against PyTorch, on a GPU
+    gpu/            the encoder on an NVIDIA GPU: the performance model, and one command that proves it
     concurrency     threads that share one `Encoder`
-    timing          candidates side by side on the host's clock
     results         figures as JSON, with the environment they were measured in
 
 May import everything but `cli`; is imported by nothing but its tests.

@@ -13,14 +13,15 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
+from ...core.errors import UnavailableError
+from ...export.artifact import Artifact
 from ...export.backend_table import BACKENDS
-
-if TYPE_CHECKING:
-    from ...export.runtime import Encoder
+from ...export.runtime import Encoder
+from .overhead import export_seeded
 
 MEASURED = tuple(row.name for row in BACKENDS if not row.gpu)
 IMAGES = 8
@@ -37,11 +38,6 @@ TOLERANCE = 1e-4
 @click.option("--calls", default=400, show_default=True, type=click.IntRange(min=1), help="Calls of all threads.")
 def main(path: Path | None, variant: str, res: int, backends: str, threads: str, calls: int) -> None:
     """Prints a table, and exits with 1 if an answer is wrong or a call fails."""
-    from ...core.errors import UnavailableError
-    from ...export.artifact import Artifact
-    from ...export.runtime import Encoder
-    from .overhead import export_seeded
-
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         artifact = Artifact.open(path) if path is not None else export_seeded(variant, res, Path(folder) / "new")
@@ -64,8 +60,6 @@ def main(path: Path | None, variant: str, res: int, backends: str, threads: str,
 
 def share(encoder: Encoder, threads: int, calls: int) -> tuple[Counter[str], float]:
     """How many calls were `right`, `wrong` or `errors`, and the seconds that all took."""
-    import numpy as np
-
     height, width = encoder.preprocessor.height, encoder.preprocessor.width
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, 1, 3, height, width), np.uint8)
     alone = [encoder.run(image) for image in images]

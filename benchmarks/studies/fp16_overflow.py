@@ -11,14 +11,27 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import numpy as np
+import onnx
+import torch
 
+from ...core.verdict.figures import compare
+from ...encoder.checkpoint import Checkpoint, load_checkpoint
+from ...encoder.image import HELD_OUT, sample_images
+from ...encoder.preprocess import Preprocessor
+from ...encoder.reparameterize import reparameterize
+from ...export.export_options import ExportOptions
+from ...export.onnx_export import export_onnx
+from ...export.parity_backends import parity_backend
+from ...export.runtime.eager_backend import EagerBackend
+from ...export.runtime.emulate_half import with_rounding
+from ...export.simplification import write_graph
+from ...export.tracing import ExportModule, trace
+from ..peers.runners import load
 from .results import out_option, write_rows
-
-if TYPE_CHECKING:
-    from ...encoder.checkpoint import Checkpoint
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])
@@ -39,17 +52,6 @@ def main(res: int, variant: str, exponent: int, out: Path | None) -> None:
 
 def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
     """One row per file: naive FP16, ours, and BF16, each against the eager model in float32."""
-    import numpy as np
-
-    from ...core.verdict.figures import compare
-    from ...encoder.image import HELD_OUT, sample_images
-    from ...encoder.preprocess import Preprocessor
-    from ...encoder.reparameterize import reparameterize
-    from ...export.export_options import ExportOptions
-    from ...export.onnx_export import export_onnx
-    from ...export.parity_backends import parity_backend
-    from ...export.runtime.eager_backend import EagerBackend
-
     checkpoint = large_stream(variant, 2.0**exponent)
     frame, photographs = Preprocessor(res, res), sample_images()
     pixels = [frame(photographs[name]) for name in HELD_OUT]
@@ -72,10 +74,6 @@ def measure(res: int, variant: str, exponent: int) -> Iterator[dict[str, Any]]:
 
 def large_stream(variant: str, factor: float) -> Checkpoint:
     """Seeded weights whose stage 4 computes the same with a stream `factor` times larger."""
-    import torch
-
-    from ...encoder.checkpoint import load_checkpoint
-
     checkpoint = load_checkpoint(None, variant=variant)
     stage: Any = checkpoint.encoder.stages[3]
     after: Any = checkpoint.encoder.stages[4]
@@ -99,14 +97,6 @@ def large_stream(variant: str, factor: float) -> Checkpoint:
 
 def naive(fused: Any, res: int, path: Path) -> Any:
     """What `model.half()` and an export give, as a function from pixels to features."""
-    import onnx
-
-    from ...export.export_options import ExportOptions
-    from ...export.runtime.emulate_half import with_rounding
-    from ...export.simplification import write_graph
-    from ...export.tracing import ExportModule, trace
-    from ..peers.runners import load
-
     options = ExportOptions(height=res, width=res, precision="fp16")
     path.parent.mkdir(exist_ok=True)
     write_graph(trace(ExportModule(fused, None, options), options), path.parent)

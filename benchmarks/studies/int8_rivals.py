@@ -19,9 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from ...core.errors import FvexportError
+from ...core.versions import versions_of
+from ..peers.photos import CALIBRATION, TEST
 from .results import environment, out_option, write_json
+from .rivals.candidates import BASELINE, HEADER, chosen
+from .rivals.measure import TIMED_ON, Setting, measure
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])
@@ -38,13 +43,6 @@ from .results import environment, out_option, write_json
 @out_option
 def main(res: int, only: str | None, work: Path, out: Path | None, **given: Any) -> None:
     """Prints a table of all candidates, and writes what was found to `--out`."""
-    import torch
-
-    from ...core.versions import versions_of
-    from ..peers.photos import CALIBRATION, TEST
-    from .rivals.candidates import BASELINE, HEADER, chosen
-    from .rivals.measure import TIMED_ON, Setting, measure
-
     setting = Setting(resolution=res, **given)
     torch.set_num_threads(setting.threads)
     try:

@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import numpy as np
+import torch
 
+from ...calibration.calibration_options import METHODS, Method
+from ...calibration.equalize import equalize
+from ...calibration.histograms import Moments
+from ...calibration.observe import observe
+from ...calibration.policy import Policy
+from ...calibration.quantize import quantize
+from ...calibration.ranges_file import Stats
+from ...core.verdict.figures import compare
+from ...encoder.checkpoint import load_checkpoint
+from ...encoder.fastvithd import FastViTHD
+from ...encoder.preprocess import Preprocessor
+from ...encoder.reparameterize import reparameterize
+from ..peers.photos import Photographs
 from .results import out_option, write_rows
-
-if TYPE_CHECKING:
-    from ...calibration.calibration_options import Method
-    from ...calibration.policy import Policy
-    from ...calibration.ranges_file import Stats
-    from ...encoder.fastvithd import FastViTHD
+from .rivals.outliers import with_outliers
 
 
 @click.command(help=(__doc__ or "").splitlines()[0])
@@ -44,21 +55,6 @@ def main(res: int, samples: int, variant: str, target: str, outliers: float, out
 
 def measure(res: int, samples: int, variant: str, target: Any, outliers: float) -> Iterator[dict[str, Any]]:
     """One row per way to quantize: its name, worst and mean SQNR, and the centred one over all pictures."""
-    import numpy as np
-    import torch
-
-    from ...calibration.calibration_options import METHODS
-    from ...calibration.equalize import equalize
-    from ...calibration.observe import observe
-    from ...calibration.policy import Policy
-    from ...calibration.quantize import quantize
-    from ...core.verdict.figures import compare
-    from ...encoder.checkpoint import load_checkpoint
-    from ...encoder.preprocess import Preprocessor
-    from ...encoder.reparameterize import reparameterize
-    from ..peers.photos import Photographs
-    from .rivals.outliers import with_outliers
-
     checkpoint = load_checkpoint(None, variant=variant)
     if outliers:
         checkpoint = with_outliers(checkpoint, outliers)
@@ -91,13 +87,6 @@ def measure(res: int, samples: int, variant: str, target: Any, outliers: float) 
 
 def _nearest(model: FastViTHD, stats: Stats, policy: Policy, method: Method = "weighted") -> FastViTHD:
     """Quantized with every weight rounded to the nearest step: covariances that know nothing of each other."""
-    from dataclasses import replace
-
-    import torch
-
-    from ...calibration.histograms import Moments
-    from ...calibration.quantize import quantize
-
     alone = {}
     for name, m in stats.moments.items():
         covariance = torch.diag(m.covariance.diagonal()) * m.rows

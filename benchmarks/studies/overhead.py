@@ -9,22 +9,31 @@ is beyond --limit, together with its whole 95 % interval.
 
 from __future__ import annotations
 
+import statistics
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import click
+import numpy as np
+import torch
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ...export.artifact import Artifact
-    from ...export.runtime import Encoder
-    from ..report.intervals import Interval
+from ...core.errors import UnavailableError
+from ...encoder.checkpoint import load_checkpoint
+from ...encoder.exact import exact_float32
+from ...encoder.image import sample_images
+from ...export.artifact import Artifact
+from ...export.artifact_source import exported_module, source_checkpoint
+from ...export.export_options import ExportOptions
+from ...export.onnx_export import export_onnx
+from ...export.runtime import Encoder, OnnxRuntimeBackend, OpenVinoBackend
+from ...kernels.timing import HostClock, rounds_of
+from ..peers.runners import run_onnxruntime, run_openvino
+from ..report.intervals import Interval, median_interval
 
 Run: TypeAlias = Callable[[], Any]
 MEASURED = ("onnxruntime-cpu", "openvino", "eager")
@@ -41,8 +50,6 @@ SAMPLE_MS = 50.0
 @click.option("--limit", default=1.03, show_default=True, type=click.FloatRange(min=1), help="Largest accepted ratio.")
 def main(path: Path | None, variant: str, res: int, rounds: int, threads: int | None, limit: float) -> None:
     """Prints a table, and exits with 1 if a backend is beyond the limit."""
-    from ...export.artifact import Artifact
-
     with tempfile.TemporaryDirectory() as folder:
         artifact = Artifact.open(path) if path is not None else export_seeded(variant, res, Path(folder) / "new")
         click.echo(f"{'backend':16s} {'bare ms':>9s} {'Encoder ms':>11s} {'ratio':>7s}  95 % interval")
@@ -64,13 +71,6 @@ class Row:
 
 def measure(artifact: Artifact, backend: str, rounds: int, threads: int | None) -> Row | None:
     """Measures one backend and prints its line; None where it cannot run the artifact here."""
-    import numpy as np
-    import torch
-
-    from ...core.errors import UnavailableError
-    from ...encoder.image import sample_images
-    from ...export.runtime import Encoder
-
     if threads:
         torch.set_num_threads(threads)
     try:
@@ -90,21 +90,10 @@ def measure(artifact: Artifact, backend: str, rounds: int, threads: int | None) 
 
 def compare(backend: str, bare: Run, ours: Run, rounds: int) -> Row:
     """Times both loops once per round, in turn first and second."""
-    import statistics
-
-    from ...kernels.timing import HostClock
-    from ..report.intervals import median_interval
-
-    clock = HostClock()
-    for run in (bare, ours, bare, ours):
-        run()
-    count = max(1, round(SAMPLE_MS / max(clock.measure(bare), 1e-3)))
-    taken: dict[bool, list[float]] = {True: [], False: []}
-    for index in range(rounds):
-        for first in (index % 2 == 0, index % 2 == 1):
-            taken[first].append(clock.measure(bare if first else ours, count) / count)
-    ratios = [encoder / base for encoder, base in zip(taken[False], taken[True], strict=True)]
-    return Row(backend, statistics.median(taken[True]), statistics.median(taken[False]), median_interval(ratios))
+    runs = {"bare": bare, "encoder": ours}
+    times = rounds_of(runs, rounds=rounds, sample_ms=SAMPLE_MS, warmup=2, clock=HostClock())
+    ratios = [encoder / base for encoder, base in zip(times["encoder"], times["bare"], strict=True)]
+    return Row(backend, statistics.median(times["bare"]), statistics.median(times["encoder"]), median_interval(ratios))
 
 
 def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:
@@ -114,9 +103,6 @@ def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:
         encoder: of a backend in `MEASURED`.
         values: (B, 3, H, W), as the file takes them.
     """
-    from ...export.runtime import OnnxRuntimeBackend, OpenVinoBackend
-    from ..peers.runners import run_onnxruntime, run_openvino
-
     backend = encoder.backend
     if isinstance(backend, OnnxRuntimeBackend):
         run = run_onnxruntime(backend.source, backend.session.get_session_options())
@@ -128,10 +114,6 @@ def bare_loop(encoder: Encoder, values: np.ndarray) -> Run:
 
 
 def _bare_module(artifact: Artifact, values: np.ndarray) -> Run:
-    import torch
-
-    from ...encoder.exact import exact_float32
-    from ...export.artifact_source import exported_module, source_checkpoint
 
     manifest = artifact.manifest
     checkpoint = source_checkpoint(artifact)
@@ -148,10 +130,6 @@ def _bare_module(artifact: Artifact, values: np.ndarray) -> Run:
 
 def export_seeded(variant: str, res: int, out: Path) -> Artifact:
     """A float32 artifact of seeded weights, without a verdict: nothing here depends on them."""
-    from ...encoder.checkpoint import load_checkpoint
-    from ...export.export_options import ExportOptions
-    from ...export.onnx_export import export_onnx
-
     options = ExportOptions(height=res, width=res)
     return export_onnx(load_checkpoint(None, variant=variant), out, options=options, parity=False).artifact
 

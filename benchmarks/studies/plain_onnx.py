@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+import onnx
+import torch
 
+from ...core.verdict.figures import compare
+from ...encoder.checkpoint import load_checkpoint
+from ...encoder.image import sample_images
+from ...encoder.preprocess import Preprocessor
+from ...export.export_options import ExportOptions
+from ...export.onnx_export import export_onnx
+from ...kernels.timing import HostClock, paired
+from ..peers.plain_export import export_plain
+from ..peers.runners import load, onnxruntime_options
 from .results import out_option, write_rows
 
 
@@ -38,19 +50,6 @@ def main(res: str, threads: int, rounds: int, variant: str, profile: bool, out: 
 
 def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) -> dict[str, Any]:
     """One resolution: both files made, run in turn, compared."""
-    import numpy as np
-    import torch
-
-    from ...core.verdict.figures import compare
-    from ...encoder.checkpoint import load_checkpoint
-    from ...encoder.image import sample_images
-    from ...encoder.preprocess import Preprocessor
-    from ...export.export_options import ExportOptions
-    from ...export.onnx_export import export_onnx
-    from ..peers.plain_export import export_plain
-    from ..peers.runners import load
-    from .timing import time_paired
-
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = load_checkpoint(None, variant=variant)
         report = export_onnx(
@@ -64,7 +63,7 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
         files["fvexport"] = report.artifact.model_path
         runs = {name: partial(load(path, "onnxruntime", threads), x) for name, path in files.items()}
         outputs = {name: run() for name, run in runs.items()}
-        timings = time_paired(runs, baseline="plain", rounds=rounds)
+        timings = paired(runs, baseline="plain", rounds=rounds, sample_ms=0, warmup=3, clock=HostClock())
         nodes = {name: _nodes(path) for name, path in files.items()}
         difference = compare(outputs["plain"], np.asarray(outputs["fvexport"])).rel_l2
         for t in timings:
@@ -83,16 +82,12 @@ def measure(res: int, threads: int, rounds: int, variant: str, profile: bool) ->
 
 
 def _nodes(path: Path) -> int:
-    import onnx
-
     return len(onnx.load(str(path), load_external_data=False).graph.node)
 
 
 def _by_operator(path: Path, threads: int, x: Any, runs: int = 5) -> dict[str, float]:
     """Share of run time by operator, convolutions split by kind, from onnxruntime's profiler."""
     import onnxruntime as ort
-
-    from ..peers.runners import onnxruntime_options
 
     options = onnxruntime_options(threads)
     options.enable_profiling = True

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 from ...core import hardware
 from ...core.versions import versions_of
+from ...kernels.table import kernels_digest
 
 out_option = click.option("--out", type=click.Path(path_type=Path), help="Write the figures to this file as JSON.")
 
@@ -26,6 +28,21 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions_of("fvexport", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "numpy"),
     }
+
+
+def gpu_environment() -> dict[str, Any]:
+    """Processor, GPU, driver's CUDA, versions and the kernels' digest: what a measurement holds for."""
+    found = environment()
+    found["versions"] |= versions_of("triton")
+    found["kernels"] = kernels_digest()
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found["gpu"] = {
+            "name": properties.name, "capability": f"{properties.major}.{properties.minor}",
+            "processors": properties.multi_processor_count, "bytes": properties.total_memory,
+            "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        }  # fmt: skip
+    return found
 
 
 def write_rows(out: Path | None, rows: Sequence[dict[str, Any]], **settings: Any) -> None:

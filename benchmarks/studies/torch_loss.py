@@ -11,15 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ...calibration.calibration_options import CalibrationOptions
 from ...core.errors import FvexportError
+from ...core.progress import silent
+from ...core.verdict.reference import Reference
+from ...encoder.checkpoint import Checkpoint, load_checkpoint
+from ...encoder.image import HELD_OUT, sample_images
+from ...encoder.preprocess import Preprocessor
+from ...export.export_options import ExportOptions
+from ...export.parity_backends import EagerReference
+from ...export.parity_runs import tokens_of
+from ...export.prepare import prepare, stored_type
 from .results import out_option, write_rows
-
-if TYPE_CHECKING:
-    from ...encoder.checkpoint import Checkpoint
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 HEADER = f"{'':5s} {'plain':>8s} {'dB':>6s} {'centred':>8s} {'dB':>6s}  worst cosine"
@@ -34,8 +41,6 @@ HEADER = f"{'':5s} {'plain':>8s} {'dB':>6s} {'centred':>8s} {'dB':>6s}  worst co
 @out_option
 def main(checkpoint: str | None, variant: str | None, res: int, samples: int, precision: str, out: Path | None) -> None:
     """Prints a row per precision, and writes them to `--out`."""
-    from ...encoder.checkpoint import load_checkpoint
-
     rows = []
     try:
         loaded = load_checkpoint(checkpoint, variant=variant)
@@ -54,16 +59,6 @@ def measure(
     checkpoint: Checkpoint, resolution: int, samples: int, precisions: Sequence[str]
 ) -> Iterator[dict[str, Any]]:
     """The figures on the two photographs that parity looks at by default, one dictionary per precision."""
-    from ...calibration.calibration_options import CalibrationOptions
-    from ...core.progress import silent
-    from ...core.verdict.reference import Reference
-    from ...encoder.image import HELD_OUT, sample_images
-    from ...encoder.preprocess import Preprocessor
-    from ...export.export_options import ExportOptions
-    from ...export.parity_backends import EagerReference
-    from ...export.parity_runs import tokens_of
-    from ...export.prepare import prepare, stored_type
-
     encoder = checkpoint.encoder
     frame = Preprocessor(resolution, resolution, checkpoint.info.preprocessing)
     photographs = sample_images()

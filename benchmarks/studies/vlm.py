@@ -12,22 +12,34 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import numpy as np
+import torch
 
+from ...core.verdict.figures import compare
+from ...encoder.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+from ...encoder.config import ConnectorConfig, get_variant
+from ...encoder.connector import Connector
+from ...encoder.fastvlm import EagerTower, FastVLM, Sampling, VisionTower
+from ...encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX
+from ...encoder.fastvlm.splice import splice
+from ...encoder.image import load_image, sample_images
+from ...encoder.preprocess import Preprocessor
+from ...encoder.preprocess_config import RELEASED
+from ...encoder.qwen2 import prefill
+from ...encoder.reparameterize import merge_branches
+from ...encoder.seeded import seed_weights
+from ..peers.photos import TEST, Photographs
+from ..sweep.process_memory import peak_mb, reset_peak
+from ..tasks.ttft import LanguageModelName, Vision, measure_ttft_paired, seeded_language_model
 from .results import environment, out_option, write_json
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ...encoder.checkpoint import Checkpoint
-    from ...encoder.connector import Connector
-    from ...encoder.fastvlm import FastVLM, VisionTower
-    from ..tasks.ttft import LanguageModelName
 
 TOWERS = ("eager", "fp32", "int8")
 
@@ -59,8 +71,6 @@ class Setting:
     @property
     def prompt(self) -> list[int]:
         """Token ids with the image's mark after a few: the question, as far as times go."""
-        from ...encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX
-
         ids = [index % 97 for index in range(self.prompt_tokens)]
         return [*ids[:4], IMAGE_TOKEN_INDEX, *ids[4:]]
 
@@ -71,9 +81,6 @@ class Setting:
     @cached_property
     def checkpoint(self) -> Checkpoint:
         """Seeded weights, in the form that released checkpoints have."""
-        from ...encoder.checkpoint import load_checkpoint
-        from ...encoder.reparameterize import merge_branches
-
         checkpoint = load_checkpoint(None, variant=self.variant)
         checkpoint.encoder = merge_branches(checkpoint.encoder)
         return checkpoint
@@ -114,10 +121,10 @@ def _told(row: dict[str, Any]) -> dict[str, Any]:
 
 def make_artifacts(setting: Setting) -> None:
     """FP32 and INT8 files of the seeded encoder, INT8 calibrated on one half of the photographs; kept ones stay."""
+    # Imported here, because `peak_memory` counts what the other process imports.
     from ...calibration.calibration_options import CalibrationOptions
     from ...export.export_options import ExportOptions
     from ...export.onnx_export import export_onnx
-    from ..peers.photos import Photographs
 
     for tower in TOWERS[1:]:
         if setting.path(tower).exists():
@@ -134,8 +141,7 @@ def make_artifacts(setting: Setting) -> None:
 
 def make_tower(setting: Setting, name: str) -> VisionTower:
     """One of `TOWERS`."""
-    from ...encoder.fastvlm import EagerTower
-    from ...export.runtime import ArtifactTower
+    from ...export.runtime import ArtifactTower  # see `make_artifacts`
 
     if name == "eager":
         return EagerTower(setting.checkpoint.encoder)
@@ -144,10 +150,6 @@ def make_tower(setting: Setting, name: str) -> VisionTower:
 
 def make_connector(setting: Setting, language_model: Any) -> Connector:
     """Seeded, to the language model's width."""
-    from ...encoder.config import ConnectorConfig, get_variant
-    from ...encoder.connector import Connector
-    from ...encoder.seeded import seed_weights
-
     width = int(language_model.config.hidden_size)
     connector = Connector(ConnectorConfig(in_channels=get_variant(setting.variant).out_channels, out_channels=width))
     seed_weights(connector)
@@ -156,14 +158,6 @@ def make_connector(setting: Setting, language_model: Any) -> Connector:
 
 def make_fastvlm(setting: Setting, tower: str) -> tuple[FastVLM, VisionTower]:
     """A whole model without tokenizer, and what encodes for it; an artifact's has no eager encoder beside it."""
-    import torch
-
-    from ...encoder.checkpoint import CheckpointInfo
-    from ...encoder.config import get_variant
-    from ...encoder.fastvlm import EagerTower, FastVLM
-    from ...encoder.preprocess_config import RELEASED
-    from ..tasks.ttft import seeded_language_model
-
     torch.set_num_threads(setting.threads)
     language_model = seeded_language_model(setting.language_model)
     made = make_tower(setting, tower)
@@ -172,13 +166,8 @@ def make_fastvlm(setting: Setting, tower: str) -> tuple[FastVLM, VisionTower]:
         form="seeded",
         sha256="",
         variant=setting.variant,
-        revision=None,
         preprocessing=RELEASED,
-        preprocessing_source=None,
-        resolution=None,
         trained=False,
-        connector_sha256=None,
-        notice=None,
     )
     vlm = FastVLM(
         info=info,
@@ -201,40 +190,26 @@ def peak_memory(setting: Setting, tower: str) -> dict[str, Any]:
 
     The peak is of the answer, weights included; that of making seeded weights is no user's.
     """
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
-
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_answer_alone, replace(setting), tower).result()  # a copy, without the weights made so far
 
 
 def _answer_alone(setting: Setting, tower: str) -> dict[str, Any]:
-    from ...encoder.fastvlm import Sampling
-    from ...encoder.image import sample_images
-
     vlm, made = make_fastvlm(setting, tower)
     gc.collect()
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # Linux's
-    if reset.exists():
-        reset.write_text("5", encoding="ascii")
+    resets = reset_peak()
     images = vlm.encode_images([sample_images()["astronaut"]], tower=made)
     answer = vlm.answer(images, setting.prompt, sampling=Sampling(setting.answer_tokens))
-    lines = status.read_text(encoding="ascii").splitlines() if reset.exists() else []
-    peak = next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), None)
+    peak = peak_mb() if resets else None
     return {
-        "tower": tower, "peak_mib": peak, "visual_tokens": answer.visual_tokens, "tokens": len(answer.token_ids),
-        "first_ttft_ms": answer.timings.ttft_ms, "tokens_per_s": answer.timings.tokens_per_s,
+        "tower": tower, "peak_mib": peak and peak * 1e6 / 2**20, "visual_tokens": answer.visual_tokens,
+        "tokens": len(answer.token_ids), "first_ttft_ms": answer.timings.ttft_ms,
+        "tokens_per_s": answer.timings.tokens_per_s,
     }  # fmt: skip
 
 
 def time_to_first_token(setting: Setting, rounds: int) -> list[dict[str, Any]]:
     """The three side by side, by part, with the ratio of the eager time to each."""
-    import torch
-
-    from ...encoder.image import sample_images
-    from ...encoder.preprocess import Preprocessor
-    from ..tasks.ttft import Vision, measure_ttft_paired, seeded_language_model
-
     torch.set_num_threads(setting.threads)
     language_model = seeded_language_model(setting.language_model)
     connector = make_connector(setting, language_model)
@@ -258,12 +233,6 @@ def agreement(setting: Setting, crops: int) -> list[dict[str, Any]]:
 
     `first_tokens` says how many different ones the eager encoder leads to: with few, agreement would prove little.
     """
-    import torch
-
-    from ...core.verdict.figures import compare
-    from ...encoder.fastvlm.splice import splice
-    from ...encoder.qwen2 import prefill
-
     vlm, eager = make_fastvlm(setting, "eager")
     others = {name: make_tower(setting, name) for name in TOWERS[1:]}
     same, answers = dict.fromkeys(others, 0), set()
@@ -293,12 +262,6 @@ def agreement(setting: Setting, crops: int) -> list[dict[str, Any]]:
 
 def photograph_crops(count: int, res: int, seed: int = 0) -> Iterator[np.ndarray[Any, Any]]:
     """Square crops of the photographs that calibration leaves out, uint8 (3, res, res), equal for equal."""
-    import numpy as np
-
-    from ...encoder.image import load_image, sample_images
-    from ...encoder.preprocess import Preprocessor
-    from ..peers.photos import TEST
-
     rng, paths, preprocessor = np.random.default_rng(seed), sample_images(), Preprocessor(res, res)
     for index in range(count):
         image = load_image(paths[TEST[index % len(TEST)]])

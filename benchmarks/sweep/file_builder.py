@@ -11,14 +11,17 @@ import os
 import time
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from ...calibration.calibration_options import CalibrationOptions
 from ...core.dtypes import torch_dtype
 from ...core.errors import FvexportError
 from ...core.output_path import scratch_beside
+from ...core.records import Record, parse, plain
 from ...core.verdict.reference import Reference
-from ...encoder.checkpoint import Checkpoint, load_checkpoint
+from ...core.verdict.sections import FiguresSection
+from ...encoder.checkpoint import Checkpoint
 from ...encoder.preprocess import Preprocessor
 from ...encoder.reparameterize import reparameterize
 from ...export.artifact import Artifact
@@ -31,36 +34,63 @@ from ...export.precision import QUANTIZED
 from ...export.prepare import stored_type
 from ...export.runtime.eager_backend import EagerBackend
 from ..peers.table import get_peer, make_peer_file
+from .messages import (
+    AnyRequest,
+    ArtifactRequest,
+    File,
+    PeerRequest,
+    ReferenceRequest,
+    Request,
+    TorchRequest,
+    Weights,
+    WeightSource,
+)
+
+
+class Note(Record, frozen=True, kw_only=True):
+    """What is written beside a file when it has been made: the seconds it took, and PyTorch's own figures."""
+
+    seconds: float | msgspec.UnsetType = msgspec.UNSET
+    torch: FiguresSection | None = None
 
 
 class FileBuilder:
-    """Makes files of one checkpoint, which is loaded at the first need.
+    """Makes files of one checkpoint, which is loaded when first needed."""
 
-    Args:
-        weights: the arguments of `load_checkpoint`.
-    """
-
-    def __init__(self, weights: dict[str, Any]) -> None:
+    def __init__(self, weights: WeightSource) -> None:
         self.weights = weights
         self._references: dict[tuple[int, int], Reference] = {}
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        return load_checkpoint(**self.weights)
+        return self.weights.load()
 
-    def describe(self) -> dict[str, Any]:
-        """What a cell has to know of its weights."""
+    def describe(self) -> Weights:
+        """The identity of the weights."""
         info = self.checkpoint.info
-        return {"checkpoint": info.source, "variant": info.variant, "sha256": info.sha256, "notice": info.notice}
+        return Weights(checkpoint=info.source, variant=info.variant, sha256=info.sha256)
 
-    def reference(self, path: str, height: int, width: int) -> dict[str, Any]:
+    def make(self, request: AnyRequest) -> File:
+        """Makes a file, unless it is there."""
+        match request:
+            case ReferenceRequest():
+                return self.reference(request)
+            case TorchRequest():
+                return self.torch(request)
+            case ArtifactRequest():
+                return self.artifact(request)
+            case PeerRequest():
+                return self.peer(request)
+
+    def reference(self, request: ReferenceRequest) -> File:
         """Writes the held-out photographs and what the eager model makes of them, see `Reference`."""
-        file = Path(path)
+        file = Path(request.path)
         if not file.is_file():
-            self._reference(height, width).save(file)
-        return {}
+            self._reference(request).save(file)
+        return File(path=request.path)
 
-    def _reference(self, height: int, width: int) -> Reference:
+    def _reference(self, request: Request) -> Reference:
+        height, width = request.height, request.width
         if (known := self._references.get((height, width))) is None:
             own = Preprocessor(height, width, self.checkpoint.info.preprocessing)
             images = list(photographs(None).values())
@@ -70,63 +100,78 @@ class FileBuilder:
             known = self._references[height, width] = Reference.of(eager.run, values, seen)
         return known
 
-    def torch(self, path: str, precision: Any, height: int, width: int) -> dict[str, Any]:
+    def torch(self, request: TorchRequest) -> File:
         """Writes PyTorch's own figures in a float precision, and returns them as `torch`."""
-        note = Path(path)
-        with contextlib.suppress(OSError, ValueError):
-            return dict(json.loads(note.read_text(encoding="utf-8")))
-        fused = reparameterize(self.checkpoint.encoder)
-        own = EagerReference(fused, emulate_half=None if precision == "fp32" else torch_dtype(precision))
-        note.parent.mkdir(parents=True, exist_ok=True)
-        return _noted(note, {"torch": self._reference(height, width).figures(own.run).to_dict()})
+        path, precision = Path(request.path), request.precision
+        if (note := _read_note(path)) is None or note.torch is None:
+            fused = reparameterize(self.checkpoint.encoder)
+            own = EagerReference(fused, emulate_half=None if precision == "fp32" else torch_dtype(precision))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            note = _write_note(path, Note(torch=self._figures(request, own)))
+        return File(path=request.path, torch=note.torch)
 
-    def artifact(
-        self, path: str, precision: Any, target: Any, engine: Any, height: int, width: int, batch: int, samples: int
-    ) -> dict[str, Any]:
-        """Exports one artifact, with an `engine` of that flavour where it is one's name.
+    def artifact(self, request: ArtifactRequest) -> File:
+        """Exports one artifact, with the engine that is asked for.
 
         Without its own parity: each cell is compared by itself, beside PyTorch's own figures, returned as `torch`.
         """
-        folder, note = Path(path), Path(path + ".json")
-        if (known := _known(folder, note, self.checkpoint.info.sha256)) is not None:
-            return known
-        quantized = precision in QUANTIZED
+        folder, beside = Path(request.path), Path(request.path + ".json")
+        note = _read_note(beside)
+        if note is None or note.seconds is msgspec.UNSET or not self._is_ours(folder):
+            note = _write_note(beside, self._exported(request, folder))
+        assert note.seconds is not msgspec.UNSET
+        return File(path=request.path, seconds=note.seconds, torch=note.torch)
+
+    def _is_ours(self, folder: Path) -> bool:
+        """Whether a whole artifact of these weights is there."""
+        with contextlib.suppress(OSError, ValueError, FvexportError):
+            return Artifact.open(folder).manifest.checkpoint.sha256 == self.checkpoint.info.sha256
+        return False
+
+    def _exported(self, request: ArtifactRequest, folder: Path) -> Note:
+        quantized = request.precision in QUANTIZED
         start = time.perf_counter()
         options = ExportOptions(
-            height=height, width=width, batch=batch, precision=precision, target=target if quantized else None
-        )
+            height=request.height, width=request.width, batch=request.batch, precision=request.precision,
+            target=request.target if quantized else None,
+        )  # fmt: skip
         report = export_onnx(
             self.checkpoint, folder, force=True, parity=False, options=options,
-            calibration=CalibrationOptions(samples=samples) if quantized else None,
+            calibration=CalibrationOptions(samples=request.samples) if quantized else None,
         )  # fmt: skip
-        if engine is not None:
+        if request.engine is not None:
             from ...export.engine_export import export_trt
             from ...export.engines.engine_options import EngineOptions
 
-            export_trt(artifact=folder, engine=EngineOptions(flavour=engine), parity=False)
+            export_trt(artifact=folder, engine=EngineOptions(flavour=request.engine), parity=False)
         seconds = time.perf_counter() - start
         assert report.module is not None  # made anew, because of `force`
         own = EagerReference(report.module, emulate_half=stored_type(options))
-        return _noted(note, {"seconds": seconds, "torch": self._reference(height, width).figures(own.run).to_dict()})
+        return Note(seconds=seconds, torch=self._figures(request, own))
 
-    def peer(self, path: str, name: str, height: int, width: int, batch: int, samples: int) -> dict[str, Any]:
+    def _figures(self, request: Request, own: EagerReference) -> FiguresSection:
+        return parse(self._reference(request).figures(own.run).to_dict(), FiguresSection)
+
+    def peer(self, request: PeerRequest) -> File:
         """Makes a peer's file; the seconds are of all that leads to it."""
-        made = make_peer_file(get_peer(name), self.checkpoint, Path(path), height, width, batch, samples)
+        peer, path = get_peer(request.name), Path(request.path)
+        made = make_peer_file(
+            peer, self.checkpoint, path, request.height, request.width, request.batch, request.samples
+        )
         last = made[-1]
-        return {"seconds": sum(m.seconds for m in made), "file": str(last.path), "mb": last.size / 1e6}
+        return File(path=str(last.path), seconds=sum(m.seconds for m in made), mb=last.size / 1e6)
 
 
-def _known(folder: Path, note: Path, sha256: str) -> dict[str, Any] | None:
-    """What is noted of an artifact that stands there whole and of these weights."""
+def _read_note(path: Path) -> Note | None:
+    """None if there is none, or none that can be read."""
     try:
-        known: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        return known if Artifact.open(folder).manifest.checkpoint.sha256 == sha256 else None
-    except (OSError, ValueError, FvexportError):
+        return parse(json.loads(path.read_text(encoding="utf-8")), Note)
+    except (OSError, ValueError, RecursionError):
         return None
 
 
-def _noted(note: Path, content: dict[str, Any]) -> dict[str, Any]:
-    with scratch_beside(note) as scratch:
-        scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        os.replace(scratch, note)  # noqa: PTH105 - over an older note, on every system
-    return content
+def _write_note(path: Path, note: Note) -> Note:
+    with scratch_beside(path) as scratch:
+        scratch.write_text(json.dumps(plain(note)) + "\n", encoding="utf-8")
+        os.replace(scratch, path)  # noqa: PTH105 - over an older note, on every system
+    return note

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.dtypes import torch_dtype
-from ...encoder.checkpoint import Checkpoint, load_checkpoint
+from ...encoder.checkpoint import Checkpoint
 from ...encoder.reparameterize import reparameterize
 from ...export.artifact import Artifact
 from ...export.backend_table import BackendInfo, get_backend
@@ -21,6 +21,7 @@ from ...export.runtime.base import TensorBackend
 from ...export.runtime.eager_backend import EagerBackend
 from ...export.runtime.pytorch_backend import PyTorchBackend
 from ..peers.table import get_peer, load_peer
+from .messages import WeightSource
 from .result import Cell
 
 
@@ -45,12 +46,12 @@ class Loaded:
     launch: Callable[[Tensor], Tensor] | None = None
 
 
-def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
+def load_cell(cell: Cell, weights: WeightSource, file: str | None) -> Loaded:
     """Loads what `cell` names.
 
     Args:
         cell: any cell; of a `ttft` cell its encoder.
-        weights: the arguments of `load_checkpoint`.
+        weights: the checkpoint.
         file: the artifact, or a peer's file.
 
     Raises whatever the runtime trips over.
@@ -58,10 +59,10 @@ def load_cell(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
     if cell.kind == "peer":
         return _peer(cell, weights, file)
     if cell.form in ("train", "fused"):
-        return _eager(cell, load_checkpoint(**weights))
+        return _eager(cell, weights.load())
     assert file is not None
     row = get_backend(cell.backend)
-    checkpoint = load_checkpoint(**weights) if row.module == "torch" else None
+    checkpoint = weights.load() if row.module == "torch" else None
     backend = make_backend(Artifact.open(file), cell.backend, threads=cell.threads, checkpoint=checkpoint)
     tensors = backend.run_tensor if isinstance(backend, TensorBackend) else None
     launch = backend.launch if isinstance(backend, PyTorchBackend) and cell.backend == "triton" else None
@@ -84,10 +85,10 @@ def _eager(cell: Cell, checkpoint: Checkpoint) -> Loaded:
     return Loaded(backend.run, backend.computes, device.type, run_tensor, captures=True)
 
 
-def _peer(cell: Cell, weights: dict[str, Any], file: str | None) -> Loaded:
+def _peer(cell: Cell, weights: WeightSource, file: str | None) -> Loaded:
     peer = load_peer(
         get_peer(cell.backend), cell.precision, None if file is None else Path(file),
-        lambda: load_checkpoint(**weights), cell.threads,
+        weights.load, cell.threads,
     )  # fmt: skip
     return Loaded(peer.run, peer.computes, peer.device, peer.run_tensor)
 

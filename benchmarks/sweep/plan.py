@@ -12,6 +12,7 @@ from ...core.errors import ConfigError, first_line
 from ...export.backend_table import BACKENDS, BackendInfo, get_backend, why_absent
 from ...export.precision import QUANTIZED, Precision
 from ..peers.table import PEERS, get_peer, why_peer_absent
+from .messages import Weights
 from .result import Absent, Cell, Kind
 from .sweep_options import SweepOptions
 
@@ -20,15 +21,6 @@ ORDER: tuple[Precision, ...] = ("fp32", "int8", "bf16", "fp16", "fp8")
 """Of precisions, the most telling first."""
 NATIVE = (1024, 1024)
 ANYRES_TILES = 5
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The identity of the weights, as `FileBuilder.describe` finds it out."""
-
-    checkpoint: str
-    variant: str
-    sha256: str
 
 
 @dataclass(frozen=True)

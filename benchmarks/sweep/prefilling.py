@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...encoder.checkpoint import load_checkpoint
 from ...encoder.config import ConnectorConfig
 from ...encoder.connector import Connector
 from ...encoder.reparameterize import reparameterize
 from ...encoder.seeded import seed_weights
 from ..tasks.ttft import Vision, measure_ttft, seeded_language_model
 from .loading import Loaded
+from .messages import WeightSource
 from .result import Cell
 
 
@@ -23,14 +21,14 @@ class TtftTimer:
 
     Args:
         cell: of kind `ttft`.
-        weights: the arguments of `load_checkpoint`; its connector is taken where it fits the language model.
+        weights: the checkpoint, whose connector is taken where it fits the language model.
         model: the encoder, loaded.
         pixel_values: (tiles, 3, H, W) float32.
     """
 
     name = "wall"
 
-    def __init__(self, cell: Cell, weights: dict[str, Any], model: Loaded, pixel_values: np.ndarray) -> None:
+    def __init__(self, cell: Cell, weights: WeightSource, model: Loaded, pixel_values: np.ndarray) -> None:
         self.cell, self.model = cell, model
         dtype = self._dtype()
         self.note = f"language model in {str(dtype).removeprefix('torch.')}, connector in float32"
@@ -64,9 +62,9 @@ class TtftTimer:
         return torch.from_numpy(self.model.run(pixel_values.cpu().numpy())).to(pixel_values.device)
 
 
-def _connector(weights: dict[str, Any], width: int) -> Connector:
+def _connector(weights: WeightSource, width: int) -> Connector:
     """The checkpoint's own, or one of the released kind with seeded weights where that is of another width."""
-    checkpoint = load_checkpoint(**weights)
+    checkpoint = weights.load()
     connector = checkpoint.connector
     if connector is None or connector.config.out_channels != width:
         config = ConnectorConfig(in_channels=checkpoint.encoder.config.out_channels, out_channels=width)

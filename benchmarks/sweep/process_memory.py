@@ -9,6 +9,8 @@ import signal
 import sys
 from pathlib import Path
 
+from ...core.hardware import proc_bytes
+
 PR_SET_PDEATHSIG = 1
 TIMED_NICENESS = -15
 """Of a process that is timed, where the system allows it (as root): others then wait, instead of taking turns."""
@@ -16,12 +18,12 @@ TIMED_NICENESS = -15
 
 def resident_bytes(pid: int) -> int | None:
     """What a process holds now; None where the system does not tell."""
-    return _status(pid, "VmRSS")
+    return proc_bytes(f"{pid}/status", "VmRSS")
 
 
 def peak_mb() -> float | None:
     """The most that this process has held since its start or `reset_peak`, in MB."""
-    own = _status("self", "VmHWM")
+    own = proc_bytes("self/status", "VmHWM")
     if own is not None:
         return own / 1e6
     if sys.platform == "win32":
@@ -69,11 +71,3 @@ def go_first() -> None:
         for thread in Path("/proc/self/task").iterdir():
             with contextlib.suppress(OSError):  # not allowed, or the thread has ended
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), TIMED_NICENESS)
-
-
-def _status(pid: int | str, entry: str) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith(f"{entry}:"):
-                return int(line.split()[1]) * 1024
-    return None

@@ -12,7 +12,7 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from ...core.errors import ArtifactError
 from ...core.records import RecordError, parse, plain, unknown_entries, with_unknown
@@ -21,7 +21,6 @@ SCHEMA_VERSION = 1
 
 Kind = Literal["ours", "peer", "ttft"]
 Status = Literal["ok", "unstable", "failed", "timeout", "oom", "crashed", "skipped"]
-STATUSES: tuple[Status, ...] = get_args(Status)
 MEASURED: tuple[Status, ...] = ("ok", "unstable")
 """Of these a result has a latency."""
 

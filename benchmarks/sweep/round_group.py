@@ -10,8 +10,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+from .messages import Ready, TakeWindow, WindowTaken
 from .result import Cell
 from .sweep_options import Measuring
 from .windows import TimedWindow, is_stable
@@ -24,29 +24,39 @@ class CellWorker:
 
     Attributes:
         cell, worker: what runs where.
-        info: the answer to its `load`.
+        info: the answer to its `Load`.
         windows: of earlier rounds, and of these.
-        peaks: largest value of each figure that windows report beside latencies.
+        parts: of the calls of this round, if it is the reference (see `TimedWindow.parts_ms`).
+        run_host_mb, gpu_mb: the largest that a window reported.
         energy: joules of one image, by window.
         done: needs no more windows; stays only as a reference.
     """
 
     cell: Cell
     worker: Worker
-    info: dict[str, Any]
+    info: Ready
     windows: list[TimedWindow] = field(default_factory=list)
-    peaks: dict[str, float] = field(default_factory=dict)
+    parts: list[tuple[float, float, float]] = field(default_factory=list)
+    run_host_mb: float | None = None
+    gpu_mb: float | None = None
     energy: list[float] = field(default_factory=list)
     done: bool = False
 
     @property
     def device(self) -> str:
-        return str(self.info["device"])
+        return self.info.device
 
     @property
     def window_s(self) -> float:
         """Approximate seconds of one more window."""
-        return max(0.3, 1.2 * self.info["call_ms"] / 1e3)
+        return max(0.3, 1.2 * self.info.call_ms / 1e3)
+
+    def count(self, answer: WindowTaken) -> None:
+        """Adds the memory and energy of a window."""
+        self.run_host_mb = _larger(self.run_host_mb, answer.run_host_mb)
+        self.gpu_mb = _larger(self.gpu_mb, answer.gpu_mb)
+        if answer.energy_j is not None:
+            self.energy.append(answer.energy_j)
 
 
 class RoundGroup:
@@ -60,7 +70,7 @@ class RoundGroup:
     """
 
     def __init__(
-        self, how: Measuring, ask: Callable[[Worker, dict[str, Any]], dict[str, Any]],
+        self, how: Measuring, ask: Callable[[Worker, TakeWindow], WindowTaken],
         lost: Callable[[CellWorker, WorkerError], None], left: Callable[[], float],
     ) -> None:  # fmt: skip
         self.how, self.ask, self.lost, self.left = how, ask, lost, left
@@ -89,7 +99,7 @@ class RoundGroup:
         reference, others = group[0], [member for member in group[1:] if not member.done]
         turn = number % len(others) if others else 0
         others = others[turn:] + others[:turn]
-        found: list[tuple[CellWorker, dict[str, Any], int]] = []
+        found: list[tuple[CellWorker, WindowTaken, int]] = []
         beside: list[list[float]] = []
         for start in range(0, max(1, len(others)), self.how.beside):
             if self.left() <= 0:
@@ -109,36 +119,35 @@ class RoundGroup:
             windows.append((member, _timed_window(number, answer, name if near else "", near)))
         own = [t for times in beside for t in times]
         if own and reference in self.members and not reference.done:
-            parts = tuple(tuple(p) for p in reference.info.pop("parts", ()))
-            windows.append((reference, TimedWindow(number, tuple(own), name, statistics.median(own), parts)))
+            window = TimedWindow(number, tuple(own), name, statistics.median(own), tuple(reference.parts))
+            windows.append((reference, window))
+            reference.parts.clear()
         return windows
 
     def _window(self, member: CellWorker) -> list[float]:
         """The reference's calls; none if its process is gone."""
         if member not in self.members or not (answer := self._ask(member)):
             return []
-        member.info.setdefault("parts", []).extend(answer["parts_ms"])
-        return list(answer["times_ms"])
+        member.parts.extend(answer.parts_ms)
+        return list(answer.times_ms)
 
-    def _ask(self, member: CellWorker) -> dict[str, Any] | None:
-        job = {"do": "window", "seconds": self.how.window_s, "max_calls": self.how.max_calls}
+    def _ask(self, member: CellWorker) -> WindowTaken | None:
         try:
-            answer = self.ask(member.worker, job)
+            answer = self.ask(member.worker, TakeWindow(seconds=self.how.window_s, max_calls=self.how.max_calls))
         except WorkerError as error:
             self.members.remove(member)
             self.lost(member, error)
             return None
-        for name in ("run_host_mb", "gpu_mb"):
-            if answer[name] is not None:
-                member.peaks[name] = max(member.peaks.get(name, 0.0), answer[name])
-        if answer["energy_j"] is not None:
-            member.energy.append(answer["energy_j"])
+        member.count(answer)
         return answer
 
 
-def _timed_window(number: int, answer: dict[str, Any], reference: str, reference_ms: float | None) -> TimedWindow:
-    parts = tuple(tuple(part) for part in answer["parts_ms"])
-    return TimedWindow(number, tuple(answer["times_ms"]), reference, reference_ms, parts)
+def _timed_window(number: int, answer: WindowTaken, reference: str, reference_ms: float | None) -> TimedWindow:
+    return TimedWindow(number, answer.times_ms, reference, reference_ms, answer.parts_ms)
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    return max((mb for mb in (one, other) if mb is not None), default=None)
 
 
 def first_rounds_s(members: Sequence[CellWorker], how: Measuring) -> float:

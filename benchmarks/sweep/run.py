@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from ...core import hardware
 from ...core.errors import ArtifactError, CheckpointError
 from ...core.locks import locked
 from ...core.output_path import check_place
+from ...core.phrases import counted
 from ...core.progress import Progress, silent
-from .cell_files import File, Files
+from .cell_files import Files
 from .environment import find_environment, now
+from .messages import A, File, Job, Load, TakeWindow, WeightSource, WindowTaken
 from .outcome import measured_result
 from .plan import make_plan
 from .result import MEASURED, Absent, Cell, Result, Status
@@ -94,9 +96,10 @@ class _Sweep:
         self.options, self.out, self.how, self.worker, self.progress = options, out, how, worker, progress
         self.began = time.monotonic()
         self.threads = options.threads or len(hardware.usable_cores())
-        self.cpus = (hardware.usable_cores() + hardware.usable_cpus())[: self.threads]
+        self.cpus = tuple((hardware.usable_cores() + hardware.usable_cpus())[: self.threads])
+        self.weights = WeightSource(**options.weights.arguments())
         self.environment = find_environment(how, command)
-        self.files = Files(out, options.weights.arguments(), self._start, self._ask, self.cpus)
+        self.files = Files(out, self.weights, self._start, self._ask, self.cpus)
         self.rounds = Rounds(out, self.environment.id)
         self.results: dict[str, Result] = {}
         self.group: RoundGroup | None = None
@@ -177,10 +180,9 @@ class _Sweep:
         own = self.files.torch_figures(cell, files[cell.id], reserve)
         self._say("loading", cell)
         worker = self._start(cell.id)
-        job = {
-            "do": "load", "cell": asdict(cell), "weights": self.options.weights.arguments(),
-            "file": files[cell.id].path, "reference": reference, "own": own, "cpus": self.cpus,
-        }  # fmt: skip
+        job = Load(
+            cell=cell, weights=self.weights, file=files[cell.id].path, reference=reference, torch=own, cpus=self.cpus
+        )
         try:
             info = self._ask(worker, job, reserve=reserve)
         except BaseException:
@@ -225,7 +227,7 @@ class _Sweep:
         log = self.out / LOGS / f"{name.replace(' ', '_').replace('/', '_')}.log"
         return Worker(log, self.threads, memory, self.worker)
 
-    def _ask(self, worker: Worker, job: dict[str, Any], patience: float = 1, reserve: float = 0) -> dict[str, Any]:
+    def _ask(self, worker: Worker, job: Job[A], patience: float = 1, reserve: float = 0) -> A:
         """The answer to a job, within its timeout and the budget."""
         timeout, left = patience * self.options.timeout_s, self._left() - reserve
         if left <= 0:
@@ -237,7 +239,7 @@ class _Sweep:
                 raise WorkerError("skipped", self._budget("while it was loaded")) from None
             raise
 
-    def _ask_window(self, worker: Worker, job: dict[str, Any]) -> dict[str, Any]:
+    def _ask_window(self, worker: Worker, job: TakeWindow) -> WindowTaken:
         """Some calls in a row; the budget ends rounds, not calls."""
         return worker.ask(job, self.options.timeout_s)
 
@@ -254,7 +256,7 @@ class _Sweep:
         """Whether another cell as large as the largest so far fits beside those that wait."""
         assert self.group is not None
         available = hardware.memory_available()
-        largest = max((1e6 * (member.info["peak_host_mb"] or 0) for member in self.group.members), default=0) or GUESS
+        largest = max((1e6 * (member.info.peak_host_mb or 0) for member in self.group.members), default=0) or GUESS
         return available is None or available - largest > RESERVE
 
     # --- lines ---------------------------------------------------------------------------------
@@ -287,12 +289,12 @@ class _Sweep:
         """A process died while it was timed; what it had measured before is no result."""
         if not member.done:
             rounds = len(member.windows)
-            after = f" (after {rounds} round{'s' if rounds > 1 else ''})" if rounds else ""
+            after = f" (after {counted(rounds, 'round')})" if rounds else ""
             self._close(member.cell, error.status, error.reason + after)
 
     def _close(self, cell: Cell, status: Status, reason: str, file: File | None = None) -> None:
         """A cell that ends without figures."""
-        known = file or File(None, None, None)
+        known = file or File()
         self._note(
             Result(
                 cell=cell,

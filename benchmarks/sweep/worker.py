@@ -1,23 +1,39 @@
-"""The process of one cell: jobs as lines of JSON on stdin, answers on stdout, everything else on stderr.
+"""The process of one cell: jobs as lines on stdin, answers on stdout (see `messages`), everything else on stderr.
 
-    {"do": "load", …}     -> the backend is ready: seconds, first call, parity, memory
-    {"do": "window", …}   -> milliseconds of some calls in a row
-    {"do": "make", …}     -> a file that cells need (see `file_builder`)
-
-An answer is {"ok": {…}}, or {"error": {"status": …, "reason": …}}. Started by `worker_process.Worker` alone.
+Started by `worker_process.Worker` alone.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ...core.errors import FvexportError, first_line
+from .messages import (
+    Answer,
+    Describe,
+    Failed,
+    File,
+    Job,
+    Load,
+    Make,
+    Ready,
+    TakeWindow,
+    Weights,
+    WeightSource,
+    WindowTaken,
+    read_job,
+    to_line,
+)
 from .process_memory import die_first
-from .result import Cell
+from .result import Status
+
+if TYPE_CHECKING:
+    from .cell_runner import CellRunner
+    from .file_builder import FileBuilder
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "not enough memory")
 """In the messages of torch, onnxruntime, OpenVINO and the C++ library, in lower case."""
@@ -27,47 +43,68 @@ class Server:
     """Does one job after another, and keeps what the next one needs."""
 
     def __init__(self) -> None:
-        self.running: Any = None
-        self.builder: Any = None
+        self.running: CellRunner | None = None
+        self._builder: FileBuilder | None = None
 
-    def load(self, job: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, job: Job[Any]) -> Answer:
+        """Does a job."""
+        match job:
+            case Load():
+                return self.load(job)
+            case TakeWindow():
+                return self.window(job)
+            case Describe():
+                return self.describe(job)
+            case Make():
+                return self.make(job)
+        raise AssertionError(job)
+
+    def load(self, job: Load) -> Ready:
         """The cell of the job, ready to be timed."""
-        _pin(job["cpus"])
+        _pin(job.cpus)
         from .cell_runner import CellRunner  # after pinning: torch starts threads
 
-        self.running = CellRunner(Cell(**job["cell"]), job["weights"], job["file"], job["reference"], job.get("own"))
-        return self.running.loaded()
+        self.running = CellRunner(job.cell, job.weights, job.file, job.reference, job.torch)
+        return self.running.ready()
 
-    def window(self, job: dict[str, Any]) -> dict[str, Any]:
+    def window(self, job: TakeWindow) -> WindowTaken:
         """Some calls in a row."""
-        return self.running.window(job["seconds"], job["max_calls"])
+        assert self.running is not None
+        return self.running.window(job.seconds, job.max_calls)
 
-    def make(self, job: dict[str, Any]) -> dict[str, Any]:
+    def describe(self, job: Describe) -> Weights:
+        """The identity of the weights."""
+        return self._builds(job.weights, job.cpus).describe()
+
+    def make(self, job: Make) -> File:
         """A file that cells need."""
-        _pin(job["cpus"])
+        return self._builds(job.weights, job.cpus).make(job.request)
+
+    def _builds(self, weights: WeightSource, cpus: Sequence[int]) -> FileBuilder:
+        _pin(cpus)
         from .file_builder import FileBuilder
 
-        if self.builder is None:
-            self.builder = FileBuilder(job["weights"])
-        return getattr(self.builder, job["what"])(**job["arguments"])
+        if self._builder is None:
+            self._builder = FileBuilder(weights)
+        return self._builder
 
 
 def serve(jobs: TextIO, answers: TextIO, server: Server) -> None:
     """Answers every job; after an error none is left to answer, since what it left behind is unknown."""
     for line in jobs:
-        job = json.loads(line)
+        answer: Answer
         try:
-            answer = {"ok": getattr(server, job.pop("do"))(job)}
+            answer = server.answer(read_job(line))
         except BaseException as error:
             traceback.print_exc()
-            answer = {"error": {"status": status_of(error), "reason": reason_of(error)}}
-        answers.write(json.dumps(answer) + "\n")
+            answer = Failed(status=status_of(error), reason=reason_of(error))
+        answers.write(to_line(answer))
         answers.flush()
-        if "error" in answer:
+        if isinstance(answer, Failed):
             return
 
 
-def status_of(error: BaseException) -> str:
+def status_of(error: BaseException) -> Status:
     """`oom` for everything that says so in any library's words, else `failed`."""
     text = str(error).lower()
     gone = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
@@ -79,7 +116,7 @@ def reason_of(error: BaseException) -> str:
     return str(error) if isinstance(error, FvexportError) else f"{type(error).__name__}: {first_line(error)}"
 
 
-def _pin(cpus: list[int]) -> None:
+def _pin(cpus: Sequence[int]) -> None:
     """Keeps every thread that is started from now on to these processors, where the system can."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)

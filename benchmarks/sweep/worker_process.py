@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import signal
@@ -13,10 +12,11 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from ...core.errors import one_line
 from ...core.hardware import has_cuda_gpu
+from .messages import A, Failed, Job, read_answer, to_line
 from .process_memory import resident_bytes
 from .result import Status
 
@@ -69,12 +69,12 @@ class Worker:
     def pid(self) -> int:
         return self.process.pid
 
-    def ask(self, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+    def ask(self, job: Job[A], timeout_s: float) -> A:
         """The answer to one job; raises WorkerError, after which the process is gone."""
         ends = time.monotonic() + timeout_s
         try:
             assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.write(to_line(job))
             self.process.stdin.flush()
         except OSError:
             pass  # it died; what it left says how
@@ -94,11 +94,14 @@ class Worker:
             if time.monotonic() > ends:
                 self.end()
                 raise WorkerError("timeout", f"no answer within {timeout_s:.0f} s")
-        answer = json.loads(line)
-        if "error" in answer:
+        try:
+            answer = read_answer(line, job)
+        except (ValueError, RecursionError) as error:
+            answer = Failed(status="failed", reason=f"the process gave no valid answer ({error})")
+        if isinstance(answer, Failed):
             self.end()
-            raise WorkerError(answer["error"]["status"], answer["error"]["reason"])
-        return answer["ok"]
+            raise WorkerError(answer.status, answer.reason)
+        return answer
 
     def end(self) -> None:
         """Ends the process and all its children."""
@@ -137,6 +140,14 @@ class Worker:
             lines = self.log.read_bytes()[-LAST_BYTES:].decode("utf-8", errors="replace").strip().splitlines()
             return lines[-1].strip()[:200] if lines else ""
         return ""
+
+
+class Ask(Protocol):
+    """Sends a job to a process and returns its answer; raises WorkerError."""
+
+    def __call__(self, worker: Worker, job: Job[A], patience: float = 1, reserve: float = 0) -> A:
+        """Waits `patience` times the timeout of one step, and leaves `reserve` seconds of the budget."""
+        ...
 
 
 def _threads(count: int) -> dict[str, str]:

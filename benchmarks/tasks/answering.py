@@ -7,17 +7,15 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ...core.errors import FvexportError, ImageError, PromptError
+from ...core.errors import ImageError, PromptError
+from ...core.phrases import printable
 from ...core.progress import Progress, silent
+from ...encoder.fastvlm import EncodedImages, FastVLM, Sampling, Tiling, VisionTower
 from .contenders import Contender
 from .items import Item
 from .model_options import weights_of
 from .rows import Rows, read_rows
-
-if TYPE_CHECKING:
-    from ...encoder.fastvlm import EncodedImages, FastVLM, Sampling, Tiling, VisionTower
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def answer_items(
                 last = item.images
             answer = vlm.answer(encoded, ids, sampling=asking.sampling)
         except (ImageError, PromptError) as error:
-            rows.add(encoder, item, {"error": printable(error)})
+            rows.add(encoder, item, {"error": printable(str(error))})
         else:
             rows.add(encoder, item, {
                 "answer": answer.text, "token_ids": list(answer.token_ids), "stop": answer.stop,
@@ -84,8 +82,3 @@ def answer_items(
 def failures(out: Path, encoder: str) -> list[tuple[int, str]]:
     """(line, reason) of the items without a result, in the data's order."""
     return sorted((row["line"], row["error"]) for row in read_rows(out, encoder) if "error" in row)
-
-
-def printable(error: FvexportError) -> str:
-    """A message that any JSON can hold: bytes of file names that are no UTF-8 are spelled out."""
-    return str(error).encode("utf-8", "backslashreplace").decode()

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...encoder.checkpoint import CheckpointInfo
+from ...encoder.fastvlm import VisionTower
 from ...export.artifact import Artifact
 from ...export.backend_table import get_backend, require
 from ...export.export_options import AUTO
 from ...export.placement import choose_backend
-
-if TYPE_CHECKING:
-    from ...encoder.checkpoint import CheckpointInfo
-    from ...encoder.fastvlm import VisionTower
+from ...export.runtime.encoder import preprocessor_of
+from ...export.runtime.vision_tower import ArtifactTower, check_same_weights
 
 EAGER = "eager"
 DEFAULT_BACKEND = AUTO
@@ -44,15 +44,11 @@ class Contender:
 
     def check_weights(self, info: CheckpointInfo) -> None:
         """Raises ArtifactError where the artifact was made from other weights."""
-        from ...export.runtime.vision_tower import check_same_weights
-
         if self.artifact is not None:
             check_same_weights(self.artifact, info.source, info.sha256, info.connector_sha256)
 
     def tower(self) -> VisionTower | None:
         """What encodes; None for the eager model. Raises what `ArtifactTower` does, but asks not for its weights."""
-        from ...export.runtime.vision_tower import ArtifactTower
-
         if self.artifact is None:
             return None
         return ArtifactTower(self.artifact, None, backend=self.backend, resolution=self.resolution)
@@ -74,8 +70,6 @@ class Entered:
 
         Raises ConfigError for a resolution that an artifact cannot take.
         """
-        from ...export.runtime.encoder import preprocessor_of
-
         frames = [preprocessor_of(artifact, wanted) for artifact in self.artifacts]
         sizes = [(frame.height, frame.width) for frame in frames]
         shared = wanted or (sizes[0] if len(set(sizes)) == 1 else own)

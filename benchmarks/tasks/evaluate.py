@@ -5,24 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ...core.errors import ConfigError, ImageError
+from ...core.phrases import printable
 from ...core.progress import Progress, silent
-from .answering import Asking, answer_items, fingerprint, printable
+from ...encoder.checkpoint import CheckpointInfo, load_checkpoint
+from ...encoder.fastvlm import EagerTower, Sampling, VisionTower
+from ...encoder.fastvlm.load import RESOLUTION
+from ...encoder.preprocess import Preprocessor
+from ...encoder.preprocess_config import PreprocessConfig
+from .answering import Asking, answer_items, fingerprint
 from .contenders import DEFAULT_BACKEND, Contender, Entered, enter
 from .eval_report import EvalReport, make_report
 from .items import Item, Task, count_items, read_items
 from .model_options import ModelOptions, weights_of
 from .retrieval import packed, pooled
 from .rows import Rows
-
-if TYPE_CHECKING:
-    from ...encoder.checkpoint import CheckpointInfo
-    from ...encoder.fastvlm import VisionTower
-    from ...encoder.preprocess_config import PreprocessConfig
 
 PROMPTS: dict[Task, str] = {
     "vqa": "{question}\nAnswer the question using a single word or phrase.",
@@ -108,8 +109,6 @@ class _Job:
 
     def answer(self) -> list[Contender]:
         """Rows of answers."""
-        from ...encoder.fastvlm import Sampling
-
         task = self.options.task
         vlm = self.model.load(self.progress)
         contenders = self.entered.contenders(self.model.resolution, vlm.resolution)
@@ -131,10 +130,6 @@ class _Job:
 
     def embed(self) -> list[Contender]:
         """Rows of pooled features."""
-        from ...encoder.checkpoint import load_checkpoint
-        from ...encoder.fastvlm import EagerTower
-        from ...encoder.fastvlm.load import RESOLUTION
-
         checkpoint = load_checkpoint(self.model.checkpoint, revision=self.model.revision, progress=self.progress)
         info = checkpoint.info
         side = info.resolution or RESOLUTION
@@ -179,10 +174,6 @@ class _Job:
 
 def _embed_items(tower: VisionTower, one: Contender, config: PreprocessConfig, job: _Job, rows: Rows) -> None:
     """Adds the pooled features of every item that has none yet."""
-    import torch
-
-    from ...encoder.preprocess import Preprocessor
-
     preprocessor = Preprocessor(*one.resolution, config)
     for done, item in enumerate(job.items()):
         job.progress("encode", done, job.total)
@@ -194,7 +185,7 @@ def _embed_items(tower: VisionTower, one: Contender, config: PreprocessConfig, j
             if not np.isfinite(features).all():
                 raise ImageError(f"{item.images[0]} has infinite or undefined features: encode it with an fp32 file")
         except ImageError as error:
-            rows.add(one.name, item, {"error": printable(error)})
+            rows.add(one.name, item, {"error": printable(str(error))})
         else:
             rows.add(one.name, item, {"features": packed(pooled(features)[0])})
     job.progress("encode", job.total, job.total)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import torch
 
 from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from ...encoder.checkpoint import CheckpointInfo
-    from ...encoder.fastvlm import FastVLM, Tiling
+from ...encoder.checkpoint import CheckpointInfo
+from ...encoder.fastvlm import FastVLM, Tiling, load_fastvlm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +45,10 @@ class ModelOptions:
     @property
     def place(self) -> str:
         """The device: the one that was asked for, else a GPU where there is one."""
-        import torch
-
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
     def load(self, progress: Progress = silent) -> FastVLM:
         """The model; raises what `load_fastvlm` does, and ConfigError for a device that is not here."""
-        import torch
-
-        from ...encoder.fastvlm import load_fastvlm
-
         try:
             torch.empty(0, device=self.place)
         except (RuntimeError, AssertionError):
@@ -69,8 +62,6 @@ class ModelOptions:
 
     def tiling(self, vlm: FastVLM) -> Tiling | None:
         """How pictures are cut, or None where they are taken whole."""
-        from ...encoder.fastvlm import Tiling
-
         tiling = (vlm.tiling or Tiling()) if self.anyres else vlm.tiling
         return replace(tiling, grids=self.grids) if tiling is not None and self.grids else tiling
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from ...core.progress import Progress, silent
+from ...encoder.fastvlm import Answer, EncodedImages, FastVLM, Message, Piece, Sampling, VisionTower
+from ...encoder.fastvlm.prompt import MARK
 from .answering import Asking, answer_items, failures
 from .contenders import DEFAULT_BACKEND, EAGER, Contender, enter
 from .items import count_items, read_items
 from .model_options import ModelOptions
 from .rows import Rows
 from .ttft import Ttft, Vision, measure_ttft_paired
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ...encoder.fastvlm import Answer, EncodedImages, FastVLM, Message, Piece, Sampling, VisionTower
 
 QUESTION = "{question}"
 
@@ -87,8 +86,6 @@ class Chat:
 
         Raises PromptError, ImageError and ConfigError as `FastVLM.generate` does.
         """
-        from ...encoder.fastvlm.prompt import MARK
-
         vlm, asking = self.session.vlm, self.session.asking
         if not self.turns and MARK not in question:
             # Where `FastVLM.generate` puts images without a mark; written down, they stay there in later turns.

@@ -11,13 +11,14 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
 
 from ...core.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+from ...encoder.qwen2 import hollow_qwen2, import_qwen2, prefill
+from ...kernels.timing import p10_p90
 
 LanguageModelName = Literal["qwen2-0.5b", "qwen2-1.5b", "qwen2-7b"]
 
@@ -96,10 +97,6 @@ def seeded_language_model(
         ConfigError: an unknown name.
         UnavailableError: transformers is not installed.
     """
-    import torch
-
-    from ...encoder.qwen2 import hollow_qwen2, import_qwen2
-
     if name not in DIMENSIONS:
         raise ConfigError(f"unknown language model {name!r}; known are {', '.join(get_args(LanguageModelName))}")
     config = import_qwen2().Config(
@@ -117,8 +114,6 @@ def seeded_language_model(
 
 def _filled(name: str, shape: tuple[int, ...], pool: Tensor) -> Tensor:
     """Values that keep activations of order one: norms near 1, matrices by their fan-in."""
-    import torch
-
     count = torch.Size(shape).numel()
     start = zlib.crc32(name.encode()) % POOL
     tensor = torch.empty(count, dtype=pool.dtype, device=pool.device)
@@ -156,8 +151,6 @@ def measure_ttft_paired(
     rounds: int = 5, warmup: int = 1,
 ) -> dict[str, Ttft]:  # fmt: skip
     """`measure_ttft` of several candidates, once per round each, so that drift hits all alike."""
-    import torch
-
     if rounds < 1 or prompt_tokens < 1:
         raise ConfigError(f"rounds and prompt tokens must be at least 1; found {rounds} and {prompt_tokens}")
     ids = (torch.arange(prompt_tokens) % language_model.config.vocab_size)[None].to(language_model.device)
@@ -175,10 +168,6 @@ def measure_ttft_paired(
 
 def _once(vision: Vision, language_model: Any, pixels: Tensor, ids: Tensor) -> tuple[tuple[float, float, float], int]:
     """(encoder, connector, prefill) in milliseconds, and the number of visual tokens."""
-    import torch
-
-    from ...encoder.qwen2 import prefill
-
     device = language_model.device
 
     def now() -> float:
@@ -204,9 +193,9 @@ def _once(vision: Vision, language_model: Any, pixels: Tensor, ids: Tensor) -> t
 def _summary(parts: list[tuple[float, float, float]], visual_tokens: int, prompt_tokens: int) -> Ttft:
     encoder, connector, prefills = (statistics.median(part) for part in zip(*parts, strict=True))
     sums = [sum(part) for part in parts]
-    deciles = statistics.quantiles(sums, n=10, method="inclusive") if len(sums) > 1 else sums
+    low, high = p10_p90(sums)
     return Ttft(
         encoder_ms=encoder, connector_ms=connector, prefill_ms=prefills, ttft_ms=statistics.median(sums),
-        ttft_p10_ms=deciles[0], ttft_p90_ms=deciles[-1], visual_tokens=visual_tokens, prompt_tokens=prompt_tokens,
+        ttft_p10_ms=low, ttft_p90_ms=high, visual_tokens=visual_tokens, prompt_tokens=prompt_tokens,
         rounds=len(sums),
     )  # fmt: skip

@@ -54,13 +54,13 @@ class CheckpointInfo:
     form: str
     sha256: str
     variant: str
-    revision: str | None
+    revision: str | None = None
     preprocessing: PreprocessConfig
-    preprocessing_source: str | None
-    resolution: int | None
+    preprocessing_source: str | None = None
+    resolution: int | None = None
     trained: bool
-    connector_sha256: str | None
-    notice: str | None
+    connector_sha256: str | None = None
+    notice: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; the preprocessing itself is left out, since a manifest has it for its own size."""
@@ -202,10 +202,7 @@ def _seeded(config: FastViTHDConfig, seed: int) -> Checkpoint:
         form="seeded",
         sha256=weights_sha256(encoder),
         variant=variant_name(config),
-        revision=None,
         preprocessing=RELEASED,
-        preprocessing_source=None,
-        resolution=None,
         trained=False,
         connector_sha256=weights_sha256(connector),
         notice=SEEDED_NOTICE,

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ...core.errors import PromptError
+from ...core.phrases import counted
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "<image>\\nWhat is this?"}`, as transformers' chat templates take it; the content may be
@@ -46,8 +47,8 @@ def segments(conversation: Conversation, images: int, *, mark: str = MARK) -> li
         turns[users[0]] = role, f"{MARK}\n" * images + text
     elif marks != images:
         raise PromptError(
-            f"the conversation has {marks} {MARK} mark{'s' * (marks != 1)} and {images} "
-            f"image{'s' * (images != 1)} came with it; give one mark for each image, or none at all"
+            f"the conversation has {counted(marks, f'{MARK} mark')} and {counted(images, 'image')} "
+            f"came with it; give one mark for each image, or none at all"
         )
     before, after = mark.split(MARK)
     found: list[Segment] = [""]
@@ -77,36 +78,6 @@ def tokenize(tokenizer: Any, parts: Sequence[Segment]) -> list[int]:
         elif part:
             ids += tokenizer(part, add_special_tokens=False).input_ids
     return ids
-
-
-def with_marks(ids: Sequence[int], image_token_id: int, counts: Sequence[int]) -> list[int]:
-    """Token ids as transformers marks them, a placeholder per visual token, in LLaVA's way: one mark per image.
-
-    Args:
-        ids: token ids in which `image_token_id` stands once for each visual token.
-        image_token_id: config.json's `image_token_index`.
-        counts: visual tokens of each image.
-
-    Raises:
-        PromptError: another number of placeholders than visual tokens.
-    """
-    placeholders = sum(token == image_token_id for token in ids)
-    if placeholders != sum(counts):
-        raise PromptError(
-            f"the token ids hold {placeholders} placeholders and the images have {sum(counts)} visual tokens"
-        )
-    marked: list[int] = []
-    left = list(counts)
-    room = 0
-    for token in ids:
-        if token != image_token_id:
-            marked.append(token)
-            continue
-        if room == 0:
-            marked.append(IMAGE_TOKEN_INDEX)
-            room = left.pop(0)
-        room -= 1
-    return marked
 
 
 def _turns(conversation: Conversation) -> list[tuple[str, str]]:

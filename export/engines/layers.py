@@ -51,7 +51,6 @@ class EngineLayer:
         name, kind: TensorRT's own.
         inputs, outputs, constants: its tensors.
         nodes: names of the ONNX nodes that went into it.
-        tactic: TensorRT's name for the implementation, where it tells.
     """
 
     name: str
@@ -60,7 +59,6 @@ class EngineLayer:
     outputs: tuple[LayerTensor, ...]
     constants: tuple[LayerTensor, ...]
     nodes: tuple[str, ...]
-    tactic: str = ""
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -122,7 +120,6 @@ def from_inspector(text: str) -> list[EngineLayer]:
                 _json_tensors(entry.get("Outputs")),
                 _json_tensors(entry.get("Constants")),
                 tuple(_nodes(entry.get("Metadata", "") or entry.get("Name", ""))),
-                entry.get("TacticName", "") or "",
             )
         )
     return layers
@@ -140,7 +137,6 @@ def _from_line(line: str) -> EngineLayer:
         _line_tensors(part("Outputs", "Constants|ParameterType|TacticName|StreamId|Metadata")),
         _line_tensors(part("Constants", "Outputs")),
         tuple(_nodes(part("Metadata", "$^") or line)),
-        part("TacticName", "StreamId"),
     )
 
 

@@ -34,12 +34,12 @@ def with_rounding(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
         return name
 
     wide = {t.name: cast(t.name, TensorProto.FLOAT, f"{t.name}/wide") for t in graph.initializer if t.data_type == half}
-    for border in (*graph.input, *graph.output):
-        if border.type.tensor_type.elem_type == half:
-            border.type.tensor_type.elem_type = TensorProto.FLOAT
-            if border in graph.input:
-                rounded = cast(border.name, half, f"{border.name}/half")
-                wide[border.name] = cast(rounded, TensorProto.FLOAT, f"{border.name}/wide")
+    for tensor_spec in (*graph.input, *graph.output):
+        if tensor_spec.type.tensor_type.elem_type == half:
+            tensor_spec.type.tensor_type.elem_type = TensorProto.FLOAT
+            if tensor_spec in graph.input:
+                rounded = cast(tensor_spec.name, half, f"{tensor_spec.name}/half")
+                wide[tensor_spec.name] = cast(rounded, TensorProto.FLOAT, f"{tensor_spec.name}/wide")
     for node in graph.node:
         new = nodes.append
         copy = onnx.NodeProto()

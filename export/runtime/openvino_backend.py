@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ArtifactError, UnavailableError
-from ...encoder.config import MIXERS
+from ...encoder.layers import encoder_layers
 from ..artifact import AGAIN, Artifact
 from ..backend_table import get_backend, has_bf16, import_openvino, require, stored_precision
 from ..manifest import Manifest
@@ -102,9 +102,8 @@ def _fuses_wrongly(manifest: Manifest) -> bool:
     height, width = manifest.input.shape[2:]
     if not (isinstance(height, int) and isinstance(width, int)):
         return False
-    config = manifest.architecture
-    sizes = enumerate(config.stage_resolutions(height, width))
-    return any(MIXERS[stage] == "attention" and h * w == config.num_heads(stage) for stage, (h, w) in sizes)
+    layers = encoder_layers(manifest.architecture, height, width)
+    return any(layer.kind == "attention" and layer.positions == layer.heads for layer in layers)
 
 
 def _input_dtype(model: Any, artifact: Artifact, openvino: Any) -> np.dtype[Any]:

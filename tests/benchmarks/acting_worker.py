@@ -10,9 +10,19 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
-from fvexport.benchmarks.sweep.result import Cell
+from fvexport.benchmarks.sweep.messages import (
+    ArtifactRequest,
+    Describe,
+    File,
+    Load,
+    Make,
+    Ready,
+    TakeWindow,
+    Weights,
+    WindowTaken,
+)
+from fvexport.benchmarks.sweep.result import Cell, Parity
 from fvexport.benchmarks.sweep.worker import Server, main
 
 SPEED = {"onnxruntime-cpu": 2.0, "openvino": 4.0, "eager": 1.0}
@@ -23,18 +33,18 @@ class Acting(Server):
 
     def __init__(self, acts: dict[str, str]) -> None:
         super().__init__()
-        self.acts, self.windows, self.cell = acts, 0, None
+        self.acts, self.windows = acts, 0
+        self.cell: Cell | None = None
 
-    def load(self, job: dict[str, Any]) -> dict[str, Any]:
-        self.cell = Cell(**job["cell"])
+    def load(self, job: Load) -> Ready:
+        self.cell = job.cell
         act(self.acts.get(self.cell.series, ""))
-        parity = {"status": "pass", "sqnr_db": 100.0, "cosine": 1.0, "cosine_min": 1.0, "rel_l2": 1e-5}
-        return {
-            "computes": "acting", "device": "cpu", "timer": "wall", "load_s": 0.1, "first_ms": 9.0, "call_ms": 8.0,
-            "peak_host_mb": 20.0, "parity": parity, "tokens": 1,
-        }  # fmt: skip
+        return Ready(
+            computes="acting", device="cpu", timer="wall", load_s=0.1, first_ms=9.0, call_ms=8.0, peak_host_mb=20.0,
+            parity=Parity("pass", sqnr_db=100.0, cosine=1.0, cosine_min=1.0, rel_l2=1e-5), tokens=1,
+        )  # fmt: skip
 
-    def window(self, job: dict[str, Any]) -> dict[str, Any]:
+    def window(self, job: TakeWindow) -> WindowTaken:
         assert self.cell is not None
         self.windows += 1
         todo = self.acts.get(self.cell.series, "")
@@ -46,20 +56,23 @@ class Acting(Server):
             times = [self.cell.pixels / 1e3 / SPEED.get(self.cell.backend, 1.5)] * 3
         if todo == "slow":
             time.sleep(0.05)
-        return {"times_ms": times, "parts_ms": [], "run_host_mb": 10.0 + self.windows, "gpu_mb": None, "energy_j": None}
+        return WindowTaken(
+            times_ms=tuple(times), parts_ms=(), run_host_mb=10.0 + self.windows, gpu_mb=None, energy_j=None
+        )
 
-    def make(self, job: dict[str, Any]) -> dict[str, Any]:
-        what, arguments = job["what"], job["arguments"]
-        if what == "describe":
-            return {"checkpoint": "seeded:0", "variant": "tiny", "sha256": "0123456789abcdef"}
-        if what == "artifact":
-            todo, tried = self.acts.get(f"make {arguments['precision']}", ""), Path(arguments["path"] + ".tried")
+    def describe(self, job: Describe) -> Weights:
+        return Weights(checkpoint="seeded:0", variant="tiny", sha256="0123456789abcdef")
+
+    def make(self, job: Make) -> File:
+        path = job.request.path
+        if isinstance(job.request, ArtifactRequest):
+            todo, tried = self.acts.get(f"make {job.request.precision}", ""), Path(path + ".tried")
             if todo == "memory once":
                 todo = "" if tried.exists() else "memory"
                 tried.touch()
             act(todo)
-            Path(arguments["path"]).mkdir(parents=True, exist_ok=True)
-        return {"seconds": 1.0, "file": arguments["path"], "mb": 1.0}
+            Path(path).mkdir(parents=True, exist_ok=True)
+        return File(path=path, seconds=1.0, mb=1.0)
 
 
 def act(what: str) -> None:
@@ -78,7 +91,8 @@ def act(what: str) -> None:
     elif what == "eat":
         held = []
         while True:
-            held.append(bytearray(os.urandom(1 << 20)) * 8)
+            held.append(bytearray(b"x") * (16 << 20))
+            time.sleep(0.01)  # so that its parent looks before the machine has no memory left
     elif what == "memory":
         raise MemoryError("8 GB wanted")
     elif what == "raise":

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,12 +21,15 @@ from fvexport.benchmarks.sweep import loading
 from fvexport.benchmarks.sweep.cell_runner import CellRunner
 from fvexport.benchmarks.sweep.file_builder import FileBuilder
 from fvexport.benchmarks.sweep.loading import Loaded
+from fvexport.benchmarks.sweep.messages import ArtifactRequest, File, ReferenceRequest, TorchRequest, WeightSource
 from fvexport.benchmarks.sweep.prefilling import TtftTimer
 from fvexport.benchmarks.sweep.result import PARITY_FIGURES, Cell
 from fvexport.benchmarks.sweep.timing import DeviceTimer, Energy, WallTimer, take_window
 from fvexport.benchmarks.tasks import ttft
+from fvexport.core.records import plain
 from fvexport.core.verdict.figures import compare
 from fvexport.core.verdict.reference import Reference
+from fvexport.core.verdict.sections import FiguresSection
 from fvexport.encoder.checkpoint import load_checkpoint
 from fvexport.export import parity
 from fvexport.export.artifact import Artifact
@@ -33,7 +37,7 @@ from fvexport.export.backend_table import get_backend, why_absent
 from fvexport.export.parity import THRESHOLDS
 from fvexport.kernels.timing import CaptureError, HostClock
 
-WEIGHTS: dict[str, Any] = {"source": None, "revision": None, "variant": "tiny", "seed": 0}
+WEIGHTS = WeightSource(variant="tiny")
 SIZE = {"height": 64, "width": 128}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 """Where the eager forms run."""
@@ -53,13 +57,15 @@ def builder() -> FileBuilder:
 def place(tmp_path_factory: pytest.TempPathFactory, builder: FileBuilder) -> Path:
     """A folder with the reference of 64 x 128 pixels and the artifact `fp32`."""
     folder = tmp_path_factory.mktemp("cells")
-    builder.reference(str(folder / "reference.npz"), **SIZE)
+    builder.reference(ReferenceRequest(path=str(folder / "reference.npz"), **SIZE))
     made(builder, folder / "fp32", "fp32")
     return folder
 
 
-def made(builder: FileBuilder, path: Path, precision: str, target: str | None = None, batch: int = 1) -> dict[str, Any]:
-    return builder.artifact(str(path), precision=precision, target=target, engine=None, batch=batch, samples=2, **SIZE)
+def made(builder: FileBuilder, path: Path, precision: Any, target: Any = None, batch: int = 1) -> File:
+    return builder.artifact(
+        ArtifactRequest(path=str(path), precision=precision, target=target, engine=None, batch=batch, samples=2, **SIZE)
+    )
 
 
 def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: Any) -> Cell:
@@ -69,8 +75,8 @@ def cell(backend: str = "onnxruntime-cpu", precision: str = "fp32", **changes: A
     return Cell(backend=backend, precision=precision, **SIZE, **(known | changes))
 
 
-def running(cell: Cell, place: Path, file: Path | None, weights: dict[str, Any] | None = None) -> CellRunner:
-    return CellRunner(cell, weights or WEIGHTS, None if file is None else str(file), str(place / "reference.npz"))
+def running(cell: Cell, place: Path, file: Path | None, weights: WeightSource = WEIGHTS) -> CellRunner:
+    return CellRunner(cell, weights, None if file is None else str(file), str(place / "reference.npz"))
 
 
 # --- files -------------------------------------------------------------------------------------
@@ -93,20 +99,21 @@ def test_an_artifact_is_exported_once_and_again_for_other_weights(
     folder = shutil.copytree(place / "fp32", tmp_path / "fp32")
     shutil.copy(place / "fp32.json", tmp_path / "fp32.json")
     stamp = (folder / "manifest.json").stat().st_mtime_ns
-    assert made(builder, folder, "fp32")["seconds"] > 0
+    seconds = made(builder, folder, "fp32").seconds
+    assert seconds is not None and seconds > 0
     assert (folder / "manifest.json").stat().st_mtime_ns == stamp
-    other = FileBuilder(WEIGHTS | {"seed": 1})
+    other = FileBuilder(WeightSource(variant="tiny", seed=1))
     made(other, folder, "fp32")
-    assert Artifact.open(folder).manifest.checkpoint.sha256 == other.describe()["sha256"]
+    assert Artifact.open(folder).manifest.checkpoint.sha256 == other.describe().sha256
     # A cell that runs these by mistake is found out.
     found = running(cell(), place, folder).parity
-    assert found is not None and found["status"] == "fail" and found["rel_l2"] > THRESHOLDS["fp32"].rel_l2_limit
+    assert found is not None and found.status == "fail" and found.rel_l2 > THRESHOLDS["fp32"].rel_l2_limit
 
 
 def test_weights_are_described(builder: FileBuilder) -> None:
     found = builder.describe()
-    assert (found["checkpoint"], found["variant"]) == ("seeded:0", "tiny")
-    assert found["sha256"] == load_checkpoint(variant="tiny").info.sha256
+    assert (found.checkpoint, found.variant) == ("seeded:0", "tiny")
+    assert found.sha256 == load_checkpoint(variant="tiny").info.sha256
 
 
 # --- cells -------------------------------------------------------------------------------------
@@ -122,21 +129,22 @@ def test_every_eager_form_is_the_same_model(place: Path, builder: FileBuilder, f
     if form == "channels-last" and not file.exists():
         made(builder, file, precision)
     found = running(cell("eager", precision, form=form), place, file if form == "channels-last" else None)
-    told = found.loaded()
-    assert told["parity"]["status"] == "pass" and told["device"] == DEVICE and told["tokens"] == 2
+    told = found.ready()
+    assert told.parity is not None
+    assert told.parity.status == "pass" and told.device == DEVICE and told.tokens == 2
     # bfloat16 has 8 bits: it is a different computation, and not a wildly different one.
-    assert (told["parity"]["sqnr_db"] is None or told["parity"]["sqnr_db"] > 90) == (precision == "fp32")
-    assert ("train form" if form == "train" else "fused form") in told["computes"]
-    assert {"fp32": "float32", "bf16": "bfloat16"}[precision] in told["computes"]
+    assert (told.parity.sqnr_db is None or told.parity.sqnr_db > 90) == (precision == "fp32")
+    assert ("train form" if form == "train" else "fused form") in told.computes
+    assert {"fp32": "float32", "bf16": "bfloat16"}[precision] in told.computes
 
 
 def test_a_window_is_timed_and_weighed(place: Path) -> None:
     found = running(cell(), place, place / "fp32")
     window = found.window(seconds=0.02, max_calls=5)
-    assert 1 <= len(window["times_ms"]) <= 5 and min(window["times_ms"]) > 0
-    assert window["gpu_mb"] is window["energy_j"] is None
+    assert 1 <= len(window.times_ms) <= 5 and min(window.times_ms) > 0
+    assert window.gpu_mb is window.energy_j is None
     if sys.platform == "linux":
-        assert 50 < window["run_host_mb"] <= 1e5
+        assert 50 < window.run_host_mb <= 1e5
 
 
 def test_a_batch_is_compared_image_by_image(place: Path, builder: FileBuilder, tmp_path: Path) -> None:
@@ -144,7 +152,7 @@ def test_a_batch_is_compared_image_by_image(place: Path, builder: FileBuilder, t
     made(builder, tmp_path / "batch", "fp32", batch=batch)
     found = running(cell(batch=batch), place, tmp_path / "batch")
     assert found.x.shape == (batch, 3, 64, 128)
-    assert found.parity is not None and found.parity["status"] == "pass" and found.parity["rel_l2"] < 1e-4
+    assert found.parity is not None and found.parity.status == "pass" and found.parity.rel_l2 < 1e-4
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1e-4])
@@ -152,7 +160,7 @@ def test_a_cell_gets_the_verdict_of_an_export(
     place: Path, builder: FileBuilder, monkeypatch: pytest.MonkeyPatch, wrong: float
 ) -> None:
     """An error between twice PyTorch's own and what is ever allowed fails both; without PyTorch's figures it passes."""
-    own = made(builder, place / "fp32", "fp32")["torch"]
+    own = made(builder, place / "fp32", "fp32").torch
 
     def with_error(make: Callable[..., Any], *args: Any, **options: Any) -> Any:
         backend = make(*args, **options)
@@ -165,21 +173,30 @@ def test_a_cell_gets_the_verdict_of_an_export(
     verdict = parity.check_parity(place / "fp32", checkpoint=builder.checkpoint)
     arguments = (cell(), WEIGHTS, str(place / "fp32"), str(place / "reference.npz"))
     found = CellRunner(*arguments, own).parity
-    assert found is not None and found["status"] == verdict.status == ("fail" if wrong else "pass")
+    assert found is not None and found.status == verdict.status == ("fail" if wrong else "pass")
     for name in PARITY_FIGURES:
-        assert found[name] == pytest.approx(getattr(verdict.figures, name), rel=1e-5)
-    assert own == pytest.approx(verdict.torch.to_dict(), rel=1e-5)
+        assert getattr(found, name) == pytest.approx(getattr(verdict.figures, name), rel=1e-5)
+    assert plain(own) == pytest.approx(verdict.torch.to_dict(), rel=1e-5)
     unknown = CellRunner(*arguments, None).parity
-    assert unknown is not None and unknown["status"] == "pass"
+    assert unknown is not None and unknown.status == "pass"
 
 
 def test_pytorch_is_measured_once_per_precision(builder: FileBuilder, tmp_path: Path) -> None:
-    found = {p: builder.torch(str(tmp_path / f"{p}.json"), precision=p, **SIZE)["torch"] for p in ("fp32", "bf16")}
-    assert found["fp32"]["centred_rel_l2"] < 1e-4 < found["bf16"]["centred_rel_l2"] < 0.1
-    (tmp_path / "bf16.json").write_text('{"torch": {"rel_l2": 1.0}}')
-    assert builder.torch(str(tmp_path / "bf16.json"), precision="bf16", **SIZE) == {"torch": {"rel_l2": 1.0}}
+    def figures(precision: Any) -> FiguresSection:
+        request = TorchRequest(path=str(tmp_path / f"{precision}.json"), precision=precision, **SIZE)
+        torch = builder.torch(request).torch
+        assert torch is not None
+        return torch
+
+    found = {p: figures(p) for p in ("fp32", "bf16")}
+    fp32, bf16 = found["fp32"].centred_rel_l2, found["bf16"].centred_rel_l2
+    assert fp32 is not None and bf16 is not None and fp32 < 1e-4 < bf16 < 0.1
+    other = msgspec.structs.replace(found["bf16"], rel_l2=1.0)
+    (tmp_path / "bf16.json").write_text(json.dumps({"torch": plain(other)}))
+    assert figures("bf16") == other
     made(builder, tmp_path / "bf16", "bf16")
-    assert json.loads((tmp_path / "bf16.json").read_text())["torch"] == pytest.approx(found["bf16"], rel=1e-3)
+    note = json.loads((tmp_path / "bf16.json").read_text())
+    assert note["torch"] == pytest.approx(plain(found["bf16"]), rel=1e-3)
 
 
 def test_a_reference_of_an_earlier_version_judges_every_token(place: Path, tmp_path: Path) -> None:
@@ -194,7 +211,7 @@ def test_a_reference_of_an_earlier_version_judges_every_token(place: Path, tmp_p
 def test_int8_is_judged_as_int8(place: Path, builder: FileBuilder, tmp_path: Path) -> None:
     made(builder, tmp_path / "int8", "int8", "onnxruntime-cpu")
     found = running(cell(precision="int8", samples=2), place, tmp_path / "int8").parity
-    assert found is not None and found["status"] == "pass" and 14 < found["sqnr_db"] < 60
+    assert found is not None and found.status == "pass" and 14 < found.sqnr_db < 60
 
 
 # --- timing ------------------------------------------------------------------------------------
@@ -300,10 +317,10 @@ def test_the_first_token_takes_three_parts(place: Path, tiles: int) -> None:
     assert isinstance(found.timer, TtftTimer)
     assert found.parity is None and found.tokens == 2 * tiles and found.x.shape[0] == tiles
     window = found.window(seconds=0.01, max_calls=3)
-    assert len(window["parts_ms"]) == len(window["times_ms"])
-    for parts, total in zip(window["parts_ms"], window["times_ms"], strict=True):
+    assert len(window.parts_ms) == len(window.times_ms)
+    for parts, total in zip(window.parts_ms, window.times_ms, strict=True):
         assert min(parts) > 0 and sum(parts) == pytest.approx(total)
-    assert "language model in float32" in found.loaded()["computes"]
+    assert "language model in float32" in found.ready().computes
 
 
 @pytest.mark.usefixtures("small_llm")
@@ -344,7 +361,7 @@ def test_plain_ways_run_the_same_weights(
 ) -> None:  # fmt: skip
     if (reason := why_absent(get_backend(get_peer(name).target))) is not None:
         pytest.skip(reason)
-    builder.reference(str(tmp_path / "reference.npz"), 64, 64)
+    builder.reference(ReferenceRequest(path=str(tmp_path / "reference.npz"), height=64, width=64))
     with np.load(tmp_path / "reference.npz") as known:
         values, features = known["values"], known["features"]
     peer = load_peer(get_peer(name), precision, peer_files(name), lambda: builder.checkpoint, 1)
@@ -363,16 +380,16 @@ def test_a_peer_does_not_compute_float16_on_a_cpu() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_compiled_peer_is_timed_on_the_gpu(place: Path, precision: str) -> None:
     found = running(cell("plain-torch-compile", precision, kind="peer"), place, None)
-    told = found.loaded()
-    assert told["timer"] == "cuda-events" and "reduce-overhead" in told["computes"] and told["device"] == "cuda"
-    assert told["parity"]["status"] == "pass" and found.window(0.02, 5)["times_ms"]
+    told = found.ready()
+    assert told.timer == "cuda-events" and "reduce-overhead" in told.computes and told.device == "cuda"
+    assert told.parity.status == "pass" and found.window(0.02, 5).times_ms
 
 
 @pytest.mark.gpu
 def test_our_kernels_are_timed_as_one_graph(place: Path, builder: FileBuilder, tmp_path: Path) -> None:
     made(builder, tmp_path / "half", "fp16")
     found = running(cell("triton", "fp16", form="channels-last"), place, tmp_path / "half")
-    assert found.loaded()["timer"] == "cuda-graph" and found.loaded()["parity"]["status"] == "pass"
+    assert found.ready().timer == "cuda-graph" and found.ready().parity.status == "pass"
 
 
 def test_a_peer_names_what_it_cannot() -> None:

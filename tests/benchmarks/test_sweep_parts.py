@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fvexport.benchmarks.sweep import plan as planning
 from fvexport.benchmarks.sweep.environment import find_environment
-from fvexport.benchmarks.sweep.plan import Plan, Weights, compiles, make_plan
+from fvexport.benchmarks.sweep.messages import Weights
+from fvexport.benchmarks.sweep.plan import Plan, compiles, make_plan
 from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions
 from fvexport.benchmarks.sweep.windows import TimedWindow, is_stable, spread, summarize, unstable_reason
 from fvexport.calibration.policy import QUANT_TARGETS
@@ -22,7 +23,7 @@ from fvexport.core.errors import ConfigError, UnavailableError
 from fvexport.encoder.weight_options import WeightOptions
 from fvexport.export.backend_table import BACKENDS, get_backend
 
-WEIGHTS = Weights("seeded:0", "tiny", "0123456789abcdef")
+WEIGHTS = Weights(checkpoint="seeded:0", variant="tiny", sha256="0123456789abcdef")
 times = st.lists(st.floats(min_value=0.01, max_value=1e4), min_size=1, max_size=9)
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fvexport.benchmarks.sweep.result import (
-    STATUSES,
     Cell,
     Environment,
     Record,
     Result,
+    Status,
     from_line,
     percentile,
     to_line,
@@ -141,7 +142,7 @@ def test_the_last_line_of_a_cell_counts(synthetic: Synthetic, tmp_path: Path) ->
     read = read_sweep(tmp_path)
     assert len(read.results) == sum(isinstance(r, Result) for r in records)
     assert [r.reason for r in read.results if r.cell == result.cell] == ["later"]
-    assert {r.status for r in read.results} <= set(STATUSES)
+    assert {r.status for r in read.results} <= set(get_args(Status))
     assert len(read.absent) == 2 and len(read.environments) == 1
 
 

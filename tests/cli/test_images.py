@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-from fvexport.cli.options import Pixels
+from fvexport.cli.parsing import parse_pixels
 from fvexport.encoder.preprocess import Preprocessor
 
 
@@ -93,7 +93,7 @@ def test_max_pixels(fvexport, artifact: Path, folder: Path, monkeypatch: pytest.
     ("text", "pixels"), [("200M", 200_000_000), ("1.5g", 1_500_000_000), (" 250000 ", 250_000), ("4K", 4000)]
 )
 def test_numbers_of_pixels(text: str, pixels: int) -> None:
-    assert Pixels().convert(text, None, None) == pixels
+    assert parse_pixels(text) == pixels
 
 
 @pytest.mark.parametrize("where", ["pixels", "run"])

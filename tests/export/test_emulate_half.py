@@ -30,8 +30,8 @@ HALVES: dict[str, tuple[int, Any, torch.dtype]] = {
 Distance = Callable[[Any, Any], float]
 
 
-def graph(precision: str, weight: np.ndarray, *, half_border: bool = False) -> onnx.ModelProto:
-    """y = transpose(relu(x * w + w) @ w), in a half type, between casts or with half borders."""
+def graph(precision: str, weight: np.ndarray, *, half_io: bool = False) -> onnx.ModelProto:
+    """y = transpose(relu(x * w + w) @ w), in a half type, between casts or with half inputs and outputs."""
     kind, _, dtype = HALVES[precision]
     raw = torch.from_numpy(weight).to(dtype).view(torch.int16).numpy().tobytes()
     nodes = [
@@ -39,14 +39,14 @@ def graph(precision: str, weight: np.ndarray, *, half_border: bool = False) -> o
         helper.make_node("Relu", ["b"], ["c"]), helper.make_node("MatMul", ["c", "w"], ["d"]),
         helper.make_node("Transpose", ["d"], ["e"], perm=[1, 0]),
     ]  # fmt: skip
-    names = ("h", "e") if half_border else ("x", "y")
-    if not half_border:
+    names = ("h", "e") if half_io else ("x", "y")
+    if not half_io:
         nodes = [helper.make_node("Cast", ["x"], ["h"], to=kind), *nodes]
         nodes.append(helper.make_node("Cast", ["e"], ["y"], to=TensorProto.FLOAT))
     size = list(weight.shape)
-    border = [helper.make_tensor_value_info(n, kind if half_border else TensorProto.FLOAT, size) for n in names]
+    tensor_specs = [helper.make_tensor_value_info(n, kind if half_io else TensorProto.FLOAT, size) for n in names]
     tensor = helper.make_tensor("w", kind, size, raw, raw=True)
-    made = helper.make_graph(nodes, "g", border[:1], border[1:], [tensor])
+    made = helper.make_graph(nodes, "g", tensor_specs[:1], tensor_specs[1:], [tensor])
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
 
 
@@ -70,13 +70,13 @@ def step_by_step(precision: str, weight: np.ndarray, x: np.ndarray) -> np.ndarra
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(["fp16", "bf16"]), st.booleans(), st.integers(1, 5), st.integers(0, 2**31))
-def test_equals_pytorch_step_by_step(precision: str, half_border: bool, size: int, seed: int) -> None:
+def test_equals_pytorch_step_by_step(precision: str, half_io: bool, size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     # Few enough bits that the products of the matrices are exact, in whatever order they are summed.
     weight, x = (rng.integers(-64, 64, (size, size)).astype(np.float32) / 16 for _ in "ab")
-    model = graph(precision, weight, half_border=half_border)
+    model = graph(precision, weight, half_io=half_io)
     before = model.SerializeToString()
-    x += rng.uniform(-0.01, 0.01, x.shape).astype(np.float32) * (not half_border)
+    x += rng.uniform(-0.01, 0.01, x.shape).astype(np.float32) * (not half_io)
     found = run(with_rounding(model, precision), x)
     wanted = step_by_step(precision, weight, x)
     np.testing.assert_allclose(found, wanted, rtol=2 * float(torch.finfo(HALVES[precision][2]).eps), atol=0.05)
@@ -86,13 +86,13 @@ def test_equals_pytorch_step_by_step(precision: str, half_border: bool, size: in
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.parametrize("half_border", [False, True], ids=["cast", "io=model"])
-def test_input_is_rounded_too(precision: str, half_border: bool) -> None:
+@pytest.mark.parametrize("half_io", [False, True], ids=["cast", "io=model"])
+def test_input_is_rounded_too(precision: str, half_io: bool) -> None:
     """A file that takes half precision sees rounded pixels, so must what stands for it."""
     # Where the input is not rounded to 1 first, the product rounds to more than 3.
     weight, x = np.full((1, 1), 3, np.float32), np.full((1, 1), 1, np.float32)
     x += 0.45 * float(torch.finfo(HALVES[precision][2]).eps)
-    model = graph(precision, weight, half_border=half_border)
+    model = graph(precision, weight, half_io=half_io)
     for node in model.graph.node:  # y = relu(x * 3 - 3) * 3
         if node.op_type == "Add":
             node.op_type = "Sub"

@@ -60,7 +60,7 @@ def test_graph(exported: Callable[..., Artifact], precision: str, kind: str, ops
     assert {o.domain: o.version for o in model.opset_import} == {"": opset}
     assert artifact.manifest.opset == opset
 
-    # Sizes at the border, by name where they may change, in the file and in the manifest.
+    # Sizes of inputs and outputs, by name where they may change, in the file and in the manifest.
     batch = "batch" if kind in ("batch", "all") else options.get("batch", 1)
     sides = ["height", "width"] if options.get("dynamic_res") else [128, 128]
     tokens = "tokens" if options.get("dynamic_res") else 4
@@ -69,7 +69,7 @@ def test_graph(exported: Callable[..., Artifact], precision: str, kind: str, ops
     assert (graph.input[0].name, graph.output[0].name) == ("pixel_values", "image_features")
     assert len(graph.input) == len(graph.output) == 1
 
-    # Casts at the border alone, weights in the precision asked for, all but small ones beside the graph.
+    # Casts of input and output alone, weights in the precision asked for, all but small ones beside the graph.
     casts = [n for n in graph.node if n.op_type == "Cast"]
     assert [n.input[0] for n in casts[:1]] == ([] if precision == "fp32" else ["pixel_values"])
     assert [n.output[0] for n in casts[1:]] == ([] if precision == "fp32" else ["image_features"])

@@ -240,8 +240,9 @@ def test_weights_stand_aside_and_come_back() -> None:
     pytest.importorskip("onnxsim")
     model = convolution()
     wanted = model.graph.initializers["w"].const_value.numpy()
-    result, done = simplify(model)
-    assert (done.nodes_before, done.nodes_after, done.kept_unsimplified) == (3, 2, None)
+    before = len(model.graph)
+    result, why_not = simplify(model)
+    assert (before, len(result.graph), why_not) == (3, 2, None)
     assert [node.name for node in result.graph] == ["first", "last"]
     for after in (model, result):  # the graph given is as it was
         assert [value.name for value in after.graph.inputs] == ["pixel_values"]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fvexport.core.errors import ConfigError
+from fvexport.core.gpus import GPUS, Gpu, get_gpu
 from fvexport.encoder import VARIANTS, FastViTHD, FastViTHDConfig
 from fvexport.export.artifact import Artifact
-from fvexport.export.gpus import GPUS, Gpu, get_gpu
 from fvexport.export.operators import Block, Operator, operators, source_of
 from fvexport.export.roofline import FUSIONS, MLP_MAX_DIM, kernels_of, mlp_break_even, roofline, work_of
 

@@ -45,17 +45,17 @@ def config(folder: Path) -> Any:
     found = text_format.Parse((folder / "config.pbtxt").read_text(encoding="utf-8"), schema.ModelConfig())
     assert found.name == folder.name and found.backend in ("onnxruntime", "tensorrt")
     assert (folder / "1" / found.default_model_filename).is_file()
-    for border in (*found.input, *found.output):
-        assert border.name and border.data_type != schema.TYPE_INVALID
-        assert border.dims and all(size == -1 or size > 0 for size in border.dims)
+    for tensor_spec in (*found.input, *found.output):
+        assert tensor_spec.name and tensor_spec.data_type != schema.TYPE_INVALID
+        assert tensor_spec.dims and all(size == -1 or size > 0 for size in tensor_spec.dims)
     if found.HasField("dynamic_batching"):
         assert all(1 <= size <= found.max_batch_size for size in found.dynamic_batching.preferred_batch_size)
         assert found.max_batch_size > 1
     return found
 
 
-def whole_shape(found: Any, border: Any) -> list[int]:
-    return [-1, *border.dims] if found.max_batch_size > 0 else list(border.dims)
+def whole_shape(found: Any, tensor_spec: Any) -> list[int]:
+    return [-1, *tensor_spec.dims] if found.max_batch_size > 0 else list(tensor_spec.dims)
 
 
 TYPES = {"tensor(float)": "TYPE_FP32", "tensor(float16)": "TYPE_FP16", "tensor(uint8)": "TYPE_UINT8"}
@@ -76,10 +76,10 @@ def test_onnx_is_what_the_server_demands(exported: Callable[..., Artifact], tmp_
     # onnxruntime_backend compares the whole of each shape with the file's own: -1 has to stand where the file is free.
     session = ort.InferenceSession(folder / "1" / "model.onnx", providers=["CPUExecutionProvider"])
     for ours, theirs in ((found.input, session.get_inputs()), (found.output, session.get_outputs())):
-        (border,), (entry,) = ours, theirs
-        assert border.name == entry.name
-        assert schema.DataType.Name(border.data_type) == TYPES[entry.type]
-        assert whole_shape(found, border) == [size if isinstance(size, int) else -1 for size in entry.shape]
+        (tensor_spec,), (entry,) = ours, theirs
+        assert tensor_spec.name == entry.name
+        assert schema.DataType.Name(tensor_spec.data_type) == TYPES[entry.type]
+        assert whole_shape(found, tensor_spec) == [size if isinstance(size, int) else -1 for size in entry.shape]
     free = "any" in case
     assert found.max_batch_size == (8 if free else 0)
     assert found.HasField("dynamic_batching") == free

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from fvexport.core.errors import UnavailableError
+from fvexport.core.gpus import MAX_SHARED
 from fvexport.encoder import VARIANTS, FastViTHDConfig
 from fvexport.kernels import language, products
 from fvexport.kernels.aot import (
     ARCHS,
-    MAX_SHARED,
     RESOLUTIONS,
     Compiled,
     accesses,

@@ -17,10 +17,10 @@ from ....encoder.config import get_variant
 from ....export.artifact import MODEL_FILE
 from ....export.backend_table import has_bf16
 from ....export.runtime.eager_backend import EagerBackend
+from ....kernels.timing import HostClock, paired
 from ...peers.photos import Floats, Photographs
 from ...peers.runners import Hint, Runner, load, why_absent
 from ...peers.tool_files import Job, Made, make, release
-from ..timing import time_paired
 from .candidates import BASELINE, CANDIDATES, Row
 from .outliers import with_outliers
 from .quantizers import TOOLS
@@ -157,7 +157,7 @@ def _faster(row: Row, runners: Mapping[Hint, Runner], x: Floats) -> Hint:
     hints = list(runners)
     if len(hints) > 1:
         runs = {str(hint): partial(runner, x) for hint, runner in runners.items()}
-        probed = time_paired(runs, baseline=hints[0], rounds=PROBE_ROUNDS, warmup=1)
+        probed = paired(runs, rounds=PROBE_ROUNDS, sample_ms=0, clock=HostClock())
         row.probe_ms = {t.name: t.median_ms for t in probed}
         hints.sort(key=lambda hint: row.probe_ms[hint])
     return hints[0]
@@ -170,6 +170,7 @@ def _time(rows: Sequence[Row], x: Floats, rounds: int, threads: int) -> None:
         for row in rows
         if row.made is not None and row.hint is not None
     }
-    timings = {t.name: t for t in time_paired(runs, baseline=BASELINE, rounds=rounds)}
+    timings = paired(runs, baseline=BASELINE, rounds=rounds, sample_ms=0, warmup=3, clock=HostClock())
+    by_name = {timing.name: timing for timing in timings}
     for row in rows:
-        row.timing = timings.get(row.name)
+        row.timing = by_name.get(row.name)

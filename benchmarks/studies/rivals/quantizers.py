@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ....calibration.calibration_options import CalibrationOptions
 from ....calibration.policy import Policy
+from ....export.export_options import ExportOptions
+from ....export.onnx_export import export_onnx
 from ...peers.quantize_static import DEFAULT as ORT_DEFAULT
 from ...peers.quantize_static import NEEDS as ORT_NEEDS
 from ...peers.quantize_static import quantize_static
@@ -28,10 +31,6 @@ PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 def _ours(job: Job, folder: Path, **options: Any) -> Path:
     """Our exporter with these `ExportOptions`, without its own check: all candidates are judged by the same one."""
-    from ....calibration.calibration_options import CalibrationOptions
-    from ....export.export_options import ExportOptions
-    from ....export.onnx_export import export_onnx
-
     shown = job.photographs
     report = export_onnx(
         job.checkpoint(), folder / "artifact", parity=False,

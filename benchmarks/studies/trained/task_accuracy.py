@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from PIL import Image
 
+from ....calibration.calibration_options import CalibrationOptions
+from ....export.export_options import ExportOptions
+from ....export.onnx_export import export_onnx
+from ....export.parity_backends import parity_backend
 from ..results import out_option, write_rows
+from .trained_tiny import RAMP, RESOLUTION, TRAINED, labels_and_pixels, right
 
 CANDIDATES: dict[str, tuple[dict[str, Any], str]] = {
     "fp32 onnxruntime-cpu": ({"precision": "fp32"}, "onnxruntime-cpu"),
@@ -46,13 +53,6 @@ def measure(count: int, samples: int) -> Iterator[dict[str, Any]]:
     The images are the same and the answers paired, so only those that turn count: `changed` is their share d, and the
     difference has a standard error of at most sqrt(d / images).
     """
-    import numpy as np
-
-    from ....export.export_options import ExportOptions
-    from ....export.onnx_export import export_onnx
-    from ....export.parity_backends import parity_backend
-    from .trained_tiny import RAMP, RESOLUTION, TRAINED, labels_and_pixels, right
-
     listing = labels_and_pixels("train", samples, start=RAMP)[1]  # the first ones are easier
     first: np.ndarray | None = None
     with tempfile.TemporaryDirectory() as name:
@@ -82,15 +82,11 @@ def _features(runner: Any) -> Any:
 
 
 def _calibration(options: Any, calib: Path, samples: int) -> Any:
-    from ....calibration.calibration_options import CalibrationOptions
-
     return CalibrationOptions(calib=calib, samples=samples) if options.precision != "fp32" else None
 
 
 def _written(pixels: Any, folder: Path) -> Path:
     """Training images as files: calibration takes what a user would give it."""
-    from PIL import Image
-
     folder.mkdir()
     for number, one in enumerate(pixels):
         Image.fromarray(one.transpose(1, 2, 0)).save(folder / f"{number:04d}.png")

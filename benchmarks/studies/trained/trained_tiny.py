@@ -17,20 +17,23 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import click
 import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
 from PIL import Image, ImageDraw, ImageFont
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+from torch import nn
 
 from ....core.errors import ArtifactError, ConfigError, UnavailableError
 from ....core.progress import Progress, silent
+from ....encoder.checkpoint import load_encoder
+from ....encoder.config import get_variant
+from ....encoder.fastvithd import FastViTHD, LayerScale
 from ....encoder.image import load_image, sample_images
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from ....encoder.fastvithd import FastViTHD
 
 Pixels: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 Floats: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
@@ -146,8 +149,6 @@ def load_head(path: Path | None = None) -> Head:
     Raises:
         ArtifactError: no such file, as in an installed package.
     """
-    from safetensors.numpy import load_file
-
     path = path or TRAINED / HEAD_FILE
     if not path.is_file():
         raise ArtifactError(f"no trained head at {path}: give its path, or run from a checkout of the repository")
@@ -188,7 +189,6 @@ def accuracy(
 
 def eager(encoder: FastViTHD) -> Callable[[Pixels], np.ndarray[Any, Any]]:
     """A PyTorch encoder on the CPU as what `accuracy` takes."""
-    import torch
 
     @torch.inference_mode()
     def features(pixels: Pixels) -> np.ndarray[Any, Any]:
@@ -210,13 +210,6 @@ def train(
 
     AdamW, one cycle, label smoothing. `progress` is told the loss, smoothed over some 50 batches, in batches done.
     """
-    import torch
-    import torch.nn.functional as F  # noqa: N812
-    from torch import nn
-
-    from ....encoder.config import get_variant
-    from ....encoder.fastvithd import FastViTHD, LayerScale
-
     torch.manual_seed(seed)
     encoder = FastViTHD(get_variant("tiny"))
     for module in encoder.modules():
@@ -245,8 +238,6 @@ def train(
 
 def save(encoder: FastViTHD, head: nn.Linear, path: Path) -> None:
     """Writes the encoder, in timm's names, to `path`; beside it the head, and how images are prepared."""
-    from safetensors.torch import save_file
-
     # Trained on levels / 255; timm's published checkpoint, whose mean and std would be assumed, was not.
     prepared = {"mean": [0.0] * 3, "std": [1.0] * 3, "interpolation": "bicubic", "crop_pct": 1.0}
     config = {"architecture": "fastvit_mci3", "pretrained_cfg": {"input_size": [3, RESOLUTION, RESOLUTION], **prepared}}
@@ -269,10 +260,6 @@ def _tell(task: str, done: int, total: int | None) -> None:
 @click.option("--threads", default=1, show_default=True)
 def main(out: Path | None, weights: Path, phases: str, seed: int, images: int, threads: int) -> None:
     """Trains if asked to, then prints the accuracy on test images."""
-    import torch
-
-    from ....encoder.checkpoint import load_encoder
-
     torch.set_num_threads(threads)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)

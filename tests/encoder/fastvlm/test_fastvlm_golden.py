@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from fvexport.encoder.fastvlm import EncodedImages, FastVLM, Sampling, load_fastvlm
-from fvexport.encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX, with_marks
+from fvexport.encoder.fastvlm.prompt import IMAGE_TOKEN_INDEX
 from fvexport.encoder.fastvlm.splice import splice
 from fvexport.export.runtime import ArtifactTower
 
 FORMS = ("llava_tiny", "transformers_tiny")
 Load = Callable[[str], tuple[FastVLM, dict[str, Any]]]
+Prompt = Callable[[dict[str, Any]], list[int]]
 
 
 @pytest.fixture(autouse=True)
@@ -42,13 +43,18 @@ def artifact(exported: Callable[..., Any]) -> Callable[[str, bool], Path]:
     return lambda form, projector: exported(form, height=256, width=256, projector=projector).path
 
 
-def prompt(golden: dict[str, Any]) -> list[int]:
+@pytest.fixture(scope="session")
+def prompt(with_marks: Callable[..., list[int]]) -> Prompt:
     """The golden prompt with one mark for the image, from either form's way of writing it down."""
-    if "input_ids" in golden:
-        return with_marks(golden["input_ids"][0].tolist(), 319, [16])
-    ids = golden["prompt_ids"][0].tolist()
-    ids.insert(int(golden["prompt_image_position"]), IMAGE_TOKEN_INDEX)
-    return ids
+
+    def call(golden: dict[str, Any]) -> list[int]:
+        if "input_ids" in golden:
+            return with_marks(golden["input_ids"][0].tolist(), 319, [16])
+        ids = golden["prompt_ids"][0].tolist()
+        ids.insert(int(golden["prompt_image_position"]), IMAGE_TOKEN_INDEX)
+        return ids
+
+    return call
 
 
 def wanted_ids(golden: dict[str, Any]) -> list[int]:
@@ -63,7 +69,9 @@ def wanted_ids(golden: dict[str, Any]) -> list[int]:
         *(("transformers_tiny", "eager"), ("transformers_tiny", "onnx, projector")),
     ],
 )
-def test_prefill_and_greedy_tokens(load: Load, artifact: Callable[[str, bool], Path], form: str, tower: str) -> None:
+def test_prefill_and_greedy_tokens(
+    load: Load, artifact: Callable[[str, bool], Path], prompt: Prompt, form: str, tower: str
+) -> None:
     vlm, golden = load(form)
     used = None if tower == "eager" else ArtifactTower(artifact(form, "projector" in tower), vlm.info)
     tokens = (used or vlm.tower).encode(torch.from_numpy(golden["pixels_256x256"]))
@@ -84,7 +92,9 @@ def test_prefill_and_greedy_tokens(load: Load, artifact: Callable[[str, bool], P
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_marks_and_placeholders_give_the_same_embeddings(load: Load, form: str) -> None:
+def test_marks_and_placeholders_give_the_same_embeddings(
+    load: Load, with_marks: Callable[..., list[int]], form: str
+) -> None:
     """LLaVA's splice against transformers' masked scatter, as `FastVlmModel.forward` does it."""
     vlm, _ = load(form)
     images = [torch.randn(n, 64, generator=torch.Generator().manual_seed(n)) for n in (3, 5)]
@@ -98,7 +108,7 @@ def test_marks_and_placeholders_give_the_same_embeddings(load: Load, form: str) 
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_greedy_is_transformers_own_generate(load: Load, form: str) -> None:
+def test_greedy_is_transformers_own_generate(load: Load, prompt: Prompt, form: str) -> None:
     vlm, golden = load(form)
     image = torch.from_numpy(golden["projected_256x256"][0])
     embeddings = splice(vlm.language_model, prompt(golden), [image])

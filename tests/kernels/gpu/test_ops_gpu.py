@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fvexport.benchmarks.gpu.encoder import verdicts
-from fvexport.benchmarks.gpu.operator_cases import Random, awkward_cases, encoder_cases
-from fvexport.benchmarks.gpu.operators import Check, checks
-from fvexport.benchmarks.gpu.precise import strict
-from fvexport.benchmarks.gpu.scope import REAL, Size, square
+from fvexport.benchmarks.studies.gpu.encoder import verdicts
+from fvexport.benchmarks.studies.gpu.operator_cases import Random, awkward_cases, encoder_cases
+from fvexport.benchmarks.studies.gpu.operators import Check, checks
+from fvexport.benchmarks.studies.gpu.precise import strict
+from fvexport.benchmarks.studies.gpu.scope import REAL, Size, square
 from fvexport.encoder.config import VARIANTS
 from fvexport.encoder.fastvithd import FastViTHD
 from fvexport.kernels.dispatch import MODES

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fvexport.benchmarks.gpu.interpreter import corrected
+from fvexport.benchmarks.studies.gpu.interpreter import corrected
 from fvexport.kernels import language
 
 if language.INSTALLED and not language.INTERPRETED:
