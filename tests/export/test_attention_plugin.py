@@ -25,7 +25,7 @@ from fvexport.export.artifact import Artifact
 from fvexport.export.attention_plugin import PackedAttention, attention_function, with_attention_plugin
 from fvexport.export.export_options import ExportOptions
 from fvexport.export.inspection import inspect_artifact
-from fvexport.export.onnx_export import export_onnx
+from fvexport.export.onnx_export import ExportReport, export_onnx
 from fvexport.export.rules import check_rules
 from fvexport.export.runtime.backends import make_backend
 
@@ -36,11 +36,16 @@ def load(artifact: Artifact) -> onnx.ModelProto:
     return onnx.load(str(artifact.model_path), load_external_data=False)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"precision": "bf16", "batch": None, "dynamic_res": True}, {"height": 64, "width": 64},
-])  # fmt: skip
-def test_graph(exported: Callable[..., Artifact], options: dict[str, Any]) -> None:
-    artifact = exported(attention_plugin=True, **options)
+@pytest.fixture(scope="module")
+def any_size(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """An export in FP16 for any batch and resolution, with its verdict."""
+    wanted = ExportOptions(height=64, width=128, batch=None, dynamic_res=True, precision="fp16", attention_plugin=True)
+    return export_onnx(tiny, tmp_path_factory.mktemp("plugin") / "a", options=wanted)
+
+
+@pytest.mark.parametrize("options", [{}, None, {"precision": "bf16"}, {"height": 64, "width": 64}])
+def test_graph(exported: Callable[..., Artifact], any_size: ExportReport, options: dict[str, Any] | None) -> None:
+    artifact = any_size.artifact if options is None else exported(attention_plugin=True, **options)
     onnx.checker.check_model(str(artifact.model_path), full_check=True)
     model = load(artifact)
     check_rules(model, TINY, attention_plugin=True)
@@ -67,12 +72,10 @@ def test_fewer_nodes_and_the_same_work(exported: Callable[..., Artifact]) -> Non
     assert plugin.parameters == plain.parameters
 
 
-def test_parity(tmp_path, tiny: Checkpoint) -> None:
-    wanted = ExportOptions(height=64, width=128, batch=None, dynamic_res=True, precision="fp16", attention_plugin=True)
-    report = export_onnx(tiny, tmp_path / "a", options=wanted)
-    assert report.verdict is not None and report.verdict.passed
-    assert any("experimental" in notice for notice in report.notices)
-    assert report.artifact.manifest.options.attention_plugin is True
+def test_parity(any_size: ExportReport) -> None:
+    assert any_size.verdict is not None and any_size.verdict.passed
+    assert any("experimental" in notice for notice in any_size.notices)
+    assert any_size.artifact.manifest.options.attention_plugin is True
 
 
 def test_openvino_says_why_it_cannot(exported: Callable[..., Artifact]) -> None:
