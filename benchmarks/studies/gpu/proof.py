@@ -17,7 +17,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-NEEDED = ("torch", "numpy", "click", "safetensors", "huggingface_hub", "lazy_loader", "PIL")
+NEEDED = (
+    "torch", "numpy", "click", "safetensors", "huggingface_hub", "lazy_loader", "PIL", "filelock", "msgspec",
+    "platformdirs",
+)  # fmt: skip
 
 
 def link_package(root: Path = ROOT) -> Path:
