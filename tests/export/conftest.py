@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fvexport.calibration.calibration_options import CalibrationOptions
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
@@ -78,9 +78,9 @@ def made(made_once: Callable[..., Path], tiny: Checkpoint) -> Callable[[str], Ex
                 report = export_onnx(
                     source, out / "artifact", options=options, calibration=CalibrationOptions(samples=4)
                 )
-                (out / "report").write_bytes(pickle.dumps(report))
+                torch.save(report, out / "report")  # pickle alone cannot read tensors of FP8 back
 
-            reports[case] = pickle.loads((made_once(f"quantized {case}", write) / "report").read_bytes())
+            reports[case] = torch.load(made_once(f"quantized {case}", write) / "report", weights_only=False)
         return reports[case]
 
     return export
