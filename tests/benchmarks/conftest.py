@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -90,20 +91,15 @@ def _cell(series: str, side: int) -> Cell:
     backend, _, form = runner.partition(" ")
     kind = "peer" if backend.startswith("plain") else "ours"
     samples = 8 if precision == "int8" else None
+    return _made(kind=kind, backend=backend, precision=precision, side=side, form=form, samples=samples)
+
+
+def _made(*, side: int, **values: Any) -> Cell:
+    """A square cell of the tiny model."""
     return Cell(
-        kind=kind,
-        backend=backend,
-        precision=precision,
-        height=side,
-        width=side,
-        batch=1,
-        threads=2,
-        variant="tiny",
-        checkpoint="seeded:0",
+        **values, height=side, width=side, batch=1, threads=2, variant="tiny", checkpoint="seeded:0",
         weights="0123456789ab",
-        form=form,
-        samples=samples,
-    )
+    )  # fmt: skip
 
 
 def _latency(drift: list[float], speed: float, noise: float, rng: random.Random) -> Latency:
@@ -121,9 +117,8 @@ def _latency(drift: list[float], speed: float, noise: float, rng: random.Random)
 def _ttft(side: int, base: float, where: str, rng: random.Random) -> Result:
     tokens = (side // 64) ** 2
     encoder, connector, prefill = base / 2.4, 0.02 * tokens, 4.0 * (tokens + 32)
-    cell = Cell(
-        kind="ttft", backend="openvino", precision="fp32", height=side, width=side, batch=1, threads=2, variant="tiny",
-        checkpoint="seeded:0", weights="0123456789ab", llm="qwen2-0.5b", prompt_tokens=32,
+    cell = _made(
+        kind="ttft", backend="openvino", precision="fp32", side=side, llm="qwen2-0.5b", prompt_tokens=32
     )  # fmt: skip
     total = encoder + connector + prefill
     latency = _latency([total] * 4, 1.0, 0.01, rng)
@@ -147,16 +142,5 @@ def _failed(side: int, where: str) -> Result:
         1024: ("oom", "over the limit of 2.0 GB"),
     }  # fmt: skip
     status, reason = statuses.get(side, ("skipped", "the budget of 30 min ended first"))
-    cell = Cell(
-        kind="peer",
-        backend="plain-torch-compile",
-        precision="fp32",
-        height=side,
-        width=side,
-        batch=1,
-        threads=2,
-        variant="tiny",
-        checkpoint="seeded:0",
-        weights="0123456789ab",
-    )
+    cell = _made(kind="peer", backend="plain-torch-compile", precision="fp32", side=side)
     return Result(cell=cell, status=status, reason=reason, environment=where, date=DATE)

@@ -204,74 +204,35 @@ def test_a_report_is_replaced_and_nothing_else(synthetic, write: Write, tmp_path
 # Curves and words
 
 
+def timed(**changes: object) -> Result:
+    """A result of one cell, which differs from a plain one in `changes`."""
+    cell = Cell(
+        kind="ours", backend="openvino", precision="fp32", height=256, width=256, batch=1, threads=2, variant="tiny",
+        checkpoint="seeded:0", weights="0" * 12,
+    )  # fmt: skip
+    latency = Latency(
+        p50_ms=1.0, p90_ms=1.0, p99_ms=1.0, mean_ms=1.0, min_ms=1.0, count=1, windows=(Window(0, 1.0, 1),),
+        timer="wall", stable=True, spread=0.0,
+    )  # fmt: skip
+    changed = replace(cell, **changes)  # type: ignore[arg-type]
+    return Result(cell=changed, status="ok", reason="", environment="e", date="d", latency=latency)
+
+
 def test_many_curves_all_look_different() -> None:
     """Forty runners in every precision: no two with the same colour, marker, dashes and filling."""
-    latency = Latency(
-        p50_ms=1.0,
-        p90_ms=1.0,
-        p99_ms=1.0,
-        mean_ms=1.0,
-        min_ms=1.0,
-        count=1,
-        windows=(Window(0, 1.0, 1),),
-        timer="wall",
-        stable=True,
-        spread=0.0,
-    )
-    cells = [
-        Cell(
-            kind="ours",
-            backend=f"backend{number}",
-            precision=precision,
-            height=256,
-            width=256,
-            batch=1,
-            threads=2,
-            variant="tiny",
-            checkpoint="seeded:0",
-            weights="0" * 12,
-        )
-        for number in range(40)
-        for precision in ("fp32", "fp16", "bf16", "int8", "fp8")
-    ]
     found = curves(
-        [Result(cell=cell, status="ok", reason="", environment="e", date="d", latency=latency) for cell in cells]
+        [
+            timed(backend=f"backend{number}", precision=precision)
+            for number in range(40)
+            for precision in ("fp32", "fp16", "bf16", "int8", "fp8")
+        ]
     )
     assert len(found) == 200 == len({curve.style for curve in found}) == len({curve.key for curve in found})
     assert COLOURS * len(MARKERS) == 90
 
 
 def test_curves_say_what_differs() -> None:
-    latency = Latency(
-        p50_ms=1.0,
-        p90_ms=1.0,
-        p99_ms=1.0,
-        mean_ms=1.0,
-        min_ms=1.0,
-        count=1,
-        windows=(Window(0, 1.0, 1),),
-        timer="wall",
-        stable=True,
-        spread=0.0,
-    )
-    cells = [
-        Cell(
-            kind="ours",
-            backend="openvino",
-            precision="fp32",
-            height=256,
-            width=256,
-            batch=1,
-            threads=n,
-            variant="tiny",
-            checkpoint="seeded:0",
-            weights="0" * 12,
-        )
-        for n in (1, 2)
-    ]
-    found = curves(
-        [Result(cell=cell, status="ok", reason="", environment="e", date="d", latency=latency) for cell in cells]
-    )
+    found = curves([timed(threads=n) for n in (1, 2)])
     assert [curve.label for curve in found] == ["openvino fp32, 1 threads", "openvino fp32, 2 threads"]
 
 
