@@ -43,7 +43,9 @@ def any_size(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return export_onnx(tiny, tmp_path_factory.mktemp("plugin") / "a", options=wanted)
 
 
-@pytest.mark.parametrize("options", [{}, None, {"precision": "bf16"}, {"height": 64, "width": 64}])
+@pytest.mark.parametrize("options", [
+    {}, None, {"precision": "bf16", "batch": None, "dynamic_res": True}, {"height": 64, "width": 64},
+])  # fmt: skip
 def test_graph(exported: Callable[..., Artifact], any_size: ExportReport, options: dict[str, Any] | None) -> None:
     artifact = any_size.artifact if options is None else exported(attention_plugin=True, **options)
     onnx.checker.check_model(str(artifact.model_path), full_check=True)
