@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, first_line
 from ..core.output_path import prepare, scratch_beside
+from ..core.utf8_path import utf8_path
 from .histograms import Histogram, Moments
 
 FORMAT = 1
@@ -143,7 +144,8 @@ class Stats:
         }  # fmt: skip
         path.touch()
         mode = path.stat().st_mode
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={METADATA: json.dumps(about)})
+        with utf8_path(path) as file:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={METADATA: json.dumps(about)})
         path.chmod(mode)  # safetensors creates files that only the user can read
 
     @classmethod
@@ -151,7 +153,7 @@ class Stats:
         """Reads what `save` wrote; raises ConfigError for anything else."""
         again = "run `fvexport calibrate` again"
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
+            with utf8_path(path) as name, safetensors.safe_open(name, framework="pt") as file:
                 about: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             if about["format"] != FORMAT:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import ArtifactError, first_line
 from ..core.hashing import file_sha256
 from ..core.output_path import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
+from ..core.shell import quoted
 from .manifest import FileEntry, Manifest
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class Artifact:
             file = self.path / name
             if not _is_file(file):
                 raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}")
+            check_link(file)
             size = file.stat().st_size
             if size != entry.bytes:
                 raise ArtifactError(f"{file} has {size} bytes instead of {entry.bytes}; {AGAIN}")
@@ -113,12 +115,30 @@ def check_external_data(model_path: Path) -> None:
         if location is None:
             continue
         file = model_path.parent / location
-        if Path(location).name != location or os.path.islink(file):  # noqa: PTH114 - as `_is_file`
+        if Path(location).name != location:
             raise ArtifactError(
                 f"{model_path} looks for weights at {location!r}, outside its folder; do not use it unless you made it"
             )
         if not _is_file(file):
             raise ArtifactError(f"{file} is gone, which holds the weights of {model_path.name}; {AGAIN}")
+        check_link(file)
+
+
+def check_link(file: Path) -> None:
+    """Raises ArtifactError if an artifact's file is a link, unless into the blobs of the Hugging Face cache it is in.
+
+    That cache has files as `models--<id>/snapshots/<commit>/<path>`, each a link to `models--<id>/blobs/<hash>`.
+    """
+    if not file.is_symlink():
+        return
+    target = file.resolve()
+    folder = file.parent.resolve()
+    if any(parent.name == "snapshots" and target.parent == parent.parent / "blobs" for parent in folder.parents):
+        return
+    raise ArtifactError(
+        f"{file} is a link to {target}, and an artifact's files must not lead elsewhere; copy it to a file "
+        f"(`cp -rL {quoted(file.parent)} COPY` copies the whole artifact)"
+    )
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -329,6 +329,6 @@ def _take(source: Artifact, folder: Path, *, copy: bool) -> None:
             continue
         if not copy:
             with suppress(OSError):
-                os.link(source.path / name, folder / name)
+                os.link((source.path / name).resolve(), folder / name)  # a link's own copy would lead nowhere
                 continue
         shutil.copy2(source.path / name, folder / name)
