@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import click
 
 from ..core.errors import one_line
 from ..core.phrases import first_few
+from ..core.shell import quoted
 from ..export.artifact import Artifact
 from ..export.inspection import Inspection
 from ..export.manifest import Manifest, TensorSpec
@@ -158,4 +158,4 @@ def _share(part: float, whole: float) -> str:
 
 
 def _quoted(path: object) -> str:
-    return shlex.quote(str(path))
+    return quoted(path)
