@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..core.output_path import check_no_special_file
+
 
 def complete_lines(file: Path) -> Iterator[tuple[int, str]]:
     """The number, from 1, and text of each line that ends with a line break and is not blank; none without a file."""
@@ -30,11 +32,15 @@ def complete_rows(file: Path) -> Iterator[Any]:
 
 
 def append_lines(file: Path, lines: Iterable[str]) -> None:
-    """Adds lines that are on the disk when this returns, after removing a last line that was cut off."""
+    """Adds lines that are on the disk when this returns, after removing a last line that was cut off.
+
+    Raises ArtifactError if the file is a folder, device, FIFO or socket.
+    """
     text = "".join(f"{line}\n" for line in lines).encode()
     if not text:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
+    check_no_special_file(file)
     with file.open("ab+") as stream:
         drop_torn_line(stream)
         stream.write(text)
