@@ -52,7 +52,7 @@ FIELDS = {
 }  # fmt: skip
 """Fields that may be set, by message; of messages that are not named here all."""
 
-TYPES = {
+TYPES: dict[int, tuple[str, int]] = {
     TensorProto.FLOAT: ("float32", 4), TensorProto.FLOAT16: ("float16", 2), TensorProto.BFLOAT16: ("bfloat16", 2),
     TensorProto.UINT8: ("uint8", 1), TensorProto.INT8: ("int8", 1), TensorProto.INT32: ("int32", 4),
     TensorProto.INT64: ("int64", 8), TensorProto.BOOL: ("bool", 1), TensorProto.FLOAT8E4M3FN: ("float8_e4m3fn", 1),

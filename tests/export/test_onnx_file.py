@@ -65,6 +65,12 @@ def secret() -> TensorProto:
     return tensor
 
 
+def inner_reshape(model: ModelProto) -> None:
+    target = node(model, "Reshape").input[1]
+    tensor = next(t for t in model.graph.initializer if t.name == target)
+    tensor.raw_data = (1 << 40).to_bytes(8, "little") * (len(tensor.raw_data) // 8)
+
+
 EXTERNAL: dict[str, tuple[Change, str]] = {
     **{
         f"location {location}": (lambda m, x=location: external(m, "location", x), words)
@@ -163,12 +169,6 @@ GRAPHS: dict[str, tuple[Change, str]] = {
     "wrong axes": (lambda m: attribute(m, "Transpose", "perm", [0, 1, 2, 2]), "shapes cannot be inferred|."),
     "other sizes": (inner_reshape, "."),
 }  # fmt: skip
-
-
-def inner_reshape(model: ModelProto) -> None:
-    target = node(model, "Reshape").input[1]
-    tensor = next(t for t in model.graph.initializer if t.name == target)
-    tensor.raw_data = (1 << 40).to_bytes(8, "little") * (len(tensor.raw_data) // 8)
 
 
 @pytest.mark.parametrize("case", GRAPHS)
