@@ -266,7 +266,7 @@ def test_no_permission(saved, monkeypatch):
     def denied(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # tests may run as root, whom no mode stops
+    monkeypatch.setattr("os.open", denied)  # tests may run as root, whom no mode stops
     refused(saved, "permission", str(saved), "chmod")
 
 
