@@ -21,6 +21,7 @@ from ..core.errors import ConfigError, first_line
 from ..core.hashing import file_sha256
 from ..core.output_path import scratch_beside
 from ..core.progress import Progress, silent
+from ..core.threads import torch_threads
 from ..encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
@@ -80,6 +81,7 @@ class CalibrationReport:
         )
 
 
+@torch_threads()
 def calibrate(
     checkpoint: Checkpoint, out: str | os.PathLike[str], *, height: int, width: int,
     options: CalibrationOptions | None = None, force: bool = False, cache: Path | None = None,

@@ -122,6 +122,7 @@ def ask(
     if backend is not None and artifact is None:
         raise click.UsageError("--backend has no effect without --artifact", _context())
     from ..benchmarks.tasks.session import open_session
+    from ..core.threads import torch_threads
     from ..encoder.image import load_image
     from .progress_bar import progress_bar
 
@@ -133,11 +134,12 @@ def ask(
         raise click.UsageError(f"--json and --{'stream' if asked.stream else 'chat'} exclude each other", _context())
     for image in asked.images:
         load_image(image)  # before gigabytes are read
-    with progress_bar() as progress:
-        session = open_session(
-            model, sampling, artifact=artifact, backend=runs_on, keep_eager=asked.profiled, progress=progress
-        )
-    _converse(session, asked, as_json=as_json)
+    with torch_threads(model.threads):
+        with progress_bar() as progress:
+            session = open_session(
+                model, sampling, artifact=artifact, backend=runs_on, keep_eager=asked.profiled, progress=progress
+            )
+        _converse(session, asked, as_json=as_json)
 
 
 def _arguments(words: tuple[str, ...], chat: bool) -> tuple[list[Path], list[str]]:

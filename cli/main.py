@@ -18,6 +18,7 @@ import click
 
 from .. import __version__
 from ..core.errors import FvexportError
+from ..core.hardware import quota_threads
 from ..core.phrases import did_you_mean
 from . import printing
 from .ask_command import ask
@@ -91,6 +92,8 @@ for command in COMMANDS:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command `fvexport`; always ends in SystemExit."""
+    if (quota := quota_threads()) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(quota))  # before torch and NumPy start their threads
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe that cannot show a character of ours, or of a file name, shows another instead.
         if hasattr(stream, "reconfigure"):

@@ -15,6 +15,7 @@ import click
 
 from ..core.errors import ConfigError
 from ..core.phrases import did_you_mean
+from ..core.threads import MAX_THREADS
 from ..export.backend_table import ALIASES, BACKENDS, get_backend
 from ..export.export_options import AUTO
 from .parsing import parse_pixels, parse_resolution
@@ -92,6 +93,16 @@ def backend_option(command: F) -> F:
         default=AUTO,
         show_default=True,
         help="What runs the artifact; auto takes its engine, the GPU, or what it was made for.",
+    )(command)
+
+
+def threads_option(command: F) -> F:
+    """`--threads`, on the CPU."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, MAX_THREADS),
+        metavar="N",
+        help="Threads on the CPU.  [default: the runtime's own choice, within the container's CPU quota]",
     )(command)
 
 

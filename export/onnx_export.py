@@ -20,6 +20,7 @@ from ..core.dtypes import BITS
 from ..core.errors import CheckpointError, ExportError
 from ..core.progress import Progress, silent
 from ..core.records import parse
+from ..core.threads import torch_threads
 from ..core.verdict.sections import VerdictSection
 from ..core.versions import versions_of
 from ..encoder.checkpoint import Checkpoint
@@ -102,6 +103,7 @@ def export_onnx(
     return run_export(export_request(checkpoint, out, options or ExportOptions(), keywords), progress)
 
 
+@torch_threads()
 def run_export(request: ExportRequest, progress: Progress = silent) -> ExportReport:
     """Does what `export_onnx` does, for a request."""
     options, calibration, force = request.graph.resolved(), request.calibration, request.output.force

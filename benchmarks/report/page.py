@@ -313,8 +313,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
     env = run.environment
     cpu = env.cpu
     cores = f", {cpu['usable']} of {cpu['cores']} cores" if cpu.get("usable") and cpu.get("cores") else ""
+    quota = f", a quota of {cpu['quota']:g}" if cpu.get("quota") else ""
     rows = [
-        ("CPU", f"{cpu.get('model') or 'unknown'}{cores}"),
+        ("CPU", f"{cpu.get('model') or 'unknown'}{cores}{quota}"),
         ("its vectors", ", ".join(cpu.get("features") or ())),
         ("memory", f"{env.memory_gb:.0f} GB" if env.memory_gb else ""),
         ("GPU", "; ".join(env.gpus) or "none"),

@@ -68,7 +68,7 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
                 pairs.append((row, precision))
             elif options.precisions is not None:
                 note("ours", row.name, precision, f"does not run {precision} natively")
-    threads = options.threads or len(hardware.usable_cores())
+    threads = options.threads or hardware.usable_threads()
     base = _Base(weights, threads, options.samples)
     groups = []
     for batch in sorted(options.batches):

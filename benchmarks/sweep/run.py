@@ -97,7 +97,7 @@ class _Sweep:
     ) -> None:
         self.options, self.out, self.how, self.worker, self.progress = options, out, how, worker, progress
         self.began = time.monotonic()
-        self.threads = options.threads or len(hardware.usable_cores())
+        self.threads = options.threads or hardware.usable_threads()
         self.cpus = tuple((hardware.usable_cores() + hardware.usable_cpus())[: self.threads])
         self.weights = WeightSource(**options.weights.arguments())
         self.environment = find_environment(how, command)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ...core.errors import PromptError
+from ...core.errors import CheckpointError, PromptError, first_line
 from ...core.phrases import counted
+from .tokenizer import MEND
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "<image>\\nWhat is this?"}`, as transformers' chat templates take it; the content may be
@@ -70,13 +71,18 @@ def segments(conversation: Conversation, images: int, *, mark: str = MARK) -> li
 
 
 def tokenize(tokenizer: Any, parts: Sequence[Segment]) -> list[int]:
-    """Token ids with `IMAGE_TOKEN_INDEX` for each image."""
+    """Token ids with `IMAGE_TOKEN_INDEX` for each image; raises CheckpointError if the tokenizer fails."""
     ids: list[int] = []
     for part in parts:
         if part is None:
             ids.append(IMAGE_TOKEN_INDEX)
         elif part:
-            ids += tokenizer(part, add_special_tokens=False).input_ids
+            try:
+                ids += tokenizer(part, add_special_tokens=False).input_ids
+            except Exception as error:  # the libraries' own kinds, such as for a vocabulary without an unknown token
+                raise CheckpointError(
+                    f"the tokenizer cannot tokenize the prompt ({first_line(error)}); {MEND}"
+                ) from None
     return ids
 
 

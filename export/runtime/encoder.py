@@ -41,7 +41,7 @@ class Encoder(Opened):
         artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
         backend: a name from the table of backends, or `auto` for the fastest that can run it here (`choose_backend`).
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
-        threads: for one operator; None leaves it to the runtime.
+        threads: for one operator; None leaves it to the runtime, within the container's CPU quota.
         checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.
 
     Raises:

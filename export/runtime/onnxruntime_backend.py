@@ -11,6 +11,7 @@ import onnx
 
 from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError, UnavailableError, first_line
+from ...core.hardware import quota_threads
 from ..artifact import AGAIN, Artifact
 from ..backend_table import BackendInfo, get_backend, require, rtx_devices
 from ..placement import may_saturate
@@ -37,7 +38,7 @@ class OnnxRuntimeBackend(Opened):
     Args:
         artifact: an opened artifact.
         target: one of those that begin with `onnxruntime`.
-        threads: for one operator; None leaves it to onnxruntime.
+        threads: for one operator; None leaves it to onnxruntime, within the container's CPU quota.
 
     Attributes:
         source: what the session was made of: the file, or the graph with what was put in.
@@ -62,8 +63,7 @@ class OnnxRuntimeBackend(Opened):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry(STOP_SPINNING, "1")
-        if threads:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or quota_threads() or 0
         exact = may_saturate(artifact, target)
         if exact:
             self.computes += ", 8-bit products exact"

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ArtifactError, UnavailableError
+from ...core.hardware import quota_threads
 from ...encoder.layers import encoder_layers
 from ..artifact import AGAIN, Artifact
 from ..backend_table import get_backend, has_bf16, import_openvino, require, stored_precision
@@ -24,7 +25,7 @@ class OpenVinoBackend(Opened):
     Args:
         artifact: an opened artifact.
         target: `openvino`.
-        threads: for one image; None leaves it to OpenVINO.
+        threads: for one image; None leaves it to OpenVINO, within the container's CPU quota.
 
     Attributes:
         settings: what the model was compiled with.
@@ -53,8 +54,8 @@ class OpenVinoBackend(Opened):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+        if count := threads or quota_threads():
+            settings["INFERENCE_NUM_THREADS"] = count
         if bf16 and _fuses_wrongly(manifest):
             settings["SNIPPETS_MODE"] = "DISABLE"
         self.name, self.settings = target, settings
