@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, AnyStr, BinaryIO
 
 from ..core.input_file import open_regular, parse_json
 from ..core.output_path import check_no_special_file
@@ -30,7 +30,7 @@ def complete_lines(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8", errors="replace").rstrip("\r\n")
 
 
-def limited_lines(stream: BinaryIO, file: Path) -> Iterator[bytes]:
+def limited_lines(stream: IO[AnyStr], file: Path) -> Iterator[AnyStr]:
     """The lines of a stream with their line breaks; one longer than `LONGEST_LINE` raises OSError, naming `file`."""
     while line := stream.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
