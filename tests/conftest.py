@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import hashlib
 import importlib
@@ -72,29 +71,12 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def torchlib_once() -> Iterator[None]:
-    """Has `torch.onnx` read its table of translations once, not anew for each export, of which it is a quarter.
+    """Has `torch.onnx` read its table of translations once, not anew for each export; see torchlib_table.py.
 
-    Where torch's table is another than expected it is read anew. Commands that tests start as processes export without
-    this.
+    Commands that tests start as processes export without this.
     """
-    from torch.onnx._internal.exporter import _registration
-
-    registry = _registration.ONNXRegistry
-    make, made = registry.from_torchlib, dict[str, Any]()
-
-    def from_torchlib(**options: Any) -> Any:
-        key = repr(options)
-        if key not in made:
-            made[key] = make(**options)
-        table = made[key]
-        if not isinstance(getattr(table, "functions", None), dict):
-            return make(**options)
-        own = copy.copy(table)  # an export adds its own translations
-        own.functions = {target: list(functions) for target, functions in table.functions.items()}
-        return own
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
+        patch.setattr(*runpy.run_path(str(Path(__file__).parent / "torchlib_table.py"))["read_once"]())
         yield
 
 
