@@ -19,7 +19,7 @@ def has_linked_weights(artifact: Artifact) -> bool:
     return any((artifact.path / name).is_symlink() for name in artifact.manifest.files)
 
 
-def read_graph(artifact: Artifact) -> tuple[onnx.ModelProto, Path]:
+def located_graph(artifact: Artifact) -> tuple[onnx.ModelProto, Path]:
     """The graph without its weights, and the folder of the files that it names for them."""
     model, folder = onnx.load(str(artifact.model_path), load_external_data=False), artifact.path
     for tensor in model.graph.initializer:
@@ -33,7 +33,12 @@ def read_graph(artifact: Artifact) -> tuple[onnx.ModelProto, Path]:
 
 def read_model(artifact: Artifact) -> onnx.ModelProto:
     """The graph with its weights."""
-    model, folder = read_graph(artifact)
+    with artifact.one_version():
+        return _with_weights(artifact)
+
+
+def _with_weights(artifact: Artifact) -> onnx.ModelProto:
+    model, folder = located_graph(artifact)
     with utf8_path(folder) as path:
         onnx.load_external_data_for_model(model, path)
     return model

@@ -202,10 +202,12 @@ def _own(
 def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
     """Block -> (C, 1, 1) or (1, 1, 1) factor of its output over the checkpoint's, where it has one."""
     file = artifact.path / BLOCK_SCALES_FILE
-    if not file.is_file():
-        return {}
-    with utf8_path(file) as path:
-        return {name: scale[:, None, None] for name, scale in load_file(path).items()}
+    with artifact.one_version():
+        if not file.is_file():
+            return {}
+        with utf8_path(file) as path:
+            scales = load_file(path)
+    return {name: scale[:, None, None] for name, scale in scales.items()}
 
 
 def photographs(images: Images) -> dict[str, ImageLike]:

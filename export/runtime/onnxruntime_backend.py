@@ -15,7 +15,7 @@ from ...core.hardware import quota_threads
 from ...core.utf8_path import utf8_path
 from ..artifact import AGAIN, MODEL_FILE, Artifact
 from ..backend_table import BackendInfo, get_backend, require, rtx_devices
-from ..model_file import has_linked_weights, read_graph
+from ..model_file import has_linked_weights, located_graph
 from ..placement import may_saturate
 from .emulate_half import with_rounding
 from .pickling import Opened
@@ -72,23 +72,25 @@ class OnnxRuntimeBackend(Opened):
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
         if artifact.manifest.precision == "fp8":
             options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
-        self.source: str | bytes = str(artifact.model_path)
-        edits, folder = self.edits(artifact, precision if rounds else None, exact=exact), artifact.path
-        if edits or has_linked_weights(artifact):
-            model, folder = read_graph(artifact)
-            for edit in edits:
-                model = edit(model)
-            self.source = model.SerializeToString()
-        with utf8_path(folder.resolve()) as opened:
-            source: str | bytes = f"{opened}/{MODEL_FILE}"
-            if isinstance(self.source, bytes):
-                source = self.source
-                options.add_session_config_entry(EXTERNAL_FOLDER, opened)
-            try:
-                self.session = ort.InferenceSession(source, options, **_providers(row, precision, options))
-            except Exception as error:  # onnxruntime's exceptions share no public base
-                reason = first_line(error)
-                raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {reason}; {AGAIN}") from None
+        self.where = artifact.model_path
+        with artifact.one_version():
+            self.source: str | bytes = str(artifact.model_path)
+            edits, folder = self.edits(artifact, precision if rounds else None, exact=exact), artifact.path
+            if edits or has_linked_weights(artifact):
+                model, folder = located_graph(artifact)
+                for edit in edits:
+                    model = edit(model)
+                self.source = model.SerializeToString()
+            with utf8_path(folder.resolve()) as opened:
+                source: str | bytes = f"{opened}/{MODEL_FILE}"
+                if isinstance(self.source, bytes):
+                    source = self.source
+                    options.add_session_config_entry(EXTERNAL_FOLDER, opened)
+                try:
+                    self.session = ort.InferenceSession(source, options, **_providers(row, precision, options))
+                except Exception as error:  # onnxruntime's exceptions share no public base
+                    reason = first_line(error)
+                    raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {reason}; {AGAIN}") from None
         if row.provider is not None and row.provider not in self.session.get_providers():
             raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
         entry = self.session.get_inputs()[0]
@@ -123,7 +125,13 @@ class OnnxRuntimeBackend(Opened):
         """Every output of the graph, in float32."""
         self.check_process()
         feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
-        return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
+        try:
+            found = self.session.run(None, feed)
+        except Exception as error:  # as above
+            raise ArtifactError(
+                f"onnxruntime cannot run {self.where} on {tuple(pixel_values.shape)}: {first_line(error)}"
+            ) from None
+        return [out.astype(np.float32, copy=False) for out in found]
 
 
 def _providers(row: BackendInfo, precision: str, options: Any) -> dict[str, Any]:

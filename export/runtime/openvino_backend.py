@@ -43,7 +43,7 @@ class OpenVinoBackend(Opened):
         require(row)
         openvino = import_openvino()
         core = openvino.Core()
-        manifest = artifact.manifest
+        manifest, self.where = artifact.manifest, artifact.model_path
         if manifest.options.attention_plugin:
             raise UnavailableError(
                 f"OpenVINO reads no ONNX functions, which {artifact.path} has for its attention; "
@@ -65,14 +65,15 @@ class OpenVinoBackend(Opened):
         quantized = {"int8": f"int8, all else in {words}", "fp8": f"{words}, rounded to FP8 at each Q/DQ pair"}
         self.computes = quantized.get(manifest.precision, words)
         try:
-            if has_linked_weights(artifact):
-                model = core.read_model(read_model(artifact).SerializeToString())
-            else:
-                with utf8_path(artifact.model_path) as file:
-                    model = core.read_model(file)
-            self.edit(model, artifact)
-            self.input_dtype = _input_dtype(model, artifact, openvino)
-            self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
+            with artifact.one_version():
+                if has_linked_weights(artifact):
+                    model = core.read_model(read_model(artifact).SerializeToString())
+                else:
+                    with utf8_path(artifact.model_path) as file:
+                        model = core.read_model(file)
+                self.edit(model, artifact)
+                self.input_dtype = _input_dtype(model, artifact, openvino)
+                self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO refuses {artifact.model_path}: {_last_line(error)}; {AGAIN}") from None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -95,6 +96,10 @@ class OpenVinoBackend(Opened):
         try:
             # The results are copies (`share_outputs` is off), made before the request serves another call.
             return request.infer([values], share_inputs=True)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"OpenVINO cannot run {self.where} on {tuple(pixel_values.shape)}: {_last_line(error)}"
+            ) from None
         finally:
             self._requests.put(request)
 
