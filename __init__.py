@@ -11,6 +11,10 @@ Names load on first use, so that `import fvexport` costs nothing.
 
 import lazy_loader as _lazy
 
+from .core import telemetry as _telemetry
+
 __version__ = "0.1.0"
+
+_telemetry.set_switches()  # before any of them is imported
 
 __getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
