@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO
 
 from ..core.input_file import open_regular, parse_json
+from ..core.output_path import check_no_special_file
 
 LONGEST_LINE = 16 << 20
 """Most bytes of a line: more than the longest answer of a model or window of calls takes."""
@@ -49,11 +50,15 @@ def complete_rows(file: Path) -> Iterator[Any]:
 
 
 def append_lines(file: Path, lines: Iterable[str]) -> None:
-    """Adds lines that are on the disk when this returns, after removing a last line that was cut off."""
+    """Adds lines that are on the disk when this returns, after removing a last line that was cut off.
+
+    Raises ArtifactError if the file is a folder, device, FIFO or socket.
+    """
     text = "".join(f"{line}\n" for line in lines).encode()
     if not text:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
+    check_no_special_file(file)
     with file.open("ab+") as stream:
         drop_torn_line(stream)
         stream.write(text)

@@ -7,8 +7,11 @@ readable `ranges.json` beside it names this file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import ConfigError, first_line
-from ..core.output_path import prepare, scratch_beside
+from ..core.output_path import put_file, scratch_beside
 from .histograms import Histogram, Moments
 
 FORMAT = 1
@@ -119,15 +122,14 @@ class Stats:
     def save(self, path: Path) -> None:
         """Writes the file beside `path` and renames it; a killed run leaves the old one."""
         try:
-            prepare(path)  # a killed run leaves some 0.4 GB
             with scratch_beside(path) as scratch:
                 self.write(scratch)
-                scratch.replace(path)
-        except (OSError, safetensors.SafetensorError) as error:
+                put_file(scratch, path)
+        except OSError as error:
             raise ConfigError(f"cannot write {path} ({first_line(error)})") from None
 
     def write(self, path: Path) -> None:
-        """Writes the file itself; raises OSError or SafetensorError."""
+        """Writes the file itself; raises OSError."""
         tensors: dict[str, Tensor] = {}
         for name, h in self.histograms.items():
             tensors |= {f"{name}/low": h.low, f"{name}/high": h.high, f"{name}/limit": h.limit}
@@ -143,7 +145,12 @@ class Stats:
         }  # fmt: skip
         path.touch()
         mode = path.stat().st_mode
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={METADATA: json.dumps(about)})
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={METADATA: json.dumps(about)})
+        except safetensors.SafetensorError as error:
+            match = re.search(r"os error (\d+)", str(error))
+            number = int(match[1]) if match else errno.EIO
+            raise OSError(number, os.strerror(number)) from None
         path.chmod(mode)  # safetensors creates files that only the user can read
 
     @classmethod

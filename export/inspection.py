@@ -95,7 +95,9 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
     if not isinstance(artifact, Artifact):
         artifact = Artifact.open(artifact)
     manifest = artifact.manifest
-    model = onnx.load(str(artifact.model_path), load_external_data=False)
+    with artifact.one_version():
+        model = onnx.load(str(artifact.model_path), load_external_data=False)
+        files = {file.name: file.stat().st_size for file in sorted(artifact.path.iterdir()) if file.is_file()}
     graph = model.graph
     inputs, outputs = [_tensor_spec(v) for v in graph.input], [_tensor_spec(v) for v in graph.output]
     frame = manifest.preprocessor
@@ -123,7 +125,7 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
         parameters=sum(s.parameters for s in stages),
         gmacs=round(sum(s.gmacs for s in stages), 9),
         activation_bytes=sum(s.activation_bytes for s in stages),
-        files={file.name: file.stat().st_size for file in sorted(artifact.path.iterdir()) if file.is_file()},
+        files=files,
         stages=stages,
     )
 

@@ -130,7 +130,7 @@ def run_export(request: ExportRequest, progress: Progress = silent) -> ExportRep
     if options.attention_plugin:
         notices.append(PLUGIN_NOTICE)
     model, graph = _graph(checkpoint, prepared, options, clock)
-    with writing(target) as folder:
+    with writing(target, force=force) as folder:
         with clock("write"):
             write_graph(model, folder)
             tensors = _tensor_spec(model.graph.inputs[0], INPUT_NAME), _tensor_spec(model.graph.outputs[0], OUTPUT_NAME)

@@ -201,7 +201,9 @@ def _own(
 def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
     """Block -> (C, 1, 1) or (1, 1, 1) factor of its output over the checkpoint's, where it has one."""
     file = artifact.path / BLOCK_SCALES_FILE
-    return {name: scale[:, None, None] for name, scale in load_file(file).items()} if file.is_file() else {}
+    with artifact.one_version():
+        scales = load_file(file) if file.is_file() else {}
+    return {name: scale[:, None, None] for name, scale in scales.items()}
 
 
 def photographs(images: Images) -> dict[str, ImageLike]:

@@ -19,7 +19,7 @@ from msgspec import UNSET, Meta, UnsetType
 from ...core.errors import ArtifactError
 from ...core.input_file import parse_json
 from ...core.locks import locked
-from ...core.output_path import check_place, os_errors, prepare, scratch_beside
+from ...core.output_path import check_file, os_errors, put_file, scratch_beside
 from ...core.records import Record, parse
 from ..json_lines import complete_lines, drop_torn_line
 from .items import Item
@@ -45,12 +45,10 @@ class Rows:
         self.runs = dict(runs)
         self.kept = 0
         self._done: dict[tuple[str, int], str] = {}
-        if out.is_dir():
-            raise ArtifactError(f"{out} is a folder; name a .jsonl file with --out")
-        check_place(out, 0)
+        check_file(out, force=True)
         lock = out.with_name(f".{out.name}.lock")
         with os_errors(out), contextlib.ExitStack() as held:
-            prepare(out)
+            out.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(
                 locked(lock, f"another run is writing {out}; wait for it or choose another --out", keep=False)
             )
@@ -71,7 +69,7 @@ class Rows:
                     fresh.writelines(_line(row) for row in self._rows() if not self._is_stale(row))
                     fresh.flush()
                     os.fsync(fresh.fileno())
-                scratch.replace(self.out)
+                put_file(scratch, self.out)
         stream = self.out.open("ab+")
         drop_torn_line(stream)
         return stream

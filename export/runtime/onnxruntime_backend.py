@@ -70,17 +70,20 @@ class OnnxRuntimeBackend(Opened):
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
         if artifact.manifest.precision == "fp8":
             options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
-        self.source: str | bytes = str(artifact.model_path)
-        if edits := self.edits(artifact, precision if rounds else None, exact=exact):
-            options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
-            model = onnx.load(str(artifact.model_path), load_external_data=False)
-            for edit in edits:
-                model = edit(model)
-            self.source = model.SerializeToString()
-        try:
-            self.session = ort.InferenceSession(self.source, options, **_providers(row, precision, options))
-        except Exception as error:  # onnxruntime's exceptions share no public base
-            raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {first_line(error)}; {AGAIN}") from None
+        with artifact.one_version():
+            self.source: str | bytes = str(artifact.model_path)
+            if edits := self.edits(artifact, precision if rounds else None, exact=exact):
+                options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
+                model = onnx.load(str(artifact.model_path), load_external_data=False)
+                for edit in edits:
+                    model = edit(model)
+                self.source = model.SerializeToString()
+            try:
+                self.session = ort.InferenceSession(self.source, options, **_providers(row, precision, options))
+            except Exception as error:  # onnxruntime's exceptions share no public base
+                raise ArtifactError(
+                    f"onnxruntime refuses {artifact.model_path}: {first_line(error)}; {AGAIN}"
+                ) from None
         if row.provider is not None and row.provider not in self.session.get_providers():
             raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
         entry = self.session.get_inputs()[0]

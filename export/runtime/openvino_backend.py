@@ -63,10 +63,11 @@ class OpenVinoBackend(Opened):
         quantized = {"int8": f"int8, all else in {words}", "fp8": f"{words}, rounded to FP8 at each Q/DQ pair"}
         self.computes = quantized.get(manifest.precision, words)
         try:
-            model = core.read_model(str(artifact.model_path))
-            self.edit(model, artifact)
-            self.input_dtype = _input_dtype(model, artifact, openvino)
-            self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
+            with artifact.one_version():
+                model = core.read_model(str(artifact.model_path))
+                self.edit(model, artifact)
+                self.input_dtype = _input_dtype(model, artifact, openvino)
+                self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
         except RuntimeError as error:
             raise ArtifactError(f"OpenVINO refuses {artifact.model_path}: {_last_line(error)}; {AGAIN}") from None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
