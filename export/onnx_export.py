@@ -29,6 +29,7 @@ from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
+from . import onnxsim_process
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .backend_table import get_backend, why_absent
 from .clock import Clock
@@ -220,6 +221,8 @@ def _graph(
     """The graph that will be written, and its section of the manifest."""
     connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
     module = ExportModule(prepared.encoder, connector, options)
+    if options.simplify:
+        onnxsim_process.start()
     with clock("trace"):
         model = trace(module, options)
     with clock("simplify"):

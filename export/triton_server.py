@@ -240,7 +240,7 @@ def _comments(model: _Model) -> list[str]:
 def _tensor(kind: str, spec: TensorSpec, batching: bool) -> list[str]:
     shape = spec.shape[1:] if batching else spec.shape
     dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in shape)
-    return [f"{kind} [{{ name: {_quoted(spec.name)} data_type: {DATA_TYPES[spec.dtype]} dims: [ {dims} ] }}]"]
+    return [f"{kind} [{{ name: {_quoted(spec.name)} data_type: {DATA_TYPES[spec.current.dtype]} dims: [ {dims} ] }}]"]
 
 
 def _kind(model: _Model) -> str:

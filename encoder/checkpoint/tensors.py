@@ -300,7 +300,7 @@ def _foreign_archive(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # zipfile has no error of its own for a damaged directory's names, versions and sizes
         return None
     if any(name.endswith(("data.pkl", "constants.pkl")) for name in names):
         return None

@@ -70,6 +70,7 @@ class OnnxRuntimeBackend(Opened):
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
         if artifact.manifest.precision == "fp8":
             options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
+        self.where = artifact.model_path
         with artifact.one_version():
             self.source: str | bytes = str(artifact.model_path)
             if edits := self.edits(artifact, precision if rounds else None, exact=exact):
@@ -118,7 +119,13 @@ class OnnxRuntimeBackend(Opened):
         """Every output of the graph, in float32."""
         self.check_process()
         feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
-        return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
+        try:
+            found = self.session.run(None, feed)
+        except Exception as error:  # as above
+            raise ArtifactError(
+                f"onnxruntime cannot run {self.where} on {tuple(pixel_values.shape)}: {first_line(error)}"
+            ) from None
+        return [out.astype(np.float32, copy=False) for out in found]
 
 
 def _providers(row: BackendInfo, precision: str, options: Any) -> dict[str, Any]:

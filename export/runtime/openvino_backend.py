@@ -41,7 +41,7 @@ class OpenVinoBackend(Opened):
         require(row)
         openvino = import_openvino()
         core = openvino.Core()
-        manifest = artifact.manifest
+        manifest, self.where = artifact.manifest, artifact.model_path
         if manifest.options.attention_plugin:
             raise UnavailableError(
                 f"OpenVINO reads no ONNX functions, which {artifact.path} has for its attention; "
@@ -90,6 +90,10 @@ class OpenVinoBackend(Opened):
         try:
             # The results are copies (`share_outputs` is off), made before the request serves another call.
             return request.infer([values], share_inputs=True)
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"OpenVINO cannot run {self.where} on {tuple(pixel_values.shape)}: {_last_line(error)}"
+            ) from None
         finally:
             self._requests.put(request)
 
