@@ -12,12 +12,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import click
 
 from .. import __version__
 from ..core.errors import FvexportError
+from ..core.hardware import quota_threads
 from ..core.phrases import did_you_mean
 from . import printing
 from .ask_command import ask
@@ -61,7 +63,7 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except FvexportError as found:
             if is_verbose(ctx):
-                traceback.print_exception(found)
+                printing.write_text("".join(traceback.format_exception(found)), err=True, end="")
             printing.error(str(found))
             ctx.exit(1)
 
@@ -81,7 +83,7 @@ def cli(ctx: click.Context) -> None:
     model.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        printing.write_text(ctx.get_help())
 
 
 COMMANDS = (onnx, trt, calibrate, parity, inspect, encode, ask, evaluation, sweep, report, tune, doctor)
@@ -91,6 +93,9 @@ for command in COMMANDS:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command `fvexport`; always ends in SystemExit."""
+    if (quota := quota_threads()) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(quota))  # before torch and NumPy start their threads
+    sys.excepthook = _show_bug
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe that cannot show a character of ours, or of a file name, shows another instead.
         if hasattr(stream, "reconfigure"):
@@ -102,7 +107,7 @@ def main(args: Sequence[str] | None = None) -> None:
         printing.error(_usage(error))
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        printing.write_line("interrupted", err=True)
         code = 130
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain at exit when it flushes what is left.
@@ -118,6 +123,11 @@ def main(args: Sequence[str] | None = None) -> None:
         printing.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python's own `sys.excepthook`, without escape sequences: a bug's message may quote any file."""
+    printing.write_text("".join(traceback.format_exception(kind, error, trace)), err=True, end="")
 
 
 def _usage(error: click.ClickException) -> str:

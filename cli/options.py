@@ -5,8 +5,6 @@ What may be mistyped answers with the nearest name. Whether a value makes sense 
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +13,11 @@ import click
 
 from ..core.errors import ConfigError
 from ..core.phrases import did_you_mean
+from ..core.threads import MAX_THREADS
 from ..export.backend_table import ALIASES, BACKENDS, get_backend
 from ..export.export_options import AUTO
 from .parsing import parse_pixels, parse_resolution
+from .printing import log_to_stderr
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -95,6 +95,16 @@ def backend_option(command: F) -> F:
     )(command)
 
 
+def threads_option(command: F) -> F:
+    """`--threads`, on the CPU."""
+    return click.option(
+        "--threads",
+        type=click.IntRange(1, MAX_THREADS),
+        metavar="N",
+        help="Threads on the CPU.  [default: the runtime's own choice, within the container's CPU quota]",
+    )(command)
+
+
 def max_pixels_option(command: F) -> F:
     """`--max-pixels`, which sets `PIL.Image.MAX_IMAGE_PIXELS` while the command runs."""
 
@@ -129,7 +139,7 @@ def verbose_option(command: F) -> F:
     def start(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value and not is_verbose(ctx):
             ctx.find_root().meta["fvexport.verbose"] = True
-            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)6d ms %(message)s")
+            log_to_stderr()
 
     return click.option(
         "-v", "--verbose", is_flag=True, expose_value=False, callback=start, help="Log to stderr; tracebacks of errors."

@@ -11,36 +11,58 @@ This folder is the only thing that passes between commands.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..core.errors import ArtifactError, first_line
+from ..core.errors import ArtifactError
 from ..core.hashing import file_sha256
-from ..core.output_path import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
+from ..core.held_folder import HeldFolder
+from ..core.input_file import check_regular, read_text
+from ..core.output_path import (
+    FORCE,
+    check_place,
+    os_errors,
+    put_folder,
+    remove_leftovers,
+    scratch_beside,
+    waiting_folder,
+)
 from .manifest import FileEntry, Manifest
-
-if TYPE_CHECKING:
-    import onnx
 
 MODEL_FILE = "encoder.onnx"
 DATA_FILE = "encoder.onnx.data"
 PLAN_FILE = "encoder.plan"
 LAYERS_FILE = "encoder.layers.json"
 MANIFEST_FILE = "manifest.json"
+OPENINGS = 5
+"""How often an artifact that another run replaces at the same moment is opened."""
 AGAIN = "export it again with `fvexport onnx --force`"
+
+
+class _ReplacedError(ArtifactError):
+    """Another run replaced the artifact while it was read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} was replaced by another run while it was read; run the command again")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact: its folder, and its manifest."""
+    """An opened artifact.
+
+    Attributes:
+        path: its folder.
+        manifest: its manifest.
+        held: the folder as it was opened; None if this process has just written it.
+    """
 
     path: Path
     manifest: Manifest
+    held: HeldFolder | None = field(default=None, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path.absolute(), self.manifest)  # wherever the other process is
@@ -59,86 +81,93 @@ class Artifact:
             verify: read every file and compare its SHA-256, not only its size.
 
         Raises:
-            ArtifactError: not an artifact, a damaged manifest, a file that is gone or was
-                changed, or weights that the graph looks for outside the folder.
+            ArtifactError: not an artifact, a damaged manifest, a file that is gone, was changed or is a link, or a
+                graph that fvexport would not have written.
         """
-        folder = Path(path)
+        given = Path(path)
+        for _ in range(OPENINGS):
+            folder = waiting_folder(given) or given  # where another run has moved it away for a moment
+            with contextlib.suppress(_ReplacedError):
+                return cls._opened(folder, verify=verify)
+        raise ArtifactError(f"{given} is replaced again and again; wait until the runs that write it have ended")
+
+    @classmethod
+    def _opened(cls, folder: Path, *, verify: bool) -> Artifact:
         try:
-            _finish_swap(folder)
-            exists = folder.exists()
+            if not folder.exists():
+                raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`")
+            if not folder.is_dir():
+                raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
+            held = HeldFolder(folder)
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
-        if not exists:
-            raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`")
-        if not folder.is_dir():
-            raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
         try:
-            text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+            text = read_text(folder / MANIFEST_FILE)
         except FileNotFoundError:
+            if not held.is_at(folder):
+                raise _ReplacedError(folder) from None
             raise ArtifactError(f"{folder} holds no {MANIFEST_FILE}, so it is no artifact of fvexport") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"cannot read {folder / MANIFEST_FILE} ({error}); {AGAIN}") from None
-        artifact = cls(folder, Manifest.from_json(text, str(folder / MANIFEST_FILE)))
-        artifact._check_files(verify)
+        artifact = cls(folder, Manifest.from_json(text, str(folder / MANIFEST_FILE)), held)
+        with artifact.one_version():
+            artifact._check_files(verify)
         return artifact
+
+    @contextlib.contextmanager
+    def one_version(self) -> Iterator[None]:
+        """Raises ArtifactError if the folder was replaced since it was opened, whatever else the block raises.
+
+        Within the block, files of the artifact are read: without this, the manifest could be of one version and the
+        weights of another.
+        """
+        try:
+            yield
+        except Exception:
+            if not self.is_current():
+                raise _ReplacedError(self.path) from None
+            raise
+        if not self.is_current():
+            raise _ReplacedError(self.path)
+
+    def is_current(self) -> bool:
+        """Whether the folder at `path` is the one that was opened."""
+        return self.held is None or self.held.is_at(self.path)
 
     def _check_files(self, verify: bool) -> None:
         if MODEL_FILE not in self.manifest.files:
             raise ArtifactError(f"{self.path / MANIFEST_FILE} names no {MODEL_FILE}; {AGAIN}")
         for name, entry in self.manifest.files.items():
-            if Path(name).name != name:
+            if not name or Path(name).name != name:
                 raise ArtifactError(f"{self.path / MANIFEST_FILE} names {name!r}, outside the folder; {AGAIN}")
             file = self.path / name
-            if not _is_file(file):
-                raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}")
+            _check_member(file)
             size = file.stat().st_size
             if size != entry.bytes:
                 raise ArtifactError(f"{file} has {size} bytes instead of {entry.bytes}; {AGAIN}")
             if verify and file_sha256(file) != entry.sha256:
                 raise ArtifactError(f"{file} was changed after its export (SHA-256 differs); {AGAIN}")
-        check_external_data(self.model_path)
+        from .onnx_file import read_graph
+
+        read_graph(self.model_path, self.manifest)
 
 
-def check_external_data(model_path: Path) -> None:
-    """Raises ArtifactError where the ONNX file is unreadable or its weights lie outside its folder."""
-    import onnx
+def _check_member(file: Path) -> None:
+    """Raises ArtifactError unless a file that the manifest names is a regular file, and no link.
 
+    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to.
+    """
     try:
-        model = onnx.load(str(model_path), load_external_data=False)
-    except Exception as error:  # protobuf raises its own DecodeError, onnx others
-        raise ArtifactError(f"{model_path} is not a readable ONNX file ({first_line(error)}); {AGAIN}") from None
-    nodes = [node for function in model.functions for node in function.node]
-    for tensor in (*_tensors(model.graph), *_node_tensors(nodes)):
-        location = next((e.value for e in tensor.external_data if e.key == "location"), None)
-        if location is None:
-            continue
-        file = model_path.parent / location
-        if Path(location).name != location or os.path.islink(file):  # noqa: PTH114 - as `_is_file`
+        if stat.S_ISLNK(file.lstat().st_mode):
             raise ArtifactError(
-                f"{model_path} looks for weights at {location!r}, outside its folder; do not use it unless you made it"
+                f"{file} is a link, and would give away what it leads to; put the file itself there "
+                "(`cp -rL` copies a folder so)"
             )
-        if not _is_file(file):
-            raise ArtifactError(f"{file} is gone, which holds the weights of {model_path.name}; {AGAIN}")
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for attribute in (a for node in nodes for a in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph)
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long for the disk
+        check_regular(file)
+    except (FileNotFoundError, ValueError):
+        raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}") from None
+    except OSError as error:
+        raise ArtifactError(f"{file} {error.strerror or error}; copy the folder whole, or {AGAIN}") from None
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:
@@ -162,36 +191,41 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
     """
     if out.name in ("", ".."):
         raise ArtifactError(f"cannot write {out}: give --out the name of a folder of its own")
-    try:
-        _finish_swap(out)
-        new_scratch(out).exists()
-    except OSError as error:
-        raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
+    remove_leftovers(out)
+    check_place(out, need_bytes)
     if out.exists() or out.is_symlink():
         empty = out.is_dir() and not any(out.iterdir())
-        if not empty and not (out / MANIFEST_FILE).is_file():
+        if not empty and not is_artifact(out):
             raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
         if not empty and not force:
-            raise ArtifactError(f"{out} exists; replace it with --force (force=True) or choose another --out (out)")
-    check_place(out, need_bytes)
+            raise ArtifactError(f"{out} exists; {FORCE}")
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether the folder has a manifest."""
+    return (folder / MANIFEST_FILE).is_file()
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` to fill; takes its place when the block ends well, else vanishes.
+def writing(out: Path, *, force: bool, ours: Callable[[Path], bool] = is_artifact) -> Iterator[Path]:
+    """A new folder to fill; takes the place of `out` when the block ends well, else vanishes.
 
     Killed at any moment, `out` is the old artifact or the new one. What a killed run left behind
     is removed by the next one.
 
+    Args:
+        out: the place.
+        force: replace what another run has written there meanwhile.
+        ours: whether a folder that is there may be replaced.
+
     Raises:
-        ArtifactError: the operating system refused (a full disk, a lost permission).
+        ArtifactError: the operating system refused (a full disk, a lost permission), or `out` must not be replaced.
     """
     with os_errors(out), scratch_beside(out) as scratch:
-        prepare(out)
         scratch.mkdir()
         yield scratch
         _sync(scratch)
-        _swap(scratch, out)
+        put_folder(scratch, out, force=force, ours=ours)
 
 
 def _sync(folder: Path) -> None:
@@ -199,36 +233,3 @@ def _sync(folder: Path) -> None:
         if file.is_file():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-
-
-def _swap(new: Path, out: Path) -> None:
-    """Puts `new` at `out`; the old folder, if any, ends at `new`'s name for the caller to remove."""
-    if not out.exists():
-        new.rename(out)
-    elif not _exchange(new, out):
-        # No atomic exchange here: the old folder waits under a name that `_finish_swap` knows.
-        old = out.parent / f".{out.name}.replaced"
-        remove(old)
-        out.rename(old)
-        new.rename(out)
-        remove(old)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Exchanges two names in one step (Linux renameat2); False where the system or disk cannot."""
-    if not sys.platform.startswith("linux"):
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_cwd, exchange = -100, 2
-    return renameat2 is not None and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
-
-
-def _finish_swap(out: Path) -> None:
-    """Ends what a run killed in `_swap` began: the old folder comes back, or goes if the new one stands."""
-    old = out.parent / f".{out.name}.replaced"
-    if old.is_dir():
-        with contextlib.suppress(OSError):
-            if out.exists():
-                remove(old)
-            else:
-                old.rename(out)

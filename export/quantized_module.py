@@ -95,7 +95,8 @@ class _File:
 
     def __init__(self, artifact: Artifact) -> None:
         self.where = artifact.model_path
-        graph = onnx.load(str(self.where)).graph
+        with artifact.one_version():
+            graph = onnx.load(str(self.where)).graph
         self.nodes = {node.name: node for node in graph.node}
         self.producers = {output: node for node in graph.node for output in node.output}
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}

@@ -56,4 +56,6 @@ def saturation_of(artifact: Artifact) -> Saturation:
     quantization = artifact.manifest.quantization
     if quantization is not None and quantization.saturation is not UNSET:
         return quantization.saturation
-    return count_saturating(onnx.load(str(artifact.model_path)))
+    with artifact.one_version():
+        model = onnx.load(str(artifact.model_path))
+    return count_saturating(model)

@@ -119,10 +119,11 @@ def write_repository(
     sources = dict(_files(artifact, platform))
     out = Path(repository) / name
     _check_model_folder(out, force=force, need_bytes=sum(file.stat().st_size for file in sources.values()))
-    with writing(out) as folder:
+    with writing(out, force=force, ours=_is_model) as folder:
         (folder / VERSION).mkdir()
-        for target, file in sources.items():
-            shutil.copyfile(file, folder / VERSION / target)
+        with artifact.one_version():
+            for target, file in sources.items():
+                shutil.copyfile(file, folder / VERSION / target)
         (folder / CONFIG_FILE).write_text(_config(model), encoding="utf-8", errors="replace")
     return out
 
@@ -154,11 +155,15 @@ def _check_precision(platform: Platform, precision: str) -> None:
 def _check_model_folder(out: Path, *, force: bool, need_bytes: int) -> None:
     if out.exists() or out.is_symlink():
         empty = out.is_dir() and not any(out.iterdir())
-        if not empty and not (out / CONFIG_FILE).is_file():
+        if not empty and not _is_model(out):
             raise ArtifactError(f"{out} exists and is no model of Triton Inference Server; choose another repository")
         if not empty and not force:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another repository")
     check_place(out, need_bytes)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file()
 
 
 def _files(artifact: Artifact, platform: Platform) -> Iterator[tuple[str, Path]]:
@@ -235,7 +240,7 @@ def _comments(model: _Model) -> list[str]:
 def _tensor(kind: str, spec: TensorSpec, batching: bool) -> list[str]:
     shape = spec.shape[1:] if batching else spec.shape
     dims = ", ".join(str(size) if isinstance(size, int) else "-1" for size in shape)
-    return [f"{kind} [{{ name: {_quoted(spec.name)} data_type: {DATA_TYPES[spec.dtype]} dims: [ {dims} ] }}]"]
+    return [f"{kind} [{{ name: {_quoted(spec.name)} data_type: {DATA_TYPES[spec.current.dtype]} dims: [ {dims} ] }}]"]
 
 
 def _kind(model: _Model) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import UnavailableError, first_line
-from ..core.output_path import os_errors, prepare, scratch_beside
+from ..core.output_path import os_errors, put_file, scratch_beside
 from ..core.progress import Progress, silent
 from ..encoder.config import FastViTHDConfig
 from . import language
@@ -407,9 +407,8 @@ def write(out: Path, environment: dict[str, Any], found: dict[str, Search]) -> N
         assert result.config is not None
         configs[key] = result.config.to_dict() | {"ms": result.ms, "default_ms": result.start_ms}
     with os_errors(out), scratch_beside(out) as scratch:
-        prepare(out)
         scratch.write_text(json.dumps({"environment": environment, "configs": configs}, indent=1), encoding="utf-8")
-        scratch.replace(out)
+        put_file(scratch, out)
 
 
 def check_gpu() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...core.cache import cache_folder
 from ...core.errors import ConfigError
-from ...core.output_path import prepare, scratch_beside
+from ...core.output_path import put_file, scratch_beside
 from .api import Api
 from .engine_section import TimingCacheUse
 
@@ -92,7 +92,6 @@ class TimingCache:
         import filelock
 
         try:
-            prepare(self.path)
             with ExitStack() as held, scratch_beside(self.path) as scratch:
                 lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCK_SECONDS)
                 with suppress(filelock.Timeout):  # another build that saves now; one that hangs holds up no engine
@@ -102,7 +101,7 @@ class TimingCache:
                     if other is not None:
                         cache.combine(other, True)
                 scratch.write_bytes(bytes(cache.serialize()))
-                scratch.replace(self.path)
+                put_file(scratch, self.path)
         except OSError as error:
             self.notices.append(f"the timing cache {self.path} was not written: {error.strerror}")
 

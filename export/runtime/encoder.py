@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...core.errors import ConfigError, PlacementWarning
+from ...core.errors import ArtifactError, ConfigError, PlacementWarning
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
-from ..artifact import Artifact
+from ..artifact import AGAIN, OPENINGS, Artifact
 from ..export_options import AUTO
 from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
@@ -41,7 +41,7 @@ class Encoder(Opened):
         artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
         backend: a name from the table of backends, or `auto` for the fastest that can run it here (`choose_backend`).
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
-        threads: for one operator; None leaves it to the runtime.
+        threads: for one operator; None leaves it to the runtime, within the container's CPU quota.
         checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.
 
     Raises:
@@ -58,12 +58,17 @@ class Encoder(Opened):
         resolution: tuple[int, int] | None = None, threads: int | None = None,
         checkpoint: Checkpoint | str | None = None,
     ) -> None:  # fmt: skip
-        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        manifest = self.artifact.manifest
-        self.preprocessor = preprocessor_of(self.artifact, resolution)
-        self.uint8 = manifest.input.dtype == "uint8"
-        self.chosen = choose_backend(self.artifact, backend)
-        self.backend = make_backend(self.artifact, self.chosen.name, threads=threads, checkpoint=checkpoint)
+        for opening in range(OPENINGS):
+            self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+            self.preprocessor = preprocessor_of(self.artifact, resolution)
+            try:
+                self.chosen = choose_backend(self.artifact, backend)
+                self.backend = make_backend(self.artifact, self.chosen.name, threads=threads, checkpoint=checkpoint)
+                break
+            except ArtifactError:  # another run replaced it meanwhile: open it again
+                if isinstance(artifact, Artifact) or self.artifact.is_current() or opening == OPENINGS - 1:
+                    raise
+        self.uint8 = self.artifact.manifest.input.dtype == "uint8"
         for notice in runtime_notices(self.artifact, self.chosen.name):
             warnings.warn(notice, PlacementWarning, stacklevel=2)
         self.batch = _batch_limits(self.artifact, self.backend)
@@ -141,8 +146,15 @@ class Encoder(Opened):
                 continue
             missing = max(0, low - len(part))
             filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
-            results.append(self.backend.run(filled)[: len(part)])
+            results.append(self._checked(self.backend.run(filled), filled)[: len(part)])
         return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def _checked(self, features: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """Features (B, N, C) of pixels (B, 3, H, W); raises ArtifactError if they have another shape."""
+        wanted = (len(pixels), self._rules.tokens(pixels), self.shape[1])
+        if features.shape != wanted:
+            raise ArtifactError(f"{self.artifact.path} makes features {features.shape} instead of {wanted}; {AGAIN}")
+        return features
 
     def _run_tensor(self, pixels: Tensor) -> Tensor:
         """`run_tensor` of checked pixels, uint8 or float32, by a backend that takes tensors."""

@@ -138,7 +138,7 @@ def test_the_last_line_of_a_cell_counts(synthetic: Synthetic, tmp_path: Path) ->
     records = synthetic()
     result = next(r for r in records if isinstance(r, Result))
     append(tmp_path / RESULTS_FILE, *records)
-    append(tmp_path / RESULTS_FILE, replace(result, status="failed", reason="later"))
+    append(tmp_path / RESULTS_FILE, replace(result, status="failed", reason="later", latency=None))
     read = read_sweep(tmp_path)
     assert len(read.results) == sum(isinstance(r, Result) for r in records)
     assert [r.reason for r in read.results if r.cell == result.cell] == ["later"]
