@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,10 @@ MANIFEST_FILE = "manifest.json"
 OPENINGS = 5
 """How often an artifact that another run replaces at the same moment is opened."""
 AGAIN = "export it again with `fvexport onnx --force`"
+
+
+class _MissingError(ArtifactError):
+    """There is no artifact, or another run has moved it away for a moment."""
 
 
 class _ReplacedError(ArtifactError):
@@ -86,20 +91,24 @@ class Artifact:
                 changed, or weights that the graph looks for outside the folder.
         """
         given = Path(path)
+        problem: ArtifactError | None = None
         for _ in range(OPENINGS):
             folder = waiting_folder(given) or given  # where another run has moved it away for a moment
-            with contextlib.suppress(_ReplacedError):
+            try:
                 return cls._opened(folder, verify=verify)
-        raise ArtifactError(f"{given} is replaced again and again; wait until the runs that write it have ended")
+            except (_MissingError, _ReplacedError) as error:
+                problem = error
+        assert problem is not None
+        raise problem
 
     @classmethod
     def _opened(cls, folder: Path, *, verify: bool) -> Artifact:
         try:
-            if not folder.exists():
-                raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`")
-            if not folder.is_dir():
+            if not stat.S_ISDIR(folder.stat().st_mode):
                 raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
             held = HeldFolder(folder)
+        except FileNotFoundError:
+            raise _MissingError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
         try:
