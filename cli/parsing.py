@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
 from ..core.errors import ConfigError
 from ..export.engines.engine_options import Span
+from ..export.server_options import INSTANCE_KINDS, InstanceKind
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -98,3 +100,11 @@ def parse_pixels(text: str) -> int | None:
     if pixels < 1:
         raise ConfigError(f"{text!r} is no number of pixels; give one such as 200M, or none for no limit")
     return pixels
+
+
+def parse_instances(text: str) -> tuple[InstanceKind | None, int]:
+    """`2` -> (None, 2); `cpu:2` -> ("cpu", 2)."""
+    match = re.fullmatch(rf"(?:({'|'.join(INSTANCE_KINDS)}):)?([0-9]{{1,6}})", text.strip().lower())
+    if match is None:
+        raise ConfigError(f"instances must look like 2 or cpu:2; found {text!r}")
+    return cast("InstanceKind | None", match[1]), int(match[2])
