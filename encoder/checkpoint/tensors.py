@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...core.input_file import open_regular
+from ...core.utf8_path import utf8_path
 from .containers import Contents, contents
 from .converted import ORIGINAL
 from .messages import shown, some, unfit
@@ -254,7 +255,7 @@ def _opened(source: str, file: Path, kind: str) -> Iterator[Callable[[str, slice
 @contextmanager
 def _safetensors(source: str, file: Path) -> Iterator[Any]:
     try:
-        with safe_open(file, framework="pt") as handle:
+        with utf8_path(file) as path, safe_open(path, framework="pt") as handle:
             yield handle
     except OSError as error:
         raise unfit(
@@ -272,9 +273,9 @@ def _pickled(source: str, file: Path, kind: str) -> Contents:
     if kind == "zip" and (foreign := _foreign_archive(file)):
         raise unfit(source, f"{file.name} is {foreign}, not PyTorch's", "give a .safetensors, .pt, .pth or .bin file")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), utf8_path(file) as path:
             warnings.simplefilter("ignore")  # advice on torch.load, which the errors below give in our words
-            content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=_can_map(file, kind))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(file, kind))
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         asks = f"asks for {wanted[1]}" if wanted else "holds more than tensors"
