@@ -14,10 +14,13 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any, NoReturn
 
 from ..core.cleanup import undo_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # the module `typing` takes milliseconds in which Ctrl-C would print a traceback
+    from types import FrameType
+    from typing import Any, NoReturn
 
 WORDS = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "hung up"}
 

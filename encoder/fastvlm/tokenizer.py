@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import CheckpointError, UnavailableError
+from ...core.home import expand_home
 from ..checkpoint.hub import locate_files
 from ..checkpoint.messages import shown, unfit
 from ..checkpoint.weights_files import Located
@@ -40,7 +41,7 @@ def load_tokenizer(located: Located) -> Any:
 
 def tokenizer_from(source: str | os.PathLike[str]) -> Any:
     """The tokenizer of another folder or hub id, for weights that came without one."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.is_dir():
         return _opened(str(source), [path / name for name in FILES if (path / name).is_file()])
     if path.exists() or not isinstance(source, str) or "/" not in source:
