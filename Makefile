@@ -10,7 +10,7 @@ SHELL := bash
 
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-long lint type pytest tensorrt-cpu gpu-proof format clean
+.PHONY: help demo test test-long fuzz lint type pytest tensorrt-cpu gpu-proof format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ pytest: $(STAMP) tensorrt-cpu  ## Run all tests on two cores (a part of them: .v
 
 test-long: $(STAMP) tensorrt-cpu  ## Run the tests that take minutes
 	$(BIN)/pytest -m long
+
+FUZZ := 5000
+fuzz: $(STAMP)  ## Read damaged files of every kind, FUZZ=5000 for each reader (minutes)
+	FUZZ_EXAMPLES=$(FUZZ) $(BIN)/pytest -n 2 --dist worksteal --timeout 3600 tests/fuzzing
 
 tensorrt-cpu: $(STAMP)  ## Fetch a TensorRT for the tests that builds engines without a GPU (once, 100 MB)
 	@$(BIN)/python tests/tensorrt_cpu.py

@@ -18,8 +18,10 @@ import torch
 
 from ..core.errors import ConfigError, first_line
 from ..core.hashing import file_sha256
+from ..core.input_file import check_regular, read_json
 from ..core.output_path import check_file, os_errors, put_file, scratch_beside
 from ..core.progress import Progress, silent
+from ..core.threads import torch_threads
 from ..encoder.checkpoint import Checkpoint, CheckpointInfo
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
@@ -79,6 +81,7 @@ class CalibrationReport:
         )
 
 
+@torch_threads()
 def calibrate(
     checkpoint: Checkpoint, out: str | os.PathLike[str], *, height: int, width: int,
     options: CalibrationOptions | None = None, force: bool = False, cache: Path | None = None,
@@ -172,7 +175,7 @@ def write_ranges(report: CalibrationReport, *, force: bool = True) -> None:
 def _named_side(path: Path) -> Path | None:
     """The statistics that a file which is to be replaced names, if that name is one that `write_ranges` gives."""
     try:
-        name = str(json.loads(path.read_text(encoding="utf-8"))["statistics"]["file"])
+        name = RangesFile.from_dict(read_json(path)).statistics.file
     except UNREADABLE:
         return None
     return path.with_name(name) if re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{12}\.safetensors", name) else None
@@ -185,18 +188,20 @@ def load_ranges(path: Path) -> Stats:
         ConfigError: not such a file, or its statistics are gone or changed.
     """
     try:
-        statistics = RangesFile.from_dict(json.loads(path.read_text(encoding="utf-8"))).statistics
+        statistics = RangesFile.from_dict(read_json(path)).statistics
         side = path.parent / Path(statistics.file).name
     except FileNotFoundError:
         raise ConfigError(f"no ranges at {path}; make them with `fvexport calibrate --out {path}`") from None
     except UNREADABLE as error:
         raise ConfigError(f"{path} is not what `fvexport calibrate` writes ({first_line(error)}); {AGAIN}") from None
-    if not side.is_file():
-        raise ConfigError(f"{side} is gone, which holds the statistics of {path}; copy both files, or {AGAIN}")
     try:
+        check_regular(side)
         found = file_sha256(side)
-    except OSError as error:
-        raise ConfigError(f"{side} cannot be read ({error.strerror or error})") from None
+    except (FileNotFoundError, NotADirectoryError):
+        gone = f"{side} is gone, which holds the statistics of {path}"
+        raise ConfigError(f"{gone}; copy both files, or {AGAIN}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{side} cannot be read ({getattr(error, 'strerror', None) or error}); {AGAIN}") from None
     if found != statistics.sha256:
         raise ConfigError(f"{side} is not the file that {path} was written with; {AGAIN}")
     return Stats.load(side)

@@ -30,7 +30,7 @@ from ..encoder.fastvithd import Attention, FastViTHD, SqueezeExcite
 from ..encoder.preprocess import Preprocessor
 from .histograms import BINS, TENSOR_BINS, Histogram, Moments
 from .photos import CalibrationData
-from .policy import row_of
+from .policy import Row, row_of
 from .ranges_file import Key, Stats
 
 ROWS_IN_ALL = 16384
@@ -130,6 +130,31 @@ def _resumed(file: Path, key: Key) -> Stats | None:
     return stats if stats.key == key else None
 
 
+def check_layers(stats: Stats, model: FastViTHD) -> None:
+    """Raises ConfigError if statistics from a file lack a layer of the fused model, or have another width for it."""
+    for name, module in model.named_modules():
+        row = row_of(name)
+        if row is None or not row.inputs:
+            continue
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        leaving, entering = module.weight.shape[:2]
+        moments = stats.moments.get(f"{name}:in")
+        widths = {f"{name}:in": entering if _per_channel(row) else 1}
+        if row.outputs:
+            widths[name] = 1 if _per_channel(row) else leaving
+        found = {tap: len(stats.histograms[tap].limit) for tap in widths if tap in stats.histograms}
+        if found != widths or moments is None or len(moments.shift) != entering:
+            raise ConfigError(f"the ranges do not fit the layer {name}; run `fvexport calibrate` again")
+
+
+def _per_channel(row: Row) -> bool:
+    """Whether a layer's input is measured by channel, and its output, if that is quantized, as a whole.
+
+    A GELU is before fc2 and after fc1: those channels cannot be scaled.
+    """
+    return row.kind != "ConvFFN fc2"
+
+
 def _check_finite(stats: Stats) -> None:
     for name, value in stats.amax.items():
         if not value < torch.inf:
@@ -218,11 +243,9 @@ def _hooked(model: FastViTHD, stats: Stats, *, peaks_only: bool = False) -> Iter
     for name, module in model.named_modules():
         row = None if peaks_only else row_of(name)
         if row is not None and row.inputs:
-            # A GELU stands before fc2 and one after fc1: those channels cannot be scaled.
-            per_channel = row.kind != "ConvFFN fc2"
-            on_input(module, partial(observer.histogram, f"{name}:in", per_channel=per_channel, moments=True))
+            on_input(module, partial(observer.histogram, f"{name}:in", per_channel=_per_channel(row), moments=True))
         if row is not None and row.outputs:
-            on_output(module, partial(observer.histogram, name, per_channel=not per_channel, moments=False))
+            on_output(module, partial(observer.histogram, name, per_channel=not _per_channel(row), moments=False))
         elif name in blocks or isinstance(module, STORES):
             on_output(module, partial(observer.extremes, name))
         if name.endswith(".mlp.conv"):

@@ -122,6 +122,7 @@ def ask(
     if backend is not None and artifact is None:
         raise click.UsageError("--backend has no effect without --artifact", _context())
     from ..benchmarks.tasks.session import open_session
+    from ..core.threads import torch_threads
     from ..encoder.image import load_image
     from .progress_bar import progress_bar
 
@@ -133,11 +134,12 @@ def ask(
         raise click.UsageError(f"--json and --{'stream' if asked.stream else 'chat'} exclude each other", _context())
     for image in asked.images:
         load_image(image)  # before gigabytes are read
-    with progress_bar() as progress:
-        session = open_session(
-            model, sampling, artifact=artifact, backend=runs_on, keep_eager=asked.profiled, progress=progress
-        )
-    _converse(session, asked, as_json=as_json)
+    with torch_threads(model.threads):
+        with progress_bar() as progress:
+            session = open_session(
+                model, sampling, artifact=artifact, backend=runs_on, keep_eager=asked.profiled, progress=progress
+            )
+        _converse(session, asked, as_json=as_json)
 
 
 def _arguments(words: tuple[str, ...], chat: bool) -> tuple[list[Path], list[str]]:
@@ -163,7 +165,7 @@ def _converse(session: Session, asked: Conversation, *, as_json: bool) -> None:
     answers: list[Answer] = []
     for question in questions:
         if answers and not as_json:
-            click.echo(f"\n> {question}")
+            printing.write_text(f"\n> {question}")
         answers.append(_one(session, talk, question, stream=asked.stream, quiet=as_json))
     while asked.chat and (line := _next_question()) is not None:
         try:
@@ -179,23 +181,25 @@ def _converse(session: Session, asked: Conversation, *, as_json: bool) -> None:
 
 def _one(session: Session, talk: Chat, question: str, *, stream: bool, quiet: bool) -> Answer:
     """Asks, and shows the answer unless `quiet`."""
-    from . import render_answers
+    from . import printing, render_answers
 
     def show(piece: Piece) -> None:
-        click.echo(render_answers.plain(piece.text), nl=False)
+        printing.write_text(piece.text, end="")
 
     answer = talk.ask(question, show if stream else None)
     if not quiet:
-        click.echo("" if stream else render_answers.plain(answer.text))
+        printing.write_text("" if stream else answer.text)
         render_answers.timings(session, answer)
     return answer
 
 
 def _next_question() -> str | None:
     """A line of the terminal that holds anything, or None at its end."""
+    from . import printing
+
     while True:
         if sys.stdin.isatty():
-            click.echo("\n> ", nl=False)
+            printing.write_text("\n> ", end="")
         line = sys.stdin.readline()
         if not line:
             return None

@@ -91,8 +91,10 @@ class Machine:
         packages: fvexport and Python, required ones, then optional ones.
         providers: of onnxruntime.
         gpus: name and memory of each NVIDIA GPU.
-        cpu: model, cores, cores usable by this process, features worth knowing.
+        cpu: model, cores, cores usable by this process, features worth knowing, a container's quota in processors.
         memory_bytes, disk_bytes: available; free in the current folder. None where unknown.
+        memory_limit_bytes: the container's limit, or None.
+        threads: what a computation takes by default.
         targets: where an artifact can run.
         int8_target: what `--int8` is for here, and why.
         products_saturate: whether 8-bit products are cut to 16 bits (no VNNI).
@@ -107,6 +109,8 @@ class Machine:
     gpus: list[str]
     cpu: dict[str, Any]
     memory_bytes: int | None
+    memory_limit_bytes: int | None
+    threads: int
     disk_bytes: int | None
     targets: list[TargetState]
     int8_target: str
@@ -155,6 +159,8 @@ def examine(progress: Progress = silent) -> Machine:
         gpus=hardware.gpus(),
         cpu=hardware.cpu(),
         memory_bytes=hardware.memory_available(),
+        memory_limit_bytes=hardware.memory_limit(),
+        threads=hardware.usable_threads(),
         disk_bytes=disk,
         targets=targets,
         int8_target=_int8_target(),

@@ -31,13 +31,16 @@ def doctor(as_json: bool) -> None:
         title="Packages", numbers_from=3,
     )  # fmt: skip
     cpu = found.cpu
+    quota = f", a quota of {cpu['quota']:g}" if "quota" in cpu else ""
+    limit = f", of a limit of {printing.size(found.memory_limit_bytes)}" if found.memory_limit_bytes else ""
     printing.facts(
         [
-            ("CPU", f"{cpu['model'] or 'unknown'}, {cpu['usable']} of {cpu['cores']} cores"),
+            ("CPU", f"{cpu['model'] or 'unknown'}, {cpu['usable']} of {cpu['cores']} cores{quota}"),
+            ("threads", found.threads),
             ("its vectors", ", ".join(cpu["features"]) or "no AVX-512 or AMX seen"),
             ("8-bit products", "saturate: no VNNI" if found.products_saturate else "exact"),
             ("--int8 is for", found.int8_target),
-            ("memory", size(found.memory_bytes, "available")),
+            ("memory", size(found.memory_bytes, f"available{limit}")),
             ("disk", size(found.disk_bytes, "free here")),
             ("GPU", ", ".join(found.gpus) or "none found"),
             ("onnxruntime", ", ".join(found.providers) or "no providers"),
@@ -53,4 +56,4 @@ def doctor(as_json: bool) -> None:
     printing.facts(found.commands.items(), title="Commands")
     printing.notices(found.problems)
     for command in found.installs:
-        click.echo(f"to install: {command}")
+        printing.write_line(f"to install: {command}")

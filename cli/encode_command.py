@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import printing
-from .options import RESOLUTION, backend_option, json_option, max_pixels_option, verbose_option
+from .options import RESOLUTION, backend_option, json_option, max_pixels_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
     from ..export.features import EncodeReport
@@ -33,12 +33,13 @@ if TYPE_CHECKING:
 @backend_option
 @click.option("--batch-size", type=int, metavar="N", help="Images per call.  [default: the artifact's own, or 1]")
 @click.option("--force", is_flag=True, help="Overwrite an existing file at --out.")
+@threads_option
 @max_pixels_option
 @json_option
 @verbose_option
 def encode(
     images: tuple[Path, ...], artifact: Path, out: Path, res: tuple[int, int] | None, backend: str,
-    batch_size: int | None, force: bool, as_json: bool,
+    batch_size: int | None, threads: int | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Encode images and folders of images into one .safetensors file.
 
@@ -58,7 +59,7 @@ def encode(
     if notice := found.notice():
         warnings.warn(notice, ImageWarning, stacklevel=1)
     with progress_bar() as progress:
-        encoder = Encoder(artifact, backend, resolution=res)
+        encoder = Encoder(artifact, backend, resolution=res, threads=threads)
         report = encode_images(found.files, encoder, out, force=force, batch_size=batch_size, progress=progress)
     if as_json:
         printing.print_json(report.to_dict())

@@ -12,12 +12,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Any
 
 import click
 
 from .. import __version__
 from ..core.errors import FvexportError
+from ..core.hardware import quota_threads
 from ..core.phrases import did_you_mean
 from . import printing, signals
 from .ask_command import ask
@@ -63,7 +65,7 @@ class Commands(click.Group):
             if signals.received() is not None:  # an interrupt that became an error on its way
                 raise signals.Ended from found
             if is_verbose(ctx):
-                traceback.print_exception(found)
+                printing.write_text("".join(traceback.format_exception(found)), err=True, end="")
             printing.error(str(found))
             ctx.exit(1)
         except KeyboardInterrupt:
@@ -85,7 +87,7 @@ def cli(ctx: click.Context) -> None:
     model.
     """
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        printing.write_text(ctx.get_help())
 
 
 COMMANDS = (onnx, trt, calibrate, parity, inspect, encode, ask, evaluation, sweep, report, tune, doctor)
@@ -95,6 +97,9 @@ for command in COMMANDS:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Entry point of the command `fvexport`; always ends in SystemExit."""
+    if (quota := quota_threads()) is not None:
+        os.environ.setdefault("OMP_NUM_THREADS", str(quota))  # before torch and NumPy start their threads
+    sys.excepthook = _show_bug
     for stream in (sys.stdout, sys.stderr):
         # A terminal or pipe that cannot show a character of ours, or of a file name, shows another instead.
         if hasattr(stream, "reconfigure"):
@@ -122,6 +127,12 @@ def _run(args: Sequence[str] | None) -> int:
     except click.ClickException as error:
         printing.error(_usage(error))
         code = error.exit_code
+<<<<<<< HEAD
+=======
+    except (click.Abort, KeyboardInterrupt):
+        printing.write_line("interrupted", err=True)
+        code = 130
+>>>>>>> holds
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain at exit when it flushes what is left.
         with contextlib.suppress(OSError, ValueError):
@@ -136,6 +147,11 @@ def _run(args: Sequence[str] | None) -> int:
         printing.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
         code = 1
     return code if isinstance(code, int) else 0
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As Python's own `sys.excepthook`, without escape sequences: a bug's message may quote any file."""
+    printing.write_text("".join(traceback.format_exception(kind, error, trace)), err=True, end="")
 
 
 def _usage(error: click.ClickException) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import backend_option, json_option, max_pixels_option, verbose_option
+from .options import backend_option, json_option, max_pixels_option, threads_option, verbose_option
 
 
 @click.command("parity")
@@ -17,12 +17,14 @@ from .options import backend_option, json_option, max_pixels_option, verbose_opt
 @click.option("--images", metavar="DIR", help="Photographs to compare on: a file or folder.  [default: two]")
 @backend_option
 @click.option("--layers", is_flag=True, help="Compare every block's output; names the first that exceeds its bound.")
+@threads_option
 @max_pixels_option
 @json_option
 @verbose_option
 def parity(
-    artifact: Path, checkpoint: str | None, images: str | None, backend: str, layers: bool, as_json: bool
-) -> None:
+    artifact: Path, checkpoint: str | None, images: str | None, backend: str, layers: bool, threads: int | None,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Compare an artifact with the eager model it was made from.
 
     Exits with 1 if it does not pass.
@@ -44,6 +46,7 @@ def parity(
             images=images,
             backend=chosen.name,
             layers=layers or quantized,
+            threads=threads,
             progress=progress,
         )  # fmt: skip
     if as_json:

@@ -6,7 +6,6 @@ import math
 import shlex
 from collections.abc import Sequence
 
-import click
 from msgspec import UNSET
 
 from ..calibration.calibrate import CalibrationReport
@@ -15,7 +14,7 @@ from ..calibration.findings import LayerNoise
 from ..calibration.ranges_record import TensorRange
 from ..export.manifest import QuantizationSection
 from ..export.parity import Verdict
-from .printing import facts, notices, size, table
+from .printing import facts, notices, size, table, write_line
 
 BAR = 24
 """Characters of the longest bar."""
@@ -47,7 +46,7 @@ def calibration(report: CalibrationReport) -> None:
         title=f"the {len(rows)} tensors whose largest and typical channel differ most: equalization makes them alike",
     )
     notices(report.notices)
-    click.echo(f"next: {_next(report)}")
+    write_line(f"next: {_next(report)}")
 
 
 def _next(report: CalibrationReport) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Collection
 
-import click
-
 from ..benchmarks.report.headline import speedup
 from ..benchmarks.report.speedup import BASELINE, beside_eager
 from ..benchmarks.report.write import Report
@@ -20,7 +18,9 @@ def sweep(found: SweepReport, report: Report) -> None:
     """A table for each resolution, what has no figures and why, and the next command to type."""
     eager = {r.cell.id for r in found.results if r.cell.series == BASELINE}
     beside = dict(zip((r.cell.id for r in found.results), beside_eager(found.results), strict=True))
-    click.echo(f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do")
+    printing.write_line(
+        f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do"
+    )
     for place in dict.fromkeys(map(_place, found.results)):
         results = [result for result in found.results if _place(result) == place]
         rows = [_row(beside[result.cell.id], eager) for result in results]
@@ -32,8 +32,8 @@ def sweep(found: SweepReport, report: Report) -> None:
         told.append(f"{words} is absent: {entry.reason}" + (f"; `{entry.install}`" if entry.install else ""))
     printing.notices(told)
     where = shlex.quote(str(found.out))
-    click.echo(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
-    click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
+    printing.write_line(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
+    printing.write_line(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
 
 
 def _reasons(results: list[Result]) -> list[str]:

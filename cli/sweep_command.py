@@ -18,6 +18,7 @@ from ..benchmarks.sweep.sweep_options import (
     Measuring,
     SweepOptions,
 )
+from ..core.threads import MAX_THREADS
 from ..export.precision import PRECISIONS
 from .option_groups import add, group, names_of, passed_as
 from .options import RESOLUTION, BackendName, Named, Parsed, json_option, verbose_option
@@ -104,7 +105,12 @@ SWEEP_OPTIONS = (
         help="Pictures that INT8 and FP8 files are calibrated on.",
     ),
     click.option("--peers/--no-peers", default=True, help="Measure the plain ways beside ours.  [default: peers]"),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="On the CPU.  [default: physical cores]"),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, MAX_THREADS),
+        metavar="N",
+        help="Threads on the CPU.  [default: physical cores, within the container's CPU quota]",
+    ),
 )
 ROUNDS_OPTION = click.option(
     "--rounds",

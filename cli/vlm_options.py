@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .option_groups import group
-from .options import RESOLUTION, Parsed
+from .options import RESOLUTION, Parsed, threads_option
 from .parsing import parse_grid
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ model_options = group(
         multiple=True,
         help="Tiles that --anyres may take.",
     ),
+    threads_option,
     click.option("--force", is_flag=True, help="Take an artifact that was made from other weights."),
 )
 """The options of `ModelOptions`, which a command receives as `model`."""

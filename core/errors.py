@@ -6,6 +6,9 @@ Anything that is not an `FvexportError` is a bug of ours and keeps its traceback
 
 from __future__ import annotations
 
+LONGEST = 1200
+"""Characters of an error's message at most; longer ones lose their middle."""
+
 
 class FvexportError(Exception):
     """Base of every error a user can mend; the command line prints it and exits with 1.
@@ -14,7 +17,10 @@ class FvexportError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+        line = one_line(message)
+        if len(line) > LONGEST:  # a value quoted from a file; the fix at the end is kept
+            line = f"{line[: LONGEST * 2 // 3]} … {line[-LONGEST // 3 :]}"
+        super().__init__(line)
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:

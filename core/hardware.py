@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from .cgroups import cpu_quota, memory_limits
 
 CPU_FEATURES = (
     "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16",
@@ -18,7 +21,7 @@ X86 = ("x86_64", "amd64", "i386", "i686")
 
 
 def cpu() -> dict[str, Any]:
-    """The processor: model, cores, cores usable by this process, features worth knowing."""
+    """The processor: model, cores, cores usable by this process, features worth knowing, and a container's quota."""
     model, flags = platform.processor() or platform.machine(), set[str]()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -28,7 +31,9 @@ def cpu() -> dict[str, Any]:
             elif key.strip() in ("flags", "Features"):
                 flags.update(value.split())
     features = [f for f in CPU_FEATURES if f in flags]
-    return {"model": model, "cores": os.cpu_count() or 1, "usable": len(usable_cpus()), "features": features}
+    found = {"model": model, "cores": os.cpu_count() or 1, "usable": len(usable_cpus()), "features": features}
+    quota = cpu_quota()
+    return found if quota is None else found | {"quota": round(quota, 3)}
 
 
 def is_x86() -> bool:
@@ -63,6 +68,27 @@ def usable_cores() -> list[int]:
             seen.add(siblings)
             first.append(number)
     return first
+
+
+def usable_threads() -> int:
+    """Threads that one computation gains from: one per physical core, within the container's CPU quota.
+
+    More threads than the quota use it up early in each period, and all of them then wait for the next.
+    """
+    return quota_threads() or len(usable_cores())
+
+
+def quota_threads() -> int | None:
+    """Threads that the CPU quota allows, rounded up; None if it allows all cores: a library's default is best then."""
+    quota = cpu_quota()
+    threads = len(usable_cores()) if quota is None else math.ceil(quota)
+    return threads if threads < len(usable_cores()) else None
+
+
+def usable_processes() -> int:
+    """Processes of one thread each that can run at once: one per logical processor, within the CPU quota."""
+    quota = cpu_quota()
+    return len(usable_cpus()) if quota is None else min(len(usable_cpus()), math.ceil(quota))
 
 
 def gpus() -> list[str]:
@@ -105,12 +131,24 @@ def has_cuda_gpu() -> bool:
 
 
 def memory_available() -> int | None:
-    """Bytes that a new process can have before something is swapped or killed."""
-    return proc_bytes("meminfo", "MemAvailable") or memory_total()
+    """Bytes that a new process can have before something is swapped or killed, within the container's limit."""
+    machine = proc_bytes("meminfo", "MemAvailable") or _physical_memory()
+    left = (max(limit.bytes - limit.used, 0) for limit in memory_limits())
+    return min((size for size in (machine, *left) if size is not None), default=None)
 
 
 def memory_total() -> int | None:
-    """Bytes of the machine."""
+    """Bytes of the machine, or the container's limit."""
+    return memory_limit() or _physical_memory()
+
+
+def memory_limit() -> int | None:
+    """Bytes that the container's memory limit allows; None if it does not restrict this machine."""
+    limit, machine = min((limit.bytes for limit in memory_limits()), default=None), _physical_memory()
+    return None if limit is None or (machine is not None and limit >= machine) else limit
+
+
+def _physical_memory() -> int | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None

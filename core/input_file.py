@@ -11,6 +11,11 @@ from typing import Any, BinaryIO
 SMALL_FILE = 64 << 20
 """Most bytes of a file of settings or results, which is read whole."""
 
+MOST_LEVELS = 100
+"""Levels of objects and lists within each other; `repr` and `json.dumps` fail on what is nested only as deeply as
+`json.loads` can just read.
+"""
+
 _KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a FIFO"), (stat.S_ISSOCK, "a socket"))
 
 
@@ -50,11 +55,18 @@ def read_text(path: str | os.PathLike[str], limit: int = SMALL_FILE) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """`json.loads`, which raises nothing but ValueError, for nesting too deep for Python as well."""
+    """`json.loads`, which raises nothing but ValueError, also for more than `MOST_LEVELS` levels of nesting."""
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(MOST_LEVELS + 1):
+        if not level:
+            return content
+        held = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [inner for values in held for inner in values if isinstance(inner, dict | list)]
+    raise ValueError("nested too deeply")
 
 
 def read_json(path: str | os.PathLike[str], limit: int = SMALL_FILE) -> Any:

@@ -6,16 +6,45 @@ default; where its absence itself tells something, the default is `msgspec.UNSET
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+
+from .plain_text import CONTROLS, SURROGATES
 
 T = TypeVar("T")
 D = TypeVar("D", bound="Document")
 
 Number = int | float
 """A number of JSON, kept as it was written: 2 is not written back as 2.0."""
+
+
+_expected: dict[str, str] = {}
+"""Pattern of a text -> what an error says was expected."""
+
+
+def matching(pattern: str, expected: str, max_length: int | None = None) -> msgspec.Meta:
+    """Limits a text to a pattern, which errors describe as `expected`."""
+    _expected[pattern] = expected
+    return msgspec.Meta(pattern=pattern, max_length=max_length)
+
+
+_PLAIN = f"\\A[^{CONTROLS}{SURROGATES}]*\\Z"
+_LINE = "one line of text without control characters or lone surrogates"
+
+Text = Annotated[str, matching(_PLAIN, _LINE, 10_000)]
+"""A text that can be shown: one line, no control characters, no half of a UTF-16 pair."""
+
+Name = Annotated[str, matching(_PLAIN, _LINE, 200)]
+"""The same for what is short."""
+
+MOST_SAID = 200
+"""Most characters of an error about one value."""
+
+MAX_DEPTH = 64
+"""Most lists and objects inside one another."""
 
 
 class RecordError(ValueError):
@@ -62,13 +91,40 @@ def plain(record: Any) -> Any:
 
 def parse(data: Any, kind: type[T]) -> T:
     """Plain data as a record or dataclass, without what that does not know; raises RecordError."""
+    _check_depth(data)
     try:
         return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at ")
+        problem, path = re.fullmatch("(.*?)(?: - at `([^`]*)`)?", str(error), re.DOTALL).groups()  # type: ignore[union-attr]
+        for pattern, expected in _expected.items():
+            problem = problem.replace(f"`str` matching regex {pattern!r}", expected)
         problem = re.sub("^(Expected|Object)", lambda word: word[0].lower(), problem.replace("`", ""))
         problem = problem.replace("Invalid enum value", "unknown value").replace(", got ", ", found ")
-        raise RecordError(f"{path.strip('`') or '$'}: {problem}") from None
+        if problem.startswith("expected") and ", found " not in problem:
+            problem += f", found {json.dumps(_at(data, path or '$'))[:60]}"
+        raise RecordError(f"{path or '$'}: {problem[: 2 * MOST_SAID]}") from None
+    except UnicodeEncodeError:
+        raise RecordError("$: a name has a lone surrogate") from None
+
+
+def _at(data: Any, path: str) -> Any:
+    """The value at a path such as `$.files[2].bytes`; what holds it, where a key is no plain word."""
+    for key, index in re.findall(r"\.([^.\[\]]+)|\[([^\]]*)\]", path):
+        try:
+            data = data[key or int(index)]
+        except (LookupError, TypeError, ValueError):
+            break
+    return data
+
+
+def _check_depth(data: Any) -> None:
+    """Raises RecordError for nesting in which functions that call themselves could exceed Python's limit."""
+    level, depth = [data], 0
+    while level:
+        level = [inner for outer in level for _, inner in _items(outer) if isinstance(inner, dict | list)]
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise RecordError(f"$: lists and objects are nested more than {MAX_DEPTH} deep")
 
 
 def _with_lists(data: Any) -> Any:

@@ -7,6 +7,7 @@ This module imports nothing heavy: the command line reads it for its help.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,6 +19,10 @@ MIXERS = ("repmixer", "repmixer", "repmixer", "attention", "attention")
 
 MAX_SIDE = 8192
 """Longest image side accepted: stage 4's attention alone would hold 65536 tokens here."""
+
+
+MAX_CONNECTOR_LAYERS = 16
+"""Most linear layers of a connector; the released ones have two."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +142,11 @@ class ConnectorConfig:
         """Linear layers: 0 for `identity`, 1 for `linear`, k for `mlp{k}x_gelu`."""
         if self.kind in ("identity", "linear"):
             return ("identity", "linear").index(self.kind)
-        middle = self.kind.removeprefix("mlp").removesuffix("x_gelu")
-        if self.kind == f"mlp{middle}x_gelu" and middle.isascii() and middle.isdigit() and int(middle) > 0:
-            return int(middle)
-        raise ConfigError(f"unknown connector {self.kind!r}; known are identity, linear and mlp<k>x_gelu")
+        match = re.fullmatch(r"mlp([0-9]{1,2})x_gelu", self.kind)
+        if match and 0 < int(match[1]) <= MAX_CONNECTOR_LAYERS:
+            return int(match[1])
+        known = f"identity, linear and mlp1x_gelu to mlp{MAX_CONNECTOR_LAYERS}x_gelu"
+        raise ConfigError(f"unknown connector {self.kind[:80]!r}; known are {known}")
 
 
 VARIANTS: dict[str, FastViTHDConfig] = {

@@ -13,14 +13,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..core.errors import ArtifactError, first_line
+from ..core.errors import ArtifactError
 from ..core.hashing import file_sha256
 from ..core.held_folder import HeldFolder
+from ..core.input_file import check_regular, read_text
 from ..core.output_path import (
     FORCE,
     check_place,
@@ -31,9 +32,6 @@ from ..core.output_path import (
     waiting_folder,
 )
 from .manifest import FileEntry, Manifest
-
-if TYPE_CHECKING:
-    import onnx
 
 MODEL_FILE = "encoder.onnx"
 DATA_FILE = "encoder.onnx.data"
@@ -83,8 +81,8 @@ class Artifact:
             verify: read every file and compare its SHA-256, not only its size.
 
         Raises:
-            ArtifactError: not an artifact, a damaged manifest, a file that is gone or was
-                changed, or weights that the graph looks for outside the folder.
+            ArtifactError: not an artifact, a damaged manifest, a file that is gone, was changed or is a link, or a
+                graph that fvexport would not have written.
         """
         given = Path(path)
         problem: ArtifactError | None = None
@@ -110,7 +108,7 @@ class Artifact:
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
         try:
-            text = (folder / MANIFEST_FILE).read_text(encoding="utf-8")
+            text = read_text(folder / MANIFEST_FILE)
         except FileNotFoundError:
             if not held.is_at(folder):
                 raise _ReplacedError(folder) from None
@@ -146,59 +144,36 @@ class Artifact:
         if MODEL_FILE not in self.manifest.files:
             raise ArtifactError(f"{self.path / MANIFEST_FILE} names no {MODEL_FILE}; {AGAIN}")
         for name, entry in self.manifest.files.items():
-            if Path(name).name != name:
+            if not name or Path(name).name != name:
                 raise ArtifactError(f"{self.path / MANIFEST_FILE} names {name!r}, outside the folder; {AGAIN}")
             file = self.path / name
-            if not _is_file(file):
-                raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}")
+            _check_member(file)
             size = file.stat().st_size
             if size != entry.bytes:
                 raise ArtifactError(f"{file} has {size} bytes instead of {entry.bytes}; {AGAIN}")
             if verify and file_sha256(file) != entry.sha256:
                 raise ArtifactError(f"{file} was changed after its export (SHA-256 differs); {AGAIN}")
-        check_external_data(self.model_path)
+        from .onnx_file import read_graph
+
+        read_graph(self.model_path, self.manifest)
 
 
-def check_external_data(model_path: Path) -> None:
-    """Raises ArtifactError where the ONNX file is unreadable or its weights lie outside its folder."""
-    import onnx
+def _check_member(file: Path) -> None:
+    """Raises ArtifactError unless a file that the manifest names is a regular file, and no link.
 
+    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to.
+    """
     try:
-        model = onnx.load(str(model_path), load_external_data=False)
-    except Exception as error:  # protobuf raises its own DecodeError, onnx others
-        raise ArtifactError(f"{model_path} is not a readable ONNX file ({first_line(error)}); {AGAIN}") from None
-    nodes = [node for function in model.functions for node in function.node]
-    for tensor in (*_tensors(model.graph), *_node_tensors(nodes)):
-        location = next((e.value for e in tensor.external_data if e.key == "location"), None)
-        if location is None:
-            continue
-        file = model_path.parent / location
-        if Path(location).name != location or os.path.islink(file):  # noqa: PTH114 - as `_is_file`
+        if stat.S_ISLNK(file.lstat().st_mode):
             raise ArtifactError(
-                f"{model_path} looks for weights at {location!r}, outside its folder; do not use it unless you made it"
+                f"{file} is a link, and would give away what it leads to; put the file itself there "
+                "(`cp -rL` copies a folder so)"
             )
-        if not _is_file(file):
-            raise ArtifactError(f"{file} is gone, which holds the weights of {model_path.name}; {AGAIN}")
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
-    for sparse in graph.sparse_initializer:
-        yield from (sparse.values, sparse.indices)
-    yield from _node_tensors(graph.node)
-
-
-def _node_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
-    for attribute in (a for node in nodes for a in node.attribute):
-        yield from (attribute.t, *attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-            yield from (sparse.values, sparse.indices)
-        for graph in (attribute.g, *attribute.graphs):
-            yield from _tensors(graph)
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for a name too long for the disk
+        check_regular(file)
+    except (FileNotFoundError, ValueError):
+        raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}") from None
+    except OSError as error:
+        raise ArtifactError(f"{file} {error.strerror or error}; copy the folder whole, or {AGAIN}") from None
 
 
 def describe_files(folder: Path) -> dict[str, FileEntry]:

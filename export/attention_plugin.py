@@ -23,11 +23,12 @@ from torch import Tensor, nn
 from ..core.errors import ConfigError
 from ..encoder.fastvithd import Attention, FastViTHD
 from ..kernels.attention import HEAD_DIM, attention_reference
+from .tensor_names import PLUGIN_DOMAIN, PLUGIN_NAME
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-DOMAIN, NAME, VERSION = "fvexport", "Attention", "1"
+DOMAIN, NAME, VERSION = PLUGIN_DOMAIN, PLUGIN_NAME, "1"
 
 
 class PackedAttention(Attention):

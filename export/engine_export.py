@@ -332,8 +332,9 @@ def _take(source: Artifact, folder: Path, *, copy: bool) -> None:
     for name in source.manifest.files:
         if name in (PLAN_FILE, LAYERS_FILE):
             continue
+        file = (source.path / name).resolve()  # of a link in a Hugging Face cache, what it leads to
         if not copy:
             with suppress(OSError):
-                os.link(source.path / name, folder / name)
+                os.link(file, folder / name)
                 continue
-        shutil.copy2(source.path / name, folder / name)
+        shutil.copy2(file, folder / name)

@@ -16,9 +16,10 @@ from onnx import TensorProto
 from ..core.errors import ArtifactError
 from ..core.records import plain
 from .artifact import AGAIN, Artifact
-from .attention_plugin import DOMAIN as PLUGIN_DOMAIN
 from .manifest import TensorSpec
+from .onnx_file import TensorInfo, infer_tensors, read_graph, tensor_spec
 from .placement import runs_on
+from .tensor_names import PLUGIN_DOMAIN
 
 INDEX_TYPES = (TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
 """Types of shapes, axes and the like; initializers of any other type are weights."""
@@ -96,18 +97,18 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
         artifact = Artifact.open(artifact)
     manifest = artifact.manifest
     with artifact.one_version():
-        model = onnx.load(str(artifact.model_path), load_external_data=False)
+        model = read_graph(artifact.model_path, manifest)
         files = {file.name: file.stat().st_size for file in sorted(artifact.path.iterdir()) if file.is_file()}
     graph = model.graph
-    inputs, outputs = [_tensor_spec(v) for v in graph.input], [_tensor_spec(v) for v in graph.output]
+    inputs, outputs = [tensor_spec(v) for v in graph.input], [tensor_spec(v) for v in graph.output]
     frame = manifest.preprocessor
     resolution = (frame.height, frame.width)
     images = inputs[0].shape[0]
     batch = images if isinstance(images, int) else 1
     try:
-        tensors = _tensors(model, (batch, 3, *resolution))
+        tensors = infer_tensors(model, (batch, 3, *resolution))
         stages = _costs(graph, tensors, batch)
-    except (KeyError, ValueError, IndexError, onnx.shape_inference.InferenceError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ArtifactError(f"cannot infer the shapes of {artifact.model_path} ({error}); {AGAIN}") from None
     return Inspection(
         artifact=str(artifact.path),
@@ -130,44 +131,7 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
     )
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    kind: int
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        return self.elements * int(onnx.helper.tensor_dtype_to_np_dtype(self.kind).itemsize)
-
-
-def _tensors(model: onnx.ModelProto, input_shape: tuple[int, ...]) -> dict[str, _Tensor]:
-    """Type and shape of every tensor once the input has `input_shape`; raises ValueError where one stays unknown."""
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    graph = fixed.graph
-    del graph.value_info[:]
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-    del graph.input[0].type.tensor_type.shape.dim[:]
-    graph.input[0].type.tensor_type.shape.dim.extend(
-        onnx.TensorShapeProto.Dimension(dim_value=size) for size in input_shape
-    )
-    # data_prop: dynamic files copy sizes through Shape, and only its values tell what Reshape makes.
-    graph = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
-    found = {t.name: _Tensor(t.data_type, tuple(t.dims)) for t in graph.initializer}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        kind = value.type.tensor_type
-        if not kind.HasField("shape") or any(not d.HasField("dim_value") for d in kind.shape.dim):
-            raise ValueError(f"the shape of {value.name} stays unknown")
-        found[value.name] = _Tensor(kind.elem_type, tuple(d.dim_value for d in kind.shape.dim))
-    return found
-
-
-def _costs(graph: onnx.GraphProto, tensors: dict[str, _Tensor], batch: int) -> list[StageCost]:
+def _costs(graph: onnx.GraphProto, tensors: dict[str, TensorInfo], batch: int) -> list[StageCost]:
     weights = {t.name for t in graph.initializer if t.data_type not in INDEX_TYPES}
     stages: dict[str, StageCost] = {}
     made_in: dict[str, str] = {}
@@ -198,7 +162,7 @@ def _part(node_name: str) -> str | None:
     return part[0] if part else None
 
 
-def _macs(node: onnx.NodeProto, tensors: dict[str, _Tensor]) -> int:
+def _macs(node: onnx.NodeProto, tensors: dict[str, TensorInfo]) -> int:
     """Multiply-adds: each output element of a convolution or product sums over one row of its operand."""
     out = tensors[node.output[0]].elements
     if node.op_type == "Conv":
@@ -211,9 +175,3 @@ def _macs(node: onnx.NodeProto, tensors: dict[str, _Tensor]) -> int:
         transposed = any(a.name == "transA" and a.i for a in node.attribute)
         return out * tensors[node.input[0]].shape[0 if transposed else -1]
     return 0
-
-
-def _tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    kind = value.type.tensor_type
-    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type))
-    return TensorSpec(name=value.name, dtype=dtype, shape=tuple(d.dim_param or d.dim_value for d in kind.shape.dim))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from ..calibration.findings import Fp16Plan, LayerNoise
+from ..calibration.policy import QUANT_TARGETS
+from ..core.dtypes import DTYPES
 from ..core.errors import ArtifactError, ConfigError
+from ..core.input_file import parse_json
 from ..core.records import Document, Number, Record, RecordError, plain
 from ..core.verdict.judging import BoundFigure
 from ..core.verdict.sections import FiguresSection, VerdictSection
@@ -18,10 +22,15 @@ from ..encoder.preprocess import Preprocessor
 from .engines.engine_section import EngineSection
 from .export_options import ExportOptions
 from .precision import QUANTIZED, Precision
+from .tensor_names import INPUT_NAME, OUTPUT_NAME
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "fvexport"
 AGAIN = "export it again with `fvexport onnx`"
+INPUT_TYPES = ("uint8", *DTYPES.values())
+OUTPUT_TYPES = tuple(DTYPES.values())
+MAX_SIZE = 1 << 16
+"""Largest size of an axis."""
 
 
 class RoundedHashes(Record, frozen=True, kw_only=True):
@@ -58,6 +67,11 @@ class TensorSpec(Record, frozen=True, kw_only=True):
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+    @property
+    def current(self) -> TensorSpec:
+        """The same as this version writes it: the first one called float32 `float`."""
+        return msgspec.structs.replace(self, dtype="float32") if self.dtype == "float" else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,8 +231,8 @@ class Manifest(Document, frozen=True, kw_only=True):
     def from_json(cls, text: str, where: str) -> Manifest:
         """Reads a manifest; raises ArtifactError, naming `where`, for anything that is not one."""
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            data = parse_json(text)
+        except ValueError as error:
             raise ArtifactError(f"{where} is not valid JSON ({error}); {AGAIN}") from None
         if not isinstance(data, dict) or "schema_version" not in data:
             raise ArtifactError(f"{where} is not an fvexport manifest; {AGAIN}")
@@ -227,22 +241,18 @@ class Manifest(Document, frozen=True, kw_only=True):
                 f"{where} has schema version {data['schema_version']!r}, this fvexport reads {SCHEMA_VERSION}; {AGAIN}"
             )
         try:
+            _check_numbers(data)
             manifest = cls.from_dict(data)
             _check(manifest)
-        except RecordError as error:
-            raise ArtifactError(f"{where} is damaged ({error}); {AGAIN}") from None
+        except (RecordError, ConfigError) as error:
+            raise ArtifactError(f"{where} is damaged ({str(error)[:400]}); {AGAIN}") from None
         return manifest
 
 
 def _check(manifest: Manifest) -> None:
     """Raises RecordError where sections contradict each other, or name what this version does not compute."""
-    for name, axes in (("input", 4), ("output", 3)):
-        if (found := len(getattr(manifest, name).shape)) != axes:
-            raise RecordError(f"$.{name}.shape: expected {axes} axes, found {found}")
-    prepared = manifest.preprocessor
-    for size, side in zip(manifest.input.shape[2:], (prepared.height, prepared.width), strict=True):
-        if isinstance(size, int) and size != side:
-            raise RecordError(f"$.input.shape: expected {side} pixels, as preprocessing makes them, found {size}")
+    _check_tensors(manifest)
+    _check_values(manifest)
     if (manifest.precision in QUANTIZED) != (manifest.quantization is not None):
         have = "with" if manifest.quantization else "without"
         raise RecordError(f"$.precision: {manifest.precision} {have} a quantization")
@@ -250,3 +260,73 @@ def _check(manifest: Manifest) -> None:
     for name, value in plain(predicted).items() if predicted else ():
         if value is None and not name.startswith("centred"):
             raise RecordError(f"$.quantization.predicted.{name}: expected a number, found null")
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    """Raises RecordError unless input and output are those of the architecture, at the size of the preprocessing."""
+    prepared, config = manifest.preprocessor, manifest.architecture
+    height, width = prepared.height, prepared.width
+    config.check_resolution(height, width)
+    connector, channels = manifest.options.connector, config.out_channels
+    if manifest.options.projector:
+        channels = connector.out_channels if connector else None
+    expected: tuple[Any, ...] = (
+        ("input", INPUT_NAME, INPUT_TYPES, (("batch", None), 3, ("height", height), ("width", width))),
+        ("output", OUTPUT_NAME, OUTPUT_TYPES, (("batch", None), ("tokens", config.tokens(height, width)), channels)),
+    )
+    for section, name, types, axes in expected:
+        spec: TensorSpec = getattr(manifest, section).current
+        if len(spec.shape) != len(axes):
+            raise RecordError(f"$.{section}.shape: expected {len(axes)} axes, found {len(spec.shape)}")
+        if spec.name != name:
+            raise RecordError(f"$.{section}.name: expected {name}, found {spec.name!r}")
+        if spec.dtype not in types:
+            raise RecordError(f"$.{section}.dtype: expected {' or '.join(types)}, found {spec.dtype!r}")
+        for size, axis in zip(spec.shape, axes, strict=True):
+            label, wanted = axis if isinstance(axis, tuple) else (None, axis)
+            fits = 1 <= size <= MAX_SIZE and wanted in (None, size) if isinstance(size, int) else size == label
+            if not fits:
+                words = " or ".join(str(word) for word in (wanted, label) if word is not None) or "a positive size"
+                raise RecordError(f"$.{section}.shape: expected {words}, found {size!r}")
+    free = [isinstance(size, str) for size in (*manifest.input.shape[::2], *manifest.output.shape[:2])]
+    dynamic = manifest.options.dynamic_res
+    if free != [manifest.options.batch is None, dynamic] * 2 or isinstance(manifest.input.shape[3], str) != dynamic:
+        raise RecordError("$.input.shape: other sizes are free than $.options and $.output say")
+    if manifest.input.shape[0] != manifest.output.shape[0]:
+        raise RecordError(
+            f"$.output.shape: expected {manifest.input.shape[0]} images, found {manifest.output.shape[0]}"
+        )
+    if manifest.tokens != (None if dynamic else config.tokens(height, width)):
+        raise RecordError(f"$.tokens: expected {config.tokens(height, width)}, found {manifest.tokens}")
+
+
+def _check_values(manifest: Manifest) -> None:
+    """Raises RecordError for values that others compute with and that are out of their range."""
+    checkpoint, quantization, fp16 = manifest.checkpoint, manifest.quantization, manifest.fp16
+    if checkpoint.form == "seeded" and not re.fullmatch("seeded:-?[0-9]{1,18}", checkpoint.source):
+        raise RecordError(f"$.checkpoint.source: expected seeded and a number, found {checkpoint.source!r}")
+    if any(entry.bytes < 0 for entry in manifest.files.values()):
+        raise RecordError("$.files: expected sizes from 0, found a negative one")
+    if quantization is not None:
+        if quantization.format != manifest.precision:
+            raise RecordError(f"$.quantization.format: expected {manifest.precision}, found {quantization.format!r}")
+        if quantization.target not in QUANT_TARGETS:
+            raise RecordError(f"$.quantization.target: unknown value {quantization.target!r}")
+    if fp16 is not None:
+        stages = len(manifest.architecture.dims)
+        if len(fp16.exponents) != stages or not all(-64 <= exponent <= 0 for exponent in fp16.exponents):
+            raise RecordError(f"$.fp16.exponents: expected {stages} from -64 to 0, found {list(fp16.exponents)}")
+    if manifest.engine is not None:
+        profile, architecture = manifest.engine.profile, manifest.architecture
+        for height, width in zip(profile.height, profile.width, strict=True):
+            architecture.check_resolution(height, width)
+        if profile.batch[2] > MAX_SIZE:
+            raise RecordError(f"$.engine.profile.batch: expected {MAX_SIZE} at most, found {profile.batch[2]}")
+
+
+def _check_numbers(data: Any, path: str = "$") -> None:
+    """Raises RecordError for an integer that no computation here could take."""
+    if isinstance(data, int) and abs(data) >= 1 << 63:
+        raise RecordError(f"{path}: expected a number of 64 bits, found one of {data.bit_length()}")
+    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
+        _check_numbers(value, f"{path}.{key}" if isinstance(data, dict) else f"{path}[{key}]")

@@ -20,6 +20,7 @@ from ..core.dtypes import BITS
 from ..core.errors import CheckpointError, ExportError
 from ..core.progress import Progress, silent
 from ..core.records import parse
+from ..core.threads import torch_threads
 from ..core.verdict.sections import VerdictSection
 from ..core.versions import versions_of
 from ..encoder.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
+from . import onnxsim_process
 from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
 from .backend_table import get_backend, why_absent
 from .clock import Clock
@@ -102,6 +104,7 @@ def export_onnx(
     return run_export(export_request(checkpoint, out, options or ExportOptions(), keywords), progress)
 
 
+@torch_threads()
 def run_export(request: ExportRequest, progress: Progress = silent) -> ExportReport:
     """Does what `export_onnx` does, for a request."""
     options, calibration, force = request.graph.resolved(), request.calibration, request.output.force
@@ -218,6 +221,8 @@ def _graph(
     """The graph that will be written, and its section of the manifest."""
     connector = reparameterize(checkpoint.connector) if options.projector and checkpoint.connector else None
     module = ExportModule(prepared.encoder, connector, options)
+    if options.simplify:
+        onnxsim_process.start()
     with clock("trace"):
         model = trace(module, options)
     with clock("simplify"):

@@ -20,6 +20,7 @@ from ..core.dtypes import torch_dtype
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..core.records import plain
+from ..core.threads import check_threads, torch_threads
 from ..core.verdict.figures import Comparison, Figures, relative_l2
 from ..core.verdict.judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from ..encoder.checkpoint import Checkpoint
@@ -103,7 +104,7 @@ class Verdict:
 def check_parity(
     artifact: str | os.PathLike[str] | Artifact, *, checkpoint: Checkpoint | str | None = None,
     images: Images = None, backend: str = AUTO, layers: bool = False,
-    exported: FastViTHD | None = None, progress: Progress = silent,
+    exported: FastViTHD | None = None, threads: int | None = None, progress: Progress = silent,
 ) -> Verdict:  # fmt: skip
     """Compares an artifact with the eager model it was made from.
 
@@ -115,43 +116,54 @@ def check_parity(
         layers: compare every block's output, and name the first that leaves its bound.
         exported: the module that was exported, where it is at hand: what PyTorch loses with the same quantization.
             Without it, a quantized artifact's own record of that counts.
+        threads: for the artifact and for PyTorch; None leaves it to them, within the container's CPU quota.
         progress: called as images are done.
 
     Raises:
         ArtifactError: the artifact is damaged, or was made from another checkpoint.
+        ConfigError: a number of threads that makes no sense.
         ImageError, CheckpointError, UnavailableError: as their names say.
     """
+    check_threads(threads)
     if not isinstance(artifact, Artifact):
         artifact = Artifact.open(artifact)
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = source_checkpoint(artifact, checkpoint)
     named = photographs(images)
     backend = choose_backend(artifact, backend, judging=True, taps=layers).name
-    compared = _compared(artifact, checkpoint, backend, exported, layers=layers)
-    runs = list(runs_of(artifact, list(named.values()), getattr(compared.candidate, "profile", None)))
-    for done, run in enumerate(runs):
-        progress("parity", done, len(runs))
-        compared.add(run)
-    progress("parity", len(runs), len(runs))
+    with torch_threads(threads):
+        candidate = parity_backend(
+            artifact, backend, taps=_taps(checkpoint) if layers else (), checkpoint=checkpoint, threads=threads
+        )
+        compared = _compared(artifact, checkpoint, candidate, exported, layers=layers)
+        runs = list(runs_of(artifact, list(named.values()), getattr(candidate, "profile", None)))
+        for done, run in enumerate(runs):
+            progress("parity", done, len(runs))
+            compared.add(run)
+        progress("parity", len(runs), len(runs))
     return _verdict(artifact.manifest, compared, list(named), runs)
 
 
 def _compared(
-    artifact: Artifact, checkpoint: Checkpoint, backend: str, exported: FastViTHD | None, *, layers: bool
+    artifact: Artifact, checkpoint: Checkpoint, candidate: Backend, exported: FastViTHD | None, *, layers: bool
 ) -> _Compared:
     """What is run: the eager model, PyTorch as exported, and the artifact on a backend; nothing is compared yet."""
     manifest = artifact.manifest
     connector = checkpoint.connector if manifest.options.projector else None
-    taps = [name for name, _ in checkpoint.encoder.named_blocks()] if layers else []
-    stored = stored_precision(get_backend(backend), manifest.precision, manifest.float_precision)
+    stored = stored_precision(get_backend(candidate.name), manifest.precision, manifest.float_precision)
     return _Compared(
         reference=EagerReference(checkpoint.encoder, connector),
         own=_own(checkpoint, manifest, exported, connector, stored),
-        candidate=parity_backend(artifact, backend, taps=taps, checkpoint=checkpoint),
+        candidate=candidate,
         manifest=manifest,
         scales=_block_scales(artifact) if layers else {},
-        layers={name: [] for name in taps},
+        layers={name: [] for name in _taps(checkpoint)} if layers else {},
     )
+
+
+def _taps(checkpoint: Checkpoint) -> list[str]:
+    """The blocks whose outputs are compared."""
+    return [name for name, _ in checkpoint.encoder.named_blocks()]
 
 
 def _verdict(manifest: Manifest, compared: _Compared, images: list[str], runs: Sequence[Run]) -> Verdict:

@@ -32,7 +32,7 @@ from .runtime.base import Backend
 from .runtime.eager_backend import EagerBackend
 from .runtime.onnxruntime_backend import Edit, OnnxRuntimeBackend
 from .runtime.openvino_backend import OpenVinoBackend
-from .runtime.pytorch_backend import PyTorchBackend, threads_of
+from .runtime.pytorch_backend import PyTorchBackend
 
 
 @runtime_checkable
@@ -45,15 +45,16 @@ class TappedBackend(Backend, Protocol):
 
 
 def parity_backend(
-    artifact: Artifact, target: str, *, taps: Sequence[str] = (), checkpoint: Checkpoint | str | None = None
-) -> Backend:
+    artifact: Artifact, target: str, *, taps: Sequence[str] = (), checkpoint: Checkpoint | str | None = None,
+    threads: int | None = None,
+) -> Backend:  # fmt: skip
     """The backend that runs `artifact` on `target` for a comparison, emulating half precision if the target can.
 
     Args:
         artifact: an opened artifact.
         target: a name from the table of backends.
         taps: names of the inner tensors that `run_taps` returns; the result is a `TappedBackend` if there are any.
-        checkpoint: see `make_backend`.
+        checkpoint, threads: see `make_backend`.
 
     Raises:
         UnavailableError: no such target, it cannot run here, or it returns no inner tensors.
@@ -63,12 +64,14 @@ def parity_backend(
     if taps and not row.taps:
         raise UnavailableError(f"{row.name} shows no inner tensors; compare blocks with --backend onnxruntime-cpu")
     if row.module == "torch" and row.taps:
-        return ParityPyTorch(artifact, row.name, emulate_half=row.emulates_half, taps=taps, checkpoint=checkpoint)
+        return ParityPyTorch(
+            artifact, row.name, threads=threads, emulate_half=row.emulates_half, taps=taps, checkpoint=checkpoint
+        )
     if row.module == "openvino":
-        return ParityOpenVino(artifact, row.name, taps=taps)
+        return ParityOpenVino(artifact, row.name, threads=threads, taps=taps)
     if row.taps and row.module != "torch":
-        return ParityOnnxRuntime(artifact, row.name, emulate_half=row.emulates_half, taps=taps)
-    return make_backend(artifact, row.name, checkpoint=checkpoint)
+        return ParityOnnxRuntime(artifact, row.name, threads=threads, emulate_half=row.emulates_half, taps=taps)
+    return make_backend(artifact, row.name, threads=threads, checkpoint=checkpoint)
 
 
 class ParityOnnxRuntime(OnnxRuntimeBackend):
@@ -183,7 +186,7 @@ class ParityPyTorch(PyTorchBackend):
             if name in self.taps:
                 inner[name] = y
 
-        with threads_of(self.threads):
+        with self._threads():
             return self._tapped.run_taps(pixel_values, see), inner
 
 

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from ..core.errors import first_line
+from . import onnxsim_process
 
 WEIGHT_BYTES = 256
 """Initializers from this size on are weights; smaller ones are shapes, axes and scalars."""
@@ -83,20 +83,12 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     names = {out.name: node.name for node in model.graph for out in node.outputs}
     weights = {n: v.const_value for n, v in model.graph.initializers.items() if _is_weight(v)}
     skeleton = _without_weights(model, weights)
+    # It folds constants through onnxruntime and NumPy, which has no bfloat16, and complains aloud.
+    halves = any(v.dtype == ir.DataType.BFLOAT16 for v in model.graph.initializers.values())
     try:
-        import onnxsim
-    except ModuleNotFoundError:
-        return model, "onnxsim is not installed; `pip install onnxsim`"
-    except Exception as error:  # a broken install
-        return model, f"onnxsim does not import: {first_line(error)}"
-    try:
-        # It folds constants through onnxruntime and NumPy, which has no bfloat16, and complains aloud.
-        halves = any(v.dtype == ir.DataType.BFLOAT16 for v in model.graph.initializers.values())
-        proto, checked = onnxsim.simplify(skeleton, skip_constant_folding=halves)
-        if not checked:
-            return model, "onnxsim's own check found other numbers"
-    except Exception as error:  # a bare RuntimeError from its C++; the traced graph is as good
-        return model, f"onnxsim failed: {first_line(error)}"
+        proto = onnxsim_process.simplify(skeleton, fold_constants=not halves)
+    except onnxsim_process.OnnxsimError as error:  # the traced graph is as good
+        return model, str(error)
     result = ir.from_proto(proto)
     missing = [n for n in weights if n not in {v.name for v in result.graph.inputs}]
     if missing:

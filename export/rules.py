@@ -13,7 +13,7 @@ import onnx
 
 from ..core.errors import ExportError
 from ..encoder.config import MIXERS, FastViTHDConfig
-from .attention_plugin import DOMAIN
+from .tensor_names import PLUGIN_DOMAIN
 
 GELU_OPSET = 20
 EIGHT_BITS = (onnx.TensorProto.INT8, onnx.TensorProto.FLOAT8E4M3FN)
@@ -80,7 +80,7 @@ def _broken(model: onnx.ModelProto, config: FastViTHDConfig, projector: bool, at
     expect("BatchNormalization nodes", ops["BatchNormalization"], 0)
     expect("LayerNormalization nodes", ops["LayerNormalization"], attention)
     plugins = attention if attention_plugin else 0
-    expect("attention plugin nodes", sum(n.domain == DOMAIN for n in graph.node), plugins)
+    expect("attention plugin nodes", sum(n.domain == PLUGIN_DOMAIN for n in graph.node), plugins)
     expect("functions", len(model.functions), min(plugins, 1))
     expect("Softmax nodes", ops["Softmax"], attention - plugins, 0 if plugins else lone)
     # Squeeze-excite gates the last convolution: the one Mul that cannot fold.

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from ..core.errors import ArtifactError, ExportError
+from ..core.hardware import quota_threads
 from ..core.verdict.figures import compare
 from ..core.verdict.judging import THRESHOLDS
 from ..encoder.config import FastViTHDConfig
@@ -100,6 +101,7 @@ def _output(model: ir.Model, options: ExportOptions) -> np.ndarray:
             proto = with_rounding(proto, options.float_precision)
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
+        settings.intra_op_num_threads = quota_threads() or 0
         settings.add_session_config_entry(EXTERNAL_FOLDER, folder)
         if options.precision == "fp8":
             settings.add_session_config_entry(QDQ_AS_WRITTEN, "1")

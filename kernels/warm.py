@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ..core.cleanup import register
 from ..core.errors import UnavailableError, first_line
+from ..core.hardware import usable_processes
 from ..core.progress import Progress, silent
 from ..encoder.config import FastViTHDConfig
 from .dispatch import DEFAULTS, modes_for
@@ -76,7 +77,7 @@ def warm(
     Args:
         wanted: calls, on any device, and the block sizes to launch them with.
         arch: of the GPU that will run them (`sm_90`).
-        jobs: processes at most; as many as there are processors if not given.
+        jobs: processes at most; as many as can run at once (see `usable_processes`) if not given.
         limit_s: seconds after which a launch that still compiles is given up.
         resources: also find registers and spills; for what the cache has already that takes another 0.3 s each.
 
@@ -92,12 +93,12 @@ class Compilers:
     """Processes that compile, kept between calls of `warm`: each takes seconds to start. They start when needed.
 
     Args:
-        jobs: processes at most; as many as there are processors if not given.
+        jobs: processes at most; as many as can run at once (see `usable_processes`) if not given.
         limit_s: seconds after which a launch that still compiles is given up.
     """
 
     def __init__(self, jobs: int | None = None, limit_s: float = LIMIT_S) -> None:
-        self.jobs, self.limit_s = jobs or os.cpu_count() or 1, limit_s
+        self.jobs, self.limit_s = jobs or usable_processes(), limit_s
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Compilers:

@@ -121,5 +121,6 @@ def _check_ours(file: Path) -> None:
 
 def _write(file: Path, text: str) -> None:
     with os_errors(file), scratch_beside(file) as scratch:
-        scratch.write_text(text, encoding="utf-8", newline="\n")
+        # The name of a file may hold bytes that are no UTF-8.
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
         put_file(scratch, file)

@@ -10,7 +10,7 @@ import msgspec
 
 from ...core.verdict.sections import FiguresSection
 from ...export.backend_table import get_backend
-from ...export.precision import QUANTIZED, Precision
+from ...export.precision import QUANTIZED
 from ..peers.table import get_peer
 from .messages import (
     A,
@@ -86,7 +86,7 @@ class Files:
         made = self._make(
             ArtifactRequest(
                 path=str(path), height=cell.height, width=cell.width, batch=cell.batch,
-                precision=cast("Precision", cell.precision), target=target, engine=engine, samples=cell.samples or 0,
+                precision=cell.precision, target=target, engine=engine, samples=cell.samples or 0,
             ),
             reserve,
         )  # fmt: skip
@@ -101,9 +101,7 @@ class Files:
         if cell.kind == "ttft" or file.torch is not None or cell.precision in QUANTIZED:
             return file.torch
         path, precision = self.out / "reference" / f"{_place(cell)}-{cell.precision}.json", cell.precision
-        request = TorchRequest(
-            path=str(path), height=cell.height, width=cell.width, precision=cast("Precision", precision)
-        )
+        request = TorchRequest(path=str(path), height=cell.height, width=cell.width, precision=precision)
         return self._make(request, reserve).torch
 
     def end(self) -> None:

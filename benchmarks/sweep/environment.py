@@ -5,11 +5,14 @@ from __future__ import annotations
 import platform
 from dataclasses import asdict
 from datetime import datetime, timezone
+from typing import cast
 
 from ...core import hardware
+from ...core.phrases import printable
+from ...core.plain_text import plain_line
 from ...core.versions import versions_of
 from .process_memory import may_go_first
-from .result import Environment
+from .result import Environment, Processor
 from .sweep_options import Measuring
 
 DISTRIBUTIONS = (
@@ -20,13 +23,14 @@ DISTRIBUTIONS = (
 
 def find_environment(measuring: Measuring, command: str) -> Environment:
     """The machine as it is now; `command` is what the user typed."""
-    memory = hardware.memory_total()
+    memory, cpu = hardware.memory_total(), hardware.cpu()
+    cpu["model"] = plain_line(cpu["model"])
     return Environment(
         date=now(),
-        command=command,
-        cpu=hardware.cpu(),
+        command=plain_line(printable(command)),
+        cpu=cast("Processor", cpu),
         memory_gb=None if memory is None else round(memory / 1e9, 1),
-        gpus=tuple(hardware.gpus()),
+        gpus=tuple(map(plain_line, hardware.gpus())),
         platform=platform.platform(),
         python=platform.python_version(),
         versions=versions_of(*DISTRIBUTIONS),

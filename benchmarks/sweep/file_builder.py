@@ -16,6 +16,7 @@ import msgspec
 from ...calibration.calibration_options import CalibrationOptions
 from ...core.dtypes import torch_dtype
 from ...core.errors import FvexportError
+from ...core.input_file import read_json
 from ...core.output_path import put_file, scratch_beside
 from ...core.records import Record, parse, plain
 from ...core.verdict.reference import Reference
@@ -44,12 +45,13 @@ from .messages import (
     Weights,
     WeightSource,
 )
+from .result import Amount
 
 
 class Note(Record, frozen=True, kw_only=True):
     """What is written beside a file when it has been made: the seconds it took, and PyTorch's own figures."""
 
-    seconds: float | msgspec.UnsetType = msgspec.UNSET
+    seconds: Amount | msgspec.UnsetType = msgspec.UNSET
     torch: FiguresSection | None = None
 
 
@@ -163,8 +165,8 @@ class FileBuilder:
 def _read_note(path: Path) -> Note | None:
     """None if there is none, or none that can be read."""
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")), Note)
-    except (OSError, ValueError, RecursionError):
+        return parse(read_json(path), Note)
+    except (OSError, ValueError):
         return None
 
 

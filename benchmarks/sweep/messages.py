@@ -14,11 +14,12 @@ import json
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast
 
 from ...calibration.policy import QuantTarget
+from ...core.input_file import parse_json
 from ...core.records import Record, parse, plain
 from ...core.verdict.sections import FiguresSection
 from ...export.engines.engine_options import Flavour
 from ...export.precision import Precision
-from .result import Cell, Parity, Status
+from .result import Amount, Cell, Count, Parity, Parts, Status, Times
 
 if TYPE_CHECKING:
     from ...encoder.checkpoint import Checkpoint
@@ -49,12 +50,12 @@ class Ready(Answer, frozen=True, kw_only=True, tag="ready"):
     computes: str
     device: str
     timer: str
-    load_s: float
-    first_ms: float
-    call_ms: float
-    peak_host_mb: float | None
+    load_s: Amount
+    first_ms: Amount
+    call_ms: Amount
+    peak_host_mb: Amount | None
     parity: Parity | None
-    tokens: int
+    tokens: Count
 
 
 class WindowTaken(Answer, frozen=True, kw_only=True, tag="window"):
@@ -68,11 +69,11 @@ class WindowTaken(Answer, frozen=True, kw_only=True, tag="window"):
         energy_j: GPU energy of one image, None if unknown.
     """
 
-    times_ms: tuple[float, ...]
-    parts_ms: tuple[tuple[float, float, float], ...]
-    run_host_mb: float | None
-    gpu_mb: float | None
-    energy_j: float | None
+    times_ms: Times
+    parts_ms: Parts
+    run_host_mb: Amount | None
+    gpu_mb: Amount | None
+    energy_j: Amount | None
 
 
 class Weights(Answer, frozen=True, kw_only=True, tag="weights"):
@@ -94,8 +95,8 @@ class File(Answer, frozen=True, kw_only=True, tag="file"):
     """
 
     path: str | None = None
-    seconds: float | None = None
-    mb: float | None = None
+    seconds: Amount | None = None
+    mb: Amount | None = None
     torch: FiguresSection | None = None
 
 
@@ -227,9 +228,9 @@ def to_line(message: Job[Any] | Answer) -> str:
 
 def read_job(line: str) -> Job[Any]:
     """A job from its line; raises ValueError."""
-    return parse(json.loads(line), cast("type[Job[Any]]", Load | TakeWindow | Describe | Make))
+    return parse(parse_json(line), cast("type[Job[Any]]", Load | TakeWindow | Describe | Make))
 
 
 def read_answer(line: str, job: Job[A]) -> A | Failed:
     """The answer to `job` from its line; raises ValueError, with the problem in one line."""
-    return parse(json.loads(line), cast("type[A | Failed]", job.answer | Failed))
+    return parse(parse_json(line), cast("type[A | Failed]", job.answer | Failed))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 
+from ...core.plain_text import plain_line
 from .messages import File
 from .result import Result, Ttft
 from .round_group import CellWorker
@@ -21,7 +22,7 @@ def measured_result(member: CellWorker, file: File, how: Measuring, environment:
         reason="" if latency.stable else unstable_reason(latency, how, "the budget ended"),
         environment=environment,
         date=date,
-        computes=info.computes,
+        computes=plain_line(info.computes),
         latency=latency,
         tokens=info.tokens,
         build_s=file.seconds,

@@ -9,6 +9,8 @@ from typing import Any
 
 from ...core import hardware
 from ...core.errors import ConfigError, first_line
+from ...core.phrases import printable
+from ...core.plain_text import plain_line
 from ...export.backend_table import BACKENDS, BackendInfo, get_backend, why_absent
 from ...export.precision import QUANTIZED, Precision
 from ..peers.table import PEERS, get_peer, why_peer_absent
@@ -47,8 +49,9 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
     """
     absent: dict[tuple[Kind, str, str | None], Absent] = {}
 
-    def note(kind: Kind, backend: str, precision: str | None, reason: str, install: str = "") -> None:
-        absent.setdefault((kind, backend, precision), Absent(backend, precision, reason, install, environment, kind))
+    def note(kind: Kind, backend: str, precision: Precision | None, reason: str, install: str = "") -> None:
+        missing = Absent(backend, precision, plain_line(reason), install, environment, kind)
+        absent.setdefault((kind, backend, precision), missing)
 
     rows = []
     named = dict.fromkeys(get_backend(name) for name in options.backends or ())  # an alias may repeat a name
@@ -65,7 +68,7 @@ def make_plan(options: SweepOptions, weights: Weights, environment: str) -> Plan
                 pairs.append((row, precision))
             elif options.precisions is not None:
                 note("ours", row.name, precision, f"does not run {precision} natively")
-    threads = options.threads or len(hardware.usable_cores())
+    threads = options.threads or hardware.usable_threads()
     base = _Base(weights, threads, options.samples)
     groups = []
     for batch in sorted(options.batches):
@@ -98,13 +101,14 @@ class _Base:
     threads: int
     samples: int
 
-    def cell(self, kind: Kind, backend: str, precision: str, size: tuple[int, int, int], **own: Any) -> Cell:
+    def cell(self, kind: Kind, backend: str, precision: Precision, size: tuple[int, int, int], **own: Any) -> Cell:
         """The cell of a `size` (height, width, batch); `own` are further fields of it."""
         height, width, batch = size
         weights = self.weights
         return Cell(
             kind=kind, backend=backend, precision=precision, height=height, width=width, batch=batch,
-            threads=self.threads, variant=weights.variant, checkpoint=weights.checkpoint, weights=weights.sha256[:12],
+            threads=self.threads, variant=weights.variant, checkpoint=plain_line(printable(weights.checkpoint)),
+            weights=weights.sha256[:12],
             samples=self.samples if precision in QUANTIZED else None, **own,
         )  # fmt: skip
 

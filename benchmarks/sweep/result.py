@@ -12,12 +12,38 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypedDict
+
+from msgspec import Meta
 
 from ...core.errors import ArtifactError
-from ...core.records import RecordError, parse, plain, unknown_entries, with_unknown
+from ...core.input_file import parse_json
+from ...core.records import Name, RecordError, Text, matching, parse, plain, unknown_entries, with_unknown
+from ...export.precision import Precision
 
 SCHEMA_VERSION = 1
+
+Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+Index = Annotated[int, Meta(ge=0, le=1 << 31)]
+Side = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""Pixels, or tiles."""
+Milliseconds = Annotated[float, Meta(ge=1e-6, le=1e12)]
+"""Of something that was timed: a clock's nanosecond at least, three decades at most."""
+Times = Annotated[tuple[Milliseconds, ...], Meta(min_length=1)]
+"""Of calls in a row."""
+Amount = Annotated[float, Meta(ge=0, le=1e12)]
+RelativeError = Annotated[float, Meta(ge=0, le=1e300)]
+"""It may be large: features can be all wrong."""
+Parts = tuple[tuple[Amount, Amount, Amount], ...]
+"""Milliseconds of encoder, connector and prefill, by call."""
+Decibels = Annotated[float, Meta(ge=-10_000, le=10_000)]
+Cosine = Annotated[float, Meta(ge=-1.001, le=1.001)]
+BackendName = Annotated[
+    str, matching(r"\A[a-z0-9][a-z0-9._-]{0,99}\Z", "a name of lower-case letters, digits, hyphens and periods")
+]
+Date = Annotated[str, matching(r"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[0-9.:+-]{0,20}Z?\Z", "a date of ISO 8601")]
+"""UTC, ISO 8601."""
 
 Kind = Literal["ours", "peer", "ttft"]
 Status = Literal["ok", "unstable", "failed", "timeout", "oom", "crashed", "skipped"]
@@ -48,20 +74,20 @@ class Cell:
     """
 
     kind: Kind
-    backend: str
-    precision: str
-    height: int
-    width: int
-    batch: int
-    threads: int
-    variant: str
-    checkpoint: str
-    weights: str
-    form: str = ""
-    samples: int | None = None
-    llm: str | None = None
-    prompt_tokens: int | None = None
-    tiles: int = 1
+    backend: BackendName
+    precision: Precision
+    height: Side
+    width: Side
+    batch: Count
+    threads: Count
+    variant: Name
+    checkpoint: Text
+    weights: Name
+    form: Name = ""
+    samples: Index | None = None
+    llm: Name | None = None
+    prompt_tokens: Index | None = None
+    tiles: Side = 1
 
     @property
     def id(self) -> str:
@@ -113,10 +139,10 @@ class Window:
         reference_ms: the median of the reference cell's window in the same round, None where it has none.
     """
 
-    round: int
-    median_ms: float
-    count: int
-    reference_ms: float | None = None
+    round: Index
+    median_ms: Milliseconds
+    count: Count
+    reference_ms: Milliseconds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,17 +161,17 @@ class Latency:
         reference: id of the cell whose times stand in the windows; empty where there was none.
     """
 
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    mean_ms: float
-    min_ms: float
-    count: int
+    p50_ms: Milliseconds
+    p90_ms: Milliseconds
+    p99_ms: Milliseconds
+    mean_ms: Milliseconds
+    min_ms: Milliseconds
+    count: Count
     windows: tuple[Window, ...]
-    timer: str
+    timer: Name
     stable: bool
-    spread: float
-    reference: str = ""
+    spread: Amount
+    reference: Text = ""
 
     @property
     def ratios(self) -> list[float]:
@@ -178,12 +204,12 @@ class Parity:
     """
 
     status: Literal["pass", "fail", "non-finite"]
-    sqnr_db: float | None
-    cosine: float | None
-    cosine_min: float | None
-    rel_l2: float | None
-    centred_sqnr_db: float | None = None
-    centred_rel_l2: float | None = None
+    sqnr_db: Decibels | None
+    cosine: Cosine | None
+    cosine_min: Cosine | None
+    rel_l2: RelativeError | None
+    centred_sqnr_db: Decibels | None = None
+    centred_rel_l2: RelativeError | None = None
 
     @property
     def strict_sqnr_db(self) -> float | None:
@@ -206,12 +232,12 @@ class Ttft:
         prompt_tokens: of the text beside them.
     """
 
-    encoder_ms: float
-    connector_ms: float
-    prefill_ms: float
-    total_ms: float
-    visual_tokens: int
-    prompt_tokens: int
+    encoder_ms: Amount
+    connector_ms: Amount
+    prefill_ms: Amount
+    total_ms: Milliseconds
+    visual_tokens: Count
+    prompt_tokens: Index
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,22 +268,22 @@ class Result:
 
     cell: Cell
     status: Status
-    reason: str
-    environment: str
-    date: str
-    computes: str = ""
+    reason: Text
+    environment: Name
+    date: Date
+    computes: Text = ""
     latency: Latency | None = None
-    tokens: int | None = None
-    build_s: float | None = None
-    load_s: float | None = None
-    first_ms: float | None = None
-    peak_host_mb: float | None = None
-    run_host_mb: float | None = None
-    peak_gpu_mb: float | None = None
-    energy_j: float | None = None
+    tokens: Count | None = None
+    build_s: Amount | None = None
+    load_s: Amount | None = None
+    first_ms: Amount | None = None
+    peak_host_mb: Amount | None = None
+    run_host_mb: Amount | None = None
+    peak_gpu_mb: Amount | None = None
+    energy_j: Amount | None = None
     parity: Parity | None = None
     ttft: Ttft | None = None
-    artifact_mb: float | None = None
+    artifact_mb: Amount | None = None
 
     @property
     def measured(self) -> bool:
@@ -283,12 +309,28 @@ class Absent:
         kind: of the cells that are missing.
     """
 
-    backend: str
-    precision: str | None
-    reason: str
-    install: str
-    environment: str
+    backend: Name
+    precision: Precision | None
+    reason: Text
+    install: Text
+    environment: Name
     kind: Kind = "ours"
+
+
+class Processor(TypedDict, total=False):
+    """What `core.hardware.cpu` found."""
+
+    model: Text | None
+    cores: Count | None
+    usable: Count | None
+    quota: Amount | None
+    features: list[Name] | None
+
+
+Setting = (
+    bool | Annotated[int, Meta(ge=-(1 << 53), le=1 << 53)] | Annotated[float, Meta(ge=-1e12, le=1e12)] | Name | None
+)
+"""How something was measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,15 +349,15 @@ class Environment:
         unknown: entries that a newer version wrote.
     """
 
-    date: str
-    command: str
-    cpu: dict[str, Any]
-    memory_gb: float | None
-    gpus: tuple[str, ...]
-    platform: str
-    python: str
-    versions: dict[str, str]
-    settings: dict[str, Any] = field(default_factory=dict)
+    date: Date
+    command: Text
+    cpu: Processor
+    memory_gb: Amount | None
+    gpus: tuple[Text, ...]
+    platform: Text
+    python: Name
+    versions: dict[Name, Name]
+    settings: dict[Name, Setting] = field(default_factory=dict)
     unknown: dict[Any, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -349,18 +391,44 @@ def from_line(line: str, where: str) -> Record:
     them, they are kept.
     """
     try:
-        data = json.loads(line)
-        if not isinstance(data, dict) or "schema" not in data or data.get("type") not in _TYPES:
+        data = parse_json(line)
+        if not isinstance(data, dict) or "schema" not in data or str(data.get("type")) not in _TYPES:
             raise RecordError("it is no line of a sweep's results")
         schema = data.pop("schema")
         if schema != SCHEMA_VERSION:
-            raise RecordError(f"it has schema {schema!r}, this fvexport reads {SCHEMA_VERSION}")
+            raise RecordError(f"it has schema {json.dumps(schema)[:40]}, this fvexport reads {SCHEMA_VERSION}")
         record = parse(data, _TYPES[data.pop("type")])
-    except (ValueError, RecursionError) as error:
+        if isinstance(record, Result):
+            _check_agreement(record)
+    except ValueError as error:
         raise ArtifactError(f"{where} cannot be read ({error}); measure again with `fvexport sweep`") from None
     if isinstance(record, Environment):
         return replace(record, unknown=unknown_entries(data, plain(record)))
     return record
+
+
+def _check_agreement(result: Result) -> None:
+    """Raises RecordError for a result whose parts contradict one another: no figure of it can be trusted."""
+    latency, cell = result.latency, result.cell
+    if (latency is not None) != (result.status in MEASURED):
+        found = "has a latency" if latency else "has none"
+        raise RecordError(f"$.latency: a cell with the status {result.status} {found}")
+    if (result.ttft is not None) != (cell.kind == "ttft" and latency is not None):
+        found = "has times" if result.ttft else "has no times"
+        raise RecordError(f"$.ttft: a cell of kind {cell.kind} {found} to the first token")
+    if (cell.kind == "ttft") != (cell.llm is not None):
+        raise RecordError(f"$.cell.llm: expected for cells of kind ttft and no others, found kind {cell.kind}")
+    if latency is None:
+        return
+    figures = (latency.min_ms, latency.p50_ms, latency.p90_ms, latency.p99_ms)
+    if any(a > b * (1 + 1e-9) for a, b in pairwise(figures)) or latency.mean_ms < latency.min_ms * (1 - 1e-9):
+        raise RecordError("$.latency: expected min_ms <= p50_ms <= p90_ms <= p99_ms and min_ms <= mean_ms")
+    if (calls := sum(window.count for window in latency.windows)) != latency.count:
+        raise RecordError(f"$.latency.count: expected the {calls} calls of its windows, found {latency.count}")
+    if any(a.round >= b.round for a, b in pairwise(latency.windows)):
+        raise RecordError("$.latency.windows: expected rounds in their order, each once")
+    if any(window.median_ms < latency.min_ms * (1 - 1e-9) for window in latency.windows):
+        raise RecordError("$.latency.min_ms: expected no more than the median of any window")
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ...core import hardware
-from ...core.errors import ArtifactError, CheckpointError
+from ...core.errors import ArtifactError, CheckpointError, one_line
 from ...core.locks import locked
 from ...core.output_path import check_place
-from ...core.phrases import counted
+from ...core.phrases import counted, printable
 from ...core.progress import Progress, silent
 from .cell_files import Files
 from .environment import find_environment, now
@@ -34,6 +34,8 @@ RESERVE = 1e9
 """Bytes that stay free when another cell is loaded beside those that wait."""
 GUESS = 1.5e9
 """Bytes of a cell before any of its group is known."""
+MOST_SAID = 2000
+"""Most characters of the reason why a cell has no figures."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class _Sweep:
     ) -> None:
         self.options, self.out, self.how, self.worker, self.progress = options, out, how, worker, progress
         self.began = time.monotonic()
-        self.threads = options.threads or len(hardware.usable_cores())
+        self.threads = options.threads or hardware.usable_threads()
         self.cpus = tuple((hardware.usable_cores() + hardware.usable_cpus())[: self.threads])
         self.weights = WeightSource(**options.weights.arguments())
         self.environment = find_environment(how, command)
@@ -299,7 +301,7 @@ class _Sweep:
             Result(
                 cell=cell,
                 status=status,
-                reason=reason,
+                reason=one_line(printable(reason))[:MOST_SAID],
                 environment=self.environment.id,
                 date=now(),
                 build_s=known.seconds,

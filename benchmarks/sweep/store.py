@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError
-from ...core.records import parse
+from ...core.input_file import parse_json
+from ...core.records import Name, RecordError, Text, parse
+from ...core.records import Record as BaseRecord
 from ..json_lines import append_lines, complete_lines
 from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
 from .windows import TimedWindow
@@ -62,9 +64,9 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
 def results_file(path: str | os.PathLike[str]) -> Path:
     """The results file that `path` names, or holds; raises ArtifactError where there is none."""
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(file):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
         file = file / RESULTS_FILE
-    if not file.is_file():
+    if not os.path.exists(file):  # noqa: PTH110
         raise ArtifactError(f"no results at {file}; make them with `fvexport sweep --out {file.parent}`")
     return file
 
@@ -72,6 +74,13 @@ def results_file(path: str | os.PathLike[str]) -> Path:
 def append(file: Path, *records: Record) -> None:
     """Adds lines that are on the disk when this returns."""
     append_lines(file, [to_line(record) for record in records])
+
+
+class _WindowOf(BaseRecord, frozen=True, kw_only=True):
+    """Whose window a line is."""
+
+    environment: Name
+    cell: Text
 
 
 class Rounds:
@@ -85,11 +94,16 @@ class Rounds:
     def __init__(self, out: Path, environment: str) -> None:
         self.file, self.environment = out / ROUNDS_FILE, environment
         self.windows: dict[str, list[TimedWindow]] = {}
-        for number, line in complete_lines(self.file):
-            try:
-                self._read(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ArtifactError(f"line {number} of {self.file} is damaged ({error}); remove that file") from None
+        try:
+            for number, line in complete_lines(self.file):
+                try:
+                    self._read(parse_json(line))
+                except ValueError as error:
+                    raise ArtifactError(
+                        f"line {number} of {self.file} is damaged ({error}); remove that file"
+                    ) from None
+        except OSError as error:
+            raise ArtifactError(f"cannot read {self.file}: {error.strerror or error}; remove that file") from None
 
     def of(self, cell: Cell) -> list[TimedWindow]:
         """The windows of a cell, by round."""
@@ -107,9 +121,17 @@ class Rounds:
             lines.append(json.dumps({"environment": self.environment, "cell": cell} | asdict(window)))
         append_lines(self.file, lines)
 
-    def _read(self, data: dict[str, Any]) -> None:
-        if data["environment"] == self.environment:
-            self.windows.setdefault(data["cell"], []).append(parse(data, TimedWindow))
+    def _read(self, data: Any) -> None:
+        """Adds the window of one line; raises ValueError for what no sweep writes."""
+        whose = parse(data, _WindowOf)
+        if whose.environment != self.environment:
+            return
+        window, known = parse(data, TimedWindow), self.windows.setdefault(whose.cell, [])
+        if known and known[-1].round >= window.round:
+            raise RecordError(f"$.round: expected more than {known[-1].round}, the cell's last, found {window.round}")
+        if bool(window.parts_ms) != whose.cell.startswith("ttft "):
+            raise RecordError("$.parts_ms: expected for cells of kind ttft and no others")
+        known.append(window)
 
 
 def _records(file: Path) -> Iterator[Record]:

@@ -54,7 +54,7 @@ class SweepOptions:
         weights: whose encoder is measured.
         llms: of `LLMS`, each measured behind the encoder for the time to first token.
         prompt_tokens: of the text beside the visual tokens.
-        threads: of one call on the CPU; None for the physical cores.
+        threads: of one call on the CPU; None for the physical cores, within the container's CPU quota.
         samples: pictures that quantized files are calibrated on.
         peers: measure the plain ways beside ours.
         budget_s: seconds that the sweep may take; None for as many as it needs.

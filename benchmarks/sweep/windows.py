@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .result import Latency, Window, percentile
+from ...core.records import Text
+from .result import Index, Latency, Milliseconds, Parts, Times, Window, percentile
 from .sweep_options import Measuring
 
 
@@ -23,11 +24,11 @@ class TimedWindow:
         parts_ms: encoder, connector and prefill of each call of a `ttft` cell.
     """
 
-    round: int
-    times_ms: tuple[float, ...]
-    reference: str = ""
-    reference_ms: float | None = None
-    parts_ms: tuple[tuple[float, float, float], ...] = ()
+    round: Index
+    times_ms: Times
+    reference: Text = ""
+    reference_ms: Milliseconds | None = None
+    parts_ms: Parts = ()
 
     @property
     def median_ms(self) -> float:

@@ -98,7 +98,7 @@ class Worker:
                 raise WorkerError("timeout", f"no answer within {timeout_s:.0f} s")
         try:
             answer = read_answer(line, job)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             answer = Failed(status="failed", reason=f"the process gave no valid answer ({error})")
         if isinstance(answer, Failed):
             self.end()

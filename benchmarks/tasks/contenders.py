@@ -47,11 +47,15 @@ class Contender:
         if self.artifact is not None:
             check_same_weights(self.artifact, info.source, info.sha256, info.connector_sha256)
 
-    def tower(self) -> VisionTower | None:
-        """What encodes; None for the eager model. Raises what `ArtifactTower` does, but asks not for its weights."""
+    def tower(self, threads: int | None = None) -> VisionTower | None:
+        """What encodes; None for the eager model. Raises what `ArtifactTower` does, but does not check its weights.
+
+        Args:
+            threads: see `Encoder`.
+        """
         if self.artifact is None:
             return None
-        return ArtifactTower(self.artifact, None, backend=self.backend, resolution=self.resolution)
+        return ArtifactTower(self.artifact, None, backend=self.backend, resolution=self.resolution, threads=threads)
 
 
 @dataclass(frozen=True)

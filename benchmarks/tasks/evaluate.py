@@ -12,6 +12,7 @@ import torch
 from ...core.errors import ConfigError, ImageError
 from ...core.phrases import printable
 from ...core.progress import Progress, silent
+from ...core.threads import torch_threads
 from ...encoder.checkpoint import CheckpointInfo, load_checkpoint
 from ...encoder.fastvlm import EagerTower, Sampling, VisionTower
 from ...encoder.fastvlm.load import RESOLUTION
@@ -166,10 +167,10 @@ class _Job:
         if not self.model.force:
             for one in contenders:
                 one.check_weights(info)
-        with Rows(self.out, {one.name: how(one) for one in contenders}) as rows:
+        with torch_threads(self.model.threads), Rows(self.out, {one.name: how(one) for one in contenders}) as rows:
             for one in contenders:
                 if not all(rows.has(one.name, item) for item in self.items()):
-                    run(one, one.tower(), rows)
+                    run(one, one.tower(self.model.threads), rows)
 
 
 def _embed_items(tower: VisionTower, one: Contender, config: PreprocessConfig, job: _Job, rows: Rows) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
+from ...core.threads import check_threads
 from ...encoder.checkpoint import CheckpointInfo
 from ...encoder.fastvlm import FastVLM, Tiling, load_fastvlm
 
@@ -26,6 +27,7 @@ class ModelOptions:
         anyres: cut pictures into tiles, as the checkpoint says or LLaVA-1.6 does.
         grids: (rows, columns) of tiles to choose from instead of those.
         force: take artifacts that were made from other weights.
+        threads: on the CPU, for PyTorch and for artifacts; None leaves it to them, within the container's CPU quota.
     """
 
     checkpoint: str
@@ -37,10 +39,12 @@ class ModelOptions:
     anyres: bool = False
     grids: tuple[tuple[int, int], ...] = ()
     force: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         if self.grids and not self.anyres:
             raise ConfigError("--grid has no effect without --anyres")
+        check_threads(self.threads)
 
     @property
     def place(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ...core.progress import Progress, silent
+from ...core.threads import torch_threads
 from ...encoder.fastvlm import Answer, EncodedImages, FastVLM, Message, Piece, Sampling, VisionTower
 from ...encoder.fastvlm.prompt import MARK
 from .answering import Asking, answer_items, failures
@@ -61,7 +62,7 @@ def open_session(
     contender = entered.contenders(options.resolution, vlm.resolution)[-1]
     if not options.force:
         contender.check_weights(vlm.info)
-    tower = contender.tower()
+    tower = contender.tower(options.threads)
     if tower is not None and not keep_eager:
         vlm.drop_encoder()
     return Session(vlm, contender, tower, Asking(QUESTION, sampling, contender.resolution, options.tiling(vlm)))
@@ -151,7 +152,10 @@ def answer_batch(
     total = count_items(data, "ask")
     session = open_session(options, sampling, artifact=artifact, backend=backend, progress=progress)
     name = session.contender.name
-    with Rows(out, {name: session.asking.fingerprint(session.vlm, session.contender)}) as rows:
+    with (
+        torch_threads(options.threads),
+        Rows(out, {name: session.asking.fingerprint(session.vlm, session.contender)}) as rows,
+    ):
         kept = rows.kept
         answer_items(
             session.vlm, read_items(data, "ask"), rows, asking=session.asking, encoder=name, tower=session.tower,

@@ -13,7 +13,7 @@ MAX_BLOCKS = 256
 MAX_DIM = 1 << 14
 """Channels believed for one stage."""
 
-_PART = re.compile(r"stages\.(\d+)\.(?:blocks\.(\d+)\.)?(.+)")
+_PART = re.compile(r"stages\.([0-9]{1,4})\.(?:blocks\.([0-9]{1,4})\.)?(.+)")
 _SE = {"final_conv.se.fc1.weight": 0, "final_conv.se.fc1.bias": 0, "final_conv.se.fc2.weight": 1}
 # Part of a stage -> the axis of its shape that holds the stage's channels.
 _DIM_AXIS = {

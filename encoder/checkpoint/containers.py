@@ -70,7 +70,9 @@ def contents(source: str, file: str, content: object) -> Contents:
 
 def _levels(content: object) -> Iterator[tuple[str | None, Mapping[Any, Any]]]:
     """Each mapping on the way to the state dict, and the key to the next; None in the last."""
-    while isinstance(content, Mapping):
+    seen: set[int] = set()  # a pickle can hold a mapping that is within itself
+    while isinstance(content, Mapping) and id(content) not in seen:
+        seen.add(id(content))
         key = next((k for k in WRAPPERS if isinstance(content.get(k), Mapping)), None)
         yield key, content
         content = content[key] if key is not None else None
@@ -83,12 +85,20 @@ def _innermost(content: object) -> object:
 
 
 def _holds(value: object) -> bool:
-    """Whether tensors are in it, at any depth."""
-    if isinstance(value, Mapping):
-        return any(_holds(inner) for inner in value.values())
-    if isinstance(value, (list, tuple)):
-        return any(isinstance(inner, Tensor) for inner in value)
-    return isinstance(value, Tensor) and value.dim() > 0
+    """Whether tensors are in it, at any depth of mappings."""
+    waiting, seen = [value], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.dim() > 0:
+                return True
+        elif isinstance(value, (list, tuple)):
+            if any(isinstance(inner, Tensor) for inner in value):
+                return True
+        elif isinstance(value, Mapping) and id(value) not in seen:  # see `_levels`
+            seen.add(id(value))
+            waiting += value.values()
+    return False
 
 
 def _is_timm(content: object) -> bool:

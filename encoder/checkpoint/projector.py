@@ -9,13 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from ..config import ConnectorConfig
+from ..config import MAX_CONNECTOR_LAYERS, ConnectorConfig
 from ..connector import Connector
 from .forms import PublicForm
 from .tensors import TensorInfo
-
-MAX_LAYERS = 16
-"""Linear layers believed; a damaged index beyond shows up as a surplus tensor."""
 
 
 @dataclass
@@ -86,7 +83,8 @@ def _kind(parts: Collection[str]) -> str:
     if "weight" in parts:
         return "linear"
     layers = {int(m[1]) // 2 + 1 for part in parts if (m := re.match(r"(\d{1,3})\.", part))}
-    return f"mlp{max((n for n in layers if n <= MAX_LAYERS), default=2)}x_gelu"
+    # A damaged index beyond shows up as a surplus tensor.
+    return f"mlp{max((n for n in layers if n <= MAX_CONNECTOR_LAYERS), default=2)}x_gelu"
 
 
 def _spelling(form: PublicForm, kind: str) -> tuple[Callable[[str], str], Callable[[str], str]]:
@@ -96,7 +94,7 @@ def _spelling(form: PublicForm, kind: str) -> tuple[Callable[[str], str], Callab
     elif kind == "linear":  # a bare nn.Linear in LLaVA
         table = {"": "0"}
     else:
-        table = {str(i): str(i) for i in range(0, 2 * MAX_LAYERS, 2)}
+        table = {str(i): str(i) for i in range(0, 2 * MAX_CONNECTOR_LAYERS, 2)}
     back = {ours: theirs for theirs, ours in table.items()}
 
     def translate(name: str, table: dict[str, str]) -> str:

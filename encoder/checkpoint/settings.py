@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import MIXERS, FastViTHDConfig
+from ..config import MAX_SIDE, MIXERS, FastViTHDConfig
 from .architecture import MAX_BLOCKS
 
 Configs = Mapping[str, Mapping[str, Any]]
@@ -63,7 +63,7 @@ def _pads(main: Mapping[str, Any]) -> bool | None:
 def _resolution(configs: Configs) -> int | None:
     main = configs.get("config.json", {})
     tower = main.get("mm_vision_tower")
-    if isinstance(tower, str) and (match := re.search(r"_(\d+)$", tower)):  # mobileclip_l_1024
+    if isinstance(tower, str) and (match := re.search(r"_([0-9]{1,6})$", tower)):  # mobileclip_l_1024
         found: list[Any] = [int(match[1])]
     else:
         found = []
@@ -89,7 +89,7 @@ def _side(value: Any) -> int | None:
         value = value[-1]
     if isinstance(value, bool) or not isinstance(value, int):
         return None
-    return value if value > 0 and value % FastViTHDConfig().stride == 0 else None
+    return value if 0 < value <= MAX_SIDE and value % FastViTHDConfig().stride == 0 else None
 
 
 def _depths(main: Mapping[str, Any]) -> tuple[int, ...] | None:

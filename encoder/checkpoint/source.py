@@ -60,11 +60,11 @@ def _from_folder(source: str, folder: Path) -> Located:
 
 def _located(source: str, weights: Path, folder: Path, notices: tuple[str, ...] = ()) -> Located:
     if ADAPTER_FILES.fullmatch(weights.name):
-        described = ["adapter_config.json"] if (folder / "adapter_config.json").is_file() else []
+        described = ["adapter_config.json"] if os.path.lexists(folder / "adapter_config.json") else []
         refuse_adapter(source, [weights.name, *described], lambda name: parse_json(source, folder / name))
 
     def optional(name: str) -> Path | None:
-        return path if (path := folder / name).is_file() else None
+        return path if os.path.lexists(path := folder / name) else None
 
     configs = _read_configs(source, folder)
     return Located(source, weights, _fetch_from(source, folder), optional, configs, notices=notices)
@@ -73,7 +73,7 @@ def _located(source: str, weights: Path, folder: Path, notices: tuple[str, ...] 
 def _fetch_from(source: str, folder: Path) -> Callable[[str], Path]:
     def fetch(name: str) -> Path:
         path = folder / name
-        if not path.is_file():
+        if not os.path.lexists(path):  # never raises, unlike `Path.exists`
             raise unfit(source, f"the shard {shown(name)} is missing", "download that file too")
         return path
 

@@ -21,11 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...core.input_file import open_regular
 from .containers import Contents, contents
 from .converted import ORIGINAL
 from .messages import shown, some, unfit
 from .prefixes import Unwrapped, unwrap
-from .weights_files import INDEX, Located, check_shard_name, parse_json
+from .weights_files import INDEX, Located, check_shard_name, parse_json, unreadable
 
 CHUNK = 8 << 20
 """Bytes read through one opening of a file, or a sixteenth of what is wanted where that is more."""
@@ -126,8 +127,8 @@ class TensorStore:
         file, _ = next(self._by_file([name]))
         kind, own = kind_of(self._source, file), self.original(name)
         count = math.ceil(4 * math.prod(shape) / CHUNK)
-        rows = math.ceil(shape[0] / min(count, 64)) if shape and count else 1
-        starts = range(0, shape[0], rows) if shape else ()
+        rows = math.ceil(shape[0] / min(count, 64)) if count and shape else 1
+        starts = range(0, shape[0], rows) if count and shape else ()  # a shape such as (2^62, 0) has no values
         if kind == "safetensors":
             for start in starts:
                 with _opened(self._source, file, kind) as get:
@@ -138,10 +139,13 @@ class TensorStore:
                     yield get(own, slice(start, start + rows)).clone()
 
     def read(self, names: Iterable[str], dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor]]:
-        """The tensors as contiguous copies in `dtype`, one at a time."""
+        """The tensors as contiguous copies in `dtype`, one at a time; CheckpointError for one not of `FLOATS`."""
         for file, group in self._by_file(names):
             kind, infos = kind_of(self._source, file), self._open(file)
             by_name = {name: infos[self.original(name)] for name in group}
+            if other := next((name for name, info in by_name.items() if info.dtype not in FLOATS), None):
+                problem = f"{file.name} has {shown(self.original(other))} in {by_name[other].dtype}"
+                raise unfit(self._source, problem, f"{ORIGINAL}, in float32, float16 or bfloat16")
             for chunk in _chunks(group, by_name) if kind != "pickle" else [group]:
                 with _opened(self._source, file, kind) as get:
                     for name in chunk:
@@ -169,10 +173,10 @@ def kind_of(source: str, file: Path) -> str:
         CheckpointError: unreadable, empty, an HTML page, a git-lfs pointer, or anything else.
     """
     try:
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
             head = stream.read(512)
     except OSError as error:
-        raise unfit(source, f"{file.name} cannot be read ({shown(error.strerror)})", "check its permissions") from None
+        raise unreadable(source, file, error) from None
     if not head:
         raise unfit(source, f"{file.name} is empty", "download it again")
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 1 << 30:
@@ -209,8 +213,11 @@ def _infos(source: str, file: Path, kind: str) -> tuple[dict[str, TensorInfo], s
 def _info(value: object) -> TensorInfo:
     if not isinstance(value, Tensor):
         return TensorInfo((), type(value).__name__)
-    plain = value.layout == torch.strided and not value.is_meta and not value.is_quantized
-    return TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch.") if plain else "without plain values")
+    plain = value.layout == torch.strided and not (value.is_meta or value.is_quantized or value.is_nested)
+    # A pickle can repeat few stored values over any shape, without end.
+    if not plain or value.numel() * value.element_size() > max(value.untyped_storage().nbytes(), 1 << 20):
+        return TensorInfo(() if value.is_nested else tuple(value.shape), "without plain values")
+    return TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch."))
 
 
 def _chunks(names: list[str], infos: Mapping[str, TensorInfo]) -> Iterator[list[str]]:
@@ -293,7 +300,7 @@ def _foreign_archive(file: Path) -> str | None:
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # zipfile has no error of its own for a damaged directory's names, versions and sizes
         return None
     if any(name.endswith(("data.pkl", "constants.pkl")) for name in names):
         return None

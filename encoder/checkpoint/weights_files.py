@@ -5,19 +5,23 @@ Used by `source` for local paths and by `hub` for repositories.
 
 from __future__ import annotations
 
-import json
+import errno
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ...core.errors import CheckpointError
+from ...core.input_file import read_json
 from .converted import ADAPTER_FILES, refuse_adapter
 from .messages import shown, some, unfit
 from .prefixes import is_ema
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 INDEX = ".index.json"
+LONGEST_NAME = 255
+"""Bytes of a file's name, of any common file system."""
 
 # The file names of the five published forms; a whole file is preferred to its shards.
 PREFERRED = (
@@ -95,21 +99,31 @@ def beside(names: Iterable[str], weights: str) -> tuple[str, ...]:
 def check_shard_name(source: str, index: str, name: object) -> str:
     """A shard's file name as an index gives it; raises CheckpointError unless it stays in the folder."""
     parts = PurePosixPath(name).parts if isinstance(name, str) else ()
-    if not parts or "\\" in str(name) or ":" in str(name) or parts[0] == "/" or ".." in parts:
+    bad = not parts or re.search(r"[\\:\0\ud800-\udfff]", str(name)) or parts[0] == "/" or ".." in parts
+    if bad or any(len(part.encode()) > LONGEST_NAME for part in parts):
         raise unfit(
-            source, f"{index} names the shard {shown(name)!r}, which is not in its folder", "put the shards beside it"
+            source,
+            f"{index} names the shard {shown(name)!r}, which cannot be in its folder",
+            "put the shards beside it",
         )
     return str(name)
+
+
+def unreadable(source: str, path: Path, error: OSError) -> CheckpointError:
+    """The error for a file that cannot be opened or read."""
+    fix = "check its permissions, and where it links to" if path.is_symlink() else "check its permissions"
+    if error.errno in (errno.EINVAL, errno.EFBIG):  # of `input_file`, which says what the file is
+        fix = "replace it by the original"
+    return unfit(source, f"{path.name} cannot be read ({shown(error.strerror)})", fix)
 
 
 def parse_json(source: str, path: Path) -> Mapping[str, Any]:
     """The object in a JSON file; raises CheckpointError for anything else."""
     try:
-        content = json.loads(path.read_bytes())  # bytes, so that a byte order mark and UTF-16 are understood
+        content = read_json(path)
     except OSError as error:
-        fix = "check its permissions, and where it links to" if path.is_symlink() else "check its permissions"
-        raise unfit(source, f"{path.name} cannot be read ({shown(error.strerror)})", fix) from None
-    except (ValueError, RecursionError):
+        raise unreadable(source, path, error) from None
+    except ValueError:
         content = None
     if not isinstance(content, dict):
         raise unfit(source, f"{path.name} is not a JSON object", "replace it by the original")

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...core.errors import ConfigError
+from ...core.errors import CheckpointError, ConfigError, first_line
 from ..qwen2 import prefill
+from .tokenizer import MEND
 
 StopReason = Literal["end", "length", "context"]
 """The model ended its answer; `max_new_tokens` were made; the context is full."""
@@ -229,6 +230,8 @@ class TextStream:
         return piece
 
     def _decoded(self, begin: int, end: int) -> str:
-        return str(
-            self._tokenizer.decode(self._ids[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        )
+        ids = self._ids[begin:end]
+        try:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        except Exception as error:  # the libraries' own kinds
+            raise CheckpointError(f"the tokenizer cannot decode the answer ({first_line(error)}); {MEND}") from None

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from msgspec import UnsetType
 
 from ...core.dtypes import DTYPES, torch_dtype
 from ...core.progress import Progress
+from ...core.records import RecordError, parse, plain
 from ..checkpoint.check import Findings
 from ..checkpoint.converted import check_names
 from ..checkpoint.messages import shown, unfit
 from ..checkpoint.tensors import FLOATS, TensorInfo, TensorStore
 from ..qwen2 import hollow_qwen2, import_qwen2
+from .records import LanguageEntries, LlavaEntries
 
 MODEL_TYPES = ("qwen2", "llava_qwen2", "llava_qwen")
 """What config.json calls a Qwen2 and LLaVA's wrapping of it."""
-
-_FIELDS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-    "num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
-    "rope_theta", "rope_scaling", "rope_parameters", "use_sliding_window", "sliding_window", "max_window_layers",
-    "layer_types", "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
-"""Qwen2's own entries of config.json, beside which LLaVA puts its."""
 
 OWN_CONFIG = "use the config.json that belongs to these weights"
 
@@ -66,13 +62,13 @@ def _file_name(own: str, names: Collection[str]) -> str:
     return next(prefix + own[len(start) :] for prefix, start in naming.items() if own.startswith(start))
 
 
-def read_config(source: str, main: Mapping[str, Any], *, has_head: bool) -> Any:
+def read_config(source: str, main: Mapping[str, Any], store: TensorStore) -> Any:
     """The `Qwen2Config` that config.json speaks of.
 
     Args:
         source: for messages.
         main: config.json.
-        has_head: whether the file holds `lm_head.weight`; without a word in config.json, that decides about tying.
+        store: tells whether there is a `lm_head.weight`, which decides about tying if config.json does not.
 
     Raises:
         CheckpointError: no config.json, another language model, or values that Qwen2 cannot have.
@@ -85,14 +81,27 @@ def read_config(source: str, main: Mapping[str, Any], *, has_head: bool) -> Any:
         raise unfit(source, f"its language model is {shown(kind)!r}", "give a FastVLM checkpoint, which has Qwen2's")
     if missing := [name for name in _NEEDED if name not in text]:
         raise unfit(source, f"config.json lacks {', '.join(missing)}", OWN_CONFIG)
-    values = {name: text[name] for name in _FIELDS if name in text}
-    tied = [holder["tie_word_embeddings"] for holder in (main, text) if "tie_word_embeddings" in holder]
-    # transformers' form says it at the top, in the text's own part, or in both; a file without a head says it too.
-    values["tie_word_embeddings"] = any(tied) if tied else not has_head
-    qwen2 = import_qwen2()
+    with _described(source):
+        entries = parse(text, LanguageEntries)
+        # transformers' form says it at the top, in the text's own part, or in both; a file without a head says it too.
+        tied = [entries.tie_word_embeddings, parse(main, LlavaEntries).tie_word_embeddings]
+        told = [tie for tie in tied if not isinstance(tie, UnsetType)]
+        tie = any(told) if told else not any(own_name(name) == _HEAD for name in store.names)
+        return _config({**plain(entries), "tie_word_embeddings": tie})
+
+
+def _config(values: Mapping[str, Any]) -> Any:
+    return import_qwen2().Config.from_dict(dict(values))
+
+
+@contextmanager
+def _described(source: str) -> Iterator[None]:
+    """Turns what checks and constructors raise for config.json's values into CheckpointError."""
     try:
-        return qwen2.Config.from_dict(values)
-    except Exception as error:  # a validator's own kinds, which differ between releases
+        yield
+    except RecordError as error:
+        raise unfit(source, f"config.json describes no Qwen2 ({error})", OWN_CONFIG) from None
+    except Exception as error:  # transformers' own kinds, which differ between releases
         raise unfit(source, f"config.json describes no Qwen2 ({shown(error)})", OWN_CONFIG) from None
 
 
@@ -107,20 +116,18 @@ def stored_dtype(main: Mapping[str, Any]) -> torch.dtype:
 
 
 def load_language_model(
-    source: str, store: TensorStore, main: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device,
-    progress: Progress,
+    source: str, store: TensorStore, config: Any, *, dtype: torch.dtype, device: torch.device, progress: Progress
 ) -> tuple[Any, str | None]:  # fmt: skip
     """The checkpoint's `Qwen2ForCausalLM`; every tensor goes from the file to its place, and one is held beside it.
 
     Returns it and what a person has to know of it, if anything.
 
     Raises:
-        CheckpointError: see `read_config`; adapter layers, quantized weights; a config.json that contradicts the
-            tensors; missing, surplus or unfit tensors, all in one error.
+        CheckpointError: adapter layers, quantized weights; a config.json (`config`, see `read_config`) that contradicts
+            the tensors; missing, surplus or unfit tensors, all in one error.
     """
     names = {own: name for name in store.names if (own := own_name(name)) is not None}
     check_names(source, [store.original(name) for name in names.values()], "its language model")
-    config = read_config(source, main, has_head=_HEAD in names)
     described = store.describe(names.values())
     notice = None
     if config.tie_word_embeddings and _HEAD in names:
@@ -132,7 +139,8 @@ def load_language_model(
                 f"config.json says tie_word_embeddings, but {store.original(names[_HEAD])} differs from the "
                 "embeddings: the stored head is used, as transformers does."
             )
-    model = hollow_qwen2(config)
+    with _described(source):
+        model = hollow_qwen2(config)
     frequencies = [name for name in names if _FREQUENCIES.fullmatch(name)]
     _check_frequencies(source, store, model, [names.pop(name) for name in frequencies])
     findings = Findings(store.original)
@@ -168,9 +176,15 @@ def _same(store: TensorStore, described: Mapping[str, TensorInfo], embeddings: s
 def _check_frequencies(source: str, store: TensorStore, model: Any, names: Collection[str]) -> None:
     """Raises CheckpointError for stored rotary frequencies (transformers before 4.32) that config.json contradicts."""
     own = model.model.rotary_emb.inv_freq
-    for name, tensor in store.read(names):
+    fitting = [name for name, info in store.describe(names).items() if info.shape == tuple(own.shape)]
+    close = {
         # As accurate as the dtype that they were saved in.
-        if tensor.shape != own.shape or not torch.allclose(tensor, own, rtol=1e-2, atol=0):
+        name
+        for name, tensor in store.read(fitting)
+        if torch.allclose(tensor, own, rtol=1e-2, atol=0)
+    }
+    for name in names:
+        if name not in close:
             problem = f"config.json has other rotary frequencies (rope_theta) than {shown(store.original(name))}"
             raise unfit(source, problem, OWN_CONFIG)
 
@@ -192,7 +206,8 @@ def _check_config(source: str, config: Any, shapes: Mapping[str, tuple[int, ...]
     if "num_hidden_layers" in wrong:
         changed.pop("layer_types", None)  # one for each layer
     try:
-        fits = _expected(hollow_qwen2(import_qwen2().Config.from_dict(changed))) == dict(shapes)
+        parse(changed, LanguageEntries)
+        fits = _expected(hollow_qwen2(_config(changed))) == dict(shapes)
     except Exception:  # sizes that no Qwen2 can have: the tensors are told as they are
         return
     if fits:

@@ -15,15 +15,17 @@ from torch import Tensor
 from ...core.dtypes import DTYPES, torch_dtype
 from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
+from ...core.records import RecordError, parse
 from ..checkpoint.load import CheckpointInfo, load_located
 from ..checkpoint.messages import unfit
 from ..checkpoint.source import locate
-from ..checkpoint.tensors import TensorStore
+from ..checkpoint.tensors import FLOATS, TensorStore
 from ..checkpoint.weights_files import Located
 from ..qwen2 import import_qwen2
-from .language import load_language_model, own_name, stored_dtype
+from .language import OWN_CONFIG, load_language_model, own_name, read_config, stored_dtype
 from .model import FastVLM
 from .prompt import MARK
+from .records import MAX_CONTEXT, LlavaEntries
 from .tiles import Tiling
 from .tokenizer import check_fits, load_tokenizer, read_generation, stop_ids, tokenizer_from
 from .vision import EagerTower
@@ -62,22 +64,25 @@ def load_fastvlm(
     located = locate(source if isinstance(source, str) else Path(source), revision=revision, progress=progress)
     main = located.configs.get("config.json", {})
     kept = _dtype(dtype, place, main)
-    words = _tokenizer(tokenizer, located)  # the small files first: report what they lack before reading gigabytes
+    llava = _llava(located.source, main)
+    # The small files first: report what they lack before reading gigabytes.
+    words, generation = _tokenizer(tokenizer, located), read_generation(located)
     store = TensorStore(located)
     if not any(own_name(name) for name in store.names):
         raise unfit(located.source, "has no language model", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
+    config = read_config(located.source, main, store)
+    stops = stop_ids(located.source, config, generation, words)
+    if words is not None:
+        check_fits(located.source, words, config.vocab_size)
     checkpoint = load_located(located, store, require_connector=True, progress=progress)
     assert checkpoint.connector is not None  # it was required
     side = checkpoint.info.resolution or RESOLUTION
     tiling = Tiling.from_config(main, (side, side))
     language_model, notice = load_language_model(
-        located.source, store, main, dtype=kept, device=place, progress=progress
+        located.source, store, config, dtype=kept, device=place, progress=progress
     )
     info = _with_notice(checkpoint.info, notice)
-    config = language_model.config
     _check_width(located, checkpoint.connector.config.out_channels, config.hidden_size)
-    if words is not None:
-        check_fits(located.source, words, config.vocab_size)
     vision = torch.bfloat16 if kept == torch.bfloat16 else torch.float32
     return FastVLM(
         info=info,
@@ -88,10 +93,11 @@ def load_fastvlm(
         tokenizer=words,
         resolution=(side, side),
         tiling=tiling,
-        image_newline=_newline(store),
-        stop_ids=stop_ids(config, read_generation(located), words),
-        context_length=_context(main, config),
-        image_mark=f"<im_start>{MARK}<im_end>" if main.get("mm_use_im_start_end") else MARK,
+        image_newline=_newline(located.source, store, config.hidden_size),
+        stop_ids=stops,
+        # LLaVA trains and cuts at its own length, which is less than Qwen2's positions.
+        context_length=min(config.max_position_embeddings, llava.tokenizer_model_max_length or MAX_CONTEXT),
+        image_mark=f"<im_start>{MARK}<im_end>" if llava.mm_use_im_start_end else MARK,
     )
 
 
@@ -125,13 +131,20 @@ def _check_width(located: Located, connector: int, language_model: int) -> None:
         raise unfit(located.source, what, "give a checkpoint whose parts belong together")
 
 
-def _newline(store: TensorStore) -> Tensor | None:
+def _llava(source: str, main: Mapping[str, Any]) -> LlavaEntries:
+    try:
+        return parse(main, LlavaEntries)
+    except RecordError as error:
+        raise unfit(source, f"config.json is not LLaVA's ({error})", OWN_CONFIG) from None
+
+
+def _newline(source: str, store: TensorStore, width: int) -> Tensor | None:
+    """`image_newline` (d,), or None; raises CheckpointError for another shape or dtype."""
     name = next((name for name in NEWLINES if name in store.names), None)
-    return None if name is None else next(tensor for _, tensor in store.read([name]))
-
-
-def _context(main: Mapping[str, Any], config: Any) -> int:
-    """LLaVA trains and cuts at `tokenizer_model_max_length`, which is less than Qwen2's positions."""
-    most = main.get("tokenizer_model_max_length")
-    own = int(config.max_position_embeddings)
-    return min(own, most) if isinstance(most, int) and most > 0 else own
+    if name is None:
+        return None
+    info = store.describe([name])[name]
+    if info.shape != (width,) or info.dtype not in FLOATS:
+        problem = f"its {store.original(name)} is {info.dtype}{list(info.shape)}, not {width} floating-point values"
+        raise unfit(source, problem, "give a checkpoint whose parts belong together")
+    return next(tensor for _, tensor in store.read([name]))

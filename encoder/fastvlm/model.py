@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import CheckpointError, ConfigError, PromptError
+from ...core.threads import torch_threads
 from ..checkpoint import CheckpointInfo
 from ..config import FastViTHDConfig
 from ..connector import Connector
@@ -57,6 +58,7 @@ class FastVLM:
     context_length: int
     image_mark: str = MARK
 
+    @torch_threads()
     def generate(
         self, images: Sequence[ImageLike] | EncodedImages, conversation: Conversation, *,
         tower: VisionTower | None = None, resolution: tuple[int, int] | None = None, tiling: Tiling | None = None,
@@ -95,6 +97,7 @@ class FastVLM:
             raise CheckpointError(f"{self.info.source}: was loaded without a tokenizer; {MEND}")
         return tokenize(self.tokenizer, segments(conversation, images, mark=self.image_mark))
 
+    @torch_threads()
     def encode_images(
         self, images: Sequence[ImageLike], *, tower: VisionTower | None = None,
         resolution: tuple[int, int] | None = None, tiling: Tiling | None = None,
@@ -102,6 +105,7 @@ class FastVLM:
         """All images' frames and tiles through the tower in one call, then the connector; see `generate`."""
         return self._encoded(self._prepared(images, tower, resolution, tiling))
 
+    @torch_threads()
     def answer(
         self, images: EncodedImages, ids: Sequence[int], *, sampling: Sampling | None = None,
         stream: Callable[[Piece], None] | None = None,

@@ -6,11 +6,14 @@ Source: template `qwen_2` of apple/ml-fastvlm (`llava/conversation.py`), `predic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ...core.errors import PromptError
+from ...core.errors import CheckpointError, PromptError, first_line
 from ...core.phrases import counted
+from ...core.plain_text import SURROGATES
+from .tokenizer import MEND
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "<image>\\nWhat is this?"}`, as transformers' chat templates take it; the content may be
@@ -70,13 +73,18 @@ def segments(conversation: Conversation, images: int, *, mark: str = MARK) -> li
 
 
 def tokenize(tokenizer: Any, parts: Sequence[Segment]) -> list[int]:
-    """Token ids with `IMAGE_TOKEN_INDEX` for each image."""
+    """Token ids with `IMAGE_TOKEN_INDEX` for each image; raises CheckpointError if the tokenizer fails."""
     ids: list[int] = []
     for part in parts:
         if part is None:
             ids.append(IMAGE_TOKEN_INDEX)
         elif part:
-            ids += tokenizer(part, add_special_tokens=False).input_ids
+            try:
+                ids += tokenizer(part, add_special_tokens=False).input_ids
+            except Exception as error:  # the libraries' own kinds, such as for a vocabulary without an unknown token
+                raise CheckpointError(
+                    f"the tokenizer cannot tokenize the prompt ({first_line(error)}); {MEND}"
+                ) from None
     return ids
 
 
@@ -90,6 +98,8 @@ def _turns(conversation: Conversation) -> list[tuple[str, str]]:
         expected = "assistant" if index % 2 else "user"
         if role != expected:
             raise PromptError(f"turn {index + 1} of the conversation must be the {expected}'s; found {role!r}")
+        if re.search(f"[{SURROGATES}]", text):
+            raise PromptError(f"turn {index + 1} of the conversation has bytes that are no UTF-8; give text in UTF-8")
         if role == "user" and not text.replace(MARK, "").strip():
             raise PromptError(f"turn {index + 1} of the conversation asks nothing; give a question")
     if len(turns) < 2 or turns[-1][0] != "user":

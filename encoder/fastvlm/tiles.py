@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
+from msgspec import Meta
 from PIL import Image
 from torch import Tensor
 
 from ...core.errors import ConfigError
+from ...core.records import RecordError, parse
 
+Side: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]
 MergeType = Literal["flat", "spatial", "spatial_unpad"]
+Canvases: TypeAlias = Annotated[list[tuple[Side, Side]], Meta(min_length=1, max_length=256)]
 MAX_TILES = 64
 """Of one picture: 64 tiles of 1024 x 1024 make 16384 visual tokens."""
 
@@ -53,13 +58,7 @@ class Tiling:
             return None
         if aspect != "anyres":
             raise ConfigError(f"image_aspect_ratio {aspect!r} is not supported; known are pad, anyres and square")
-        pinpoints = main.get("image_grid_pinpoints")
-        try:
-            if isinstance(pinpoints, str):
-                pinpoints = ast.literal_eval(pinpoints)
-            canvases = [(int(height), int(width)) for width, height in pinpoints]  # type: ignore[union-attr]
-        except (TypeError, ValueError, SyntaxError):
-            raise ConfigError(f"image_grid_pinpoints must be pairs of width and height; found {pinpoints!r}") from None
+        canvases = _canvases(main.get("image_grid_pinpoints"))
         for height, width in canvases:
             if height % tile[0] or width % tile[1]:
                 raise ConfigError(f"image_grid_pinpoints has {width}x{height}, which tiles of {tile} do not fill")
@@ -67,6 +66,18 @@ class Tiling:
             tuple((height // tile[0], width // tile[1]) for height, width in canvases),
             main.get("mm_patch_merge_type", "flat"),
         )
+
+
+def _canvases(pinpoints: Any) -> list[tuple[int, int]]:
+    """(height, width) of each of `image_grid_pinpoints`: a list of (width, height), or the text of one as Python."""
+    try:
+        if isinstance(pinpoints, str) and re.fullmatch(r"[\d\s,()\[\]]{1,4096}", pinpoints, re.ASCII):
+            # The pattern leaves only numbers within lists, which can still be nested too deeply.
+            pinpoints = ast.literal_eval(pinpoints)
+        return [(height, width) for width, height in parse(pinpoints, Canvases)]
+    except (RecordError, ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        found = repr(pinpoints)[:80]
+        raise ConfigError(f"image_grid_pinpoints must be pairs of width and height; found {found}") from None
 
 
 @dataclass(frozen=True)

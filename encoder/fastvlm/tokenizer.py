@@ -5,26 +5,36 @@ No code of the folder is run.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+<<<<<<< HEAD
 from ...core.errors import CheckpointError, UnavailableError
 from ...core.home import expand_home
+=======
+from ...core.errors import UnavailableError
+from ...core.input_file import read_bytes
+from ...core.records import RecordError, parse
+>>>>>>> holds
 from ..checkpoint.hub import locate_files
 from ..checkpoint.messages import shown, unfit
-from ..checkpoint.weights_files import Located
+from ..checkpoint.weights_files import Located, parse_json
 from ..qwen2 import INSTALL
+from .records import GenerationEntries, TokenizerEntries, token_ids
+
+T = TypeVar("T")
 
 FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
+SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
 START, END = "<|im_start|>", "<|im_end|>"
+NO_LIMIT = 1 << 30
+"""Of a tokenizer's `model_max_length`, which would only warn: the model's context is checked with the images."""
 MEND = "give the folder of a tokenizer, such as that of apple/FastVLM-0.5B"
 
 
@@ -41,10 +51,17 @@ def load_tokenizer(located: Located) -> Any:
 
 def tokenizer_from(source: str | os.PathLike[str]) -> Any:
     """The tokenizer of another folder or hub id, for weights that came without one."""
+<<<<<<< HEAD
     path = expand_home(source)
     if path.is_dir():
         return _opened(str(source), [path / name for name in FILES if (path / name).is_file()])
     if path.exists() or not isinstance(source, str) or "/" not in source:
+=======
+    path = Path(source).expanduser()
+    if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
+        return _opened(str(source), [path / name for name in FILES if os.path.lexists(path / name)])
+    if os.path.lexists(path) or not isinstance(source, str) or "/" not in source:
+>>>>>>> holds
         raise unfit(source, "holds no tokenizer", MEND)
     return _opened(source, locate_files(source, FILES))
 
@@ -57,25 +74,36 @@ def _opened(source: str, files: Iterable[Path]) -> Any:
         import transformers
     except ImportError:
         raise UnavailableError(f"a tokenizer needs transformers, which is not installed; `{INSTALL}`") from None
+    settings = _checked(source, names[SETTINGS], TokenizerEntries) if SETTINGS in names else TokenizerEntries()
     try:
-        tokenizer = _read(transformers, names)
+        tokenizer = _read(transformers, names, settings)
+        known = tokenizer.get_vocab()
+        if not all(isinstance(token, int) and token >= 0 for token in known.values()):
+            raise ValueError("negative token ids")
+        # What the files say about padding, decoding and so on shows only in use.
+        tokenizer.decode(tokenizer(f"{START}user\n{END}", add_special_tokens=False).input_ids)
     except Exception as error:  # each release of transformers and tokenizers has its own kinds
         raise unfit(source, f"its tokenizer cannot be read ({shown(error)})", MEND) from None
-    known = tokenizer.get_vocab()
     if lacking := [token for token in (START, END) if token not in known]:
         raise unfit(source, f"its tokenizer has no {' and no '.join(lacking)}, so it is not ChatML's", MEND)
     return tokenizer
 
 
-def _read(transformers: Any, files: Mapping[str, Path]) -> Any:
+def _read(transformers: Any, files: Mapping[str, Path], settings: TokenizerEntries) -> Any:
+    maker = transformers.AutoTokenizer if settings.tokenizer_class else transformers.Qwen2TokenizerFast
     # In a folder of their own: beside a config.json of LLaVA's, transformers warns of a model that it does not know.
     with tempfile.TemporaryDirectory() as folder:
         for name, path in files.items():
-            shutil.copy(path, Path(folder) / name)
-        settings = Path(folder) / "tokenizer_config.json"
-        named = settings.exists() and "tokenizer_class" in json.loads(settings.read_text("utf-8"))
-        maker = transformers.AutoTokenizer if named else transformers.Qwen2TokenizerFast
-        return maker.from_pretrained(folder, trust_remote_code=False)
+            (Path(folder) / name).write_bytes(read_bytes(path))
+        return maker.from_pretrained(folder, trust_remote_code=False, model_max_length=NO_LIMIT)
+
+
+def _checked(source: str, path: Path, kind: type[T]) -> T:
+    """A JSON file as a record; raises CheckpointError."""
+    try:
+        return parse(parse_json(source, path), kind)
+    except RecordError as error:
+        raise unfit(source, f"{path.name} has a wrong value ({error})", "correct that file") from None
 
 
 def check_fits(source: str, tokenizer: Any, rows: int) -> None:
@@ -85,11 +113,15 @@ def check_fits(source: str, tokenizer: Any, rows: int) -> None:
         raise unfit(source, f"its tokenizer has tokens up to {most} and the model {rows} embeddings", MEND)
 
 
-def stop_ids(config: Any, generation: Mapping[str, Any], tokenizer: Any) -> frozenset[int]:
-    """The tokens that end an answer: the model's, those of generation_config.json, and ChatML's."""
-    found: set[int] = set()
-    for value in (config.eos_token_id, generation.get("eos_token_id")):
-        found.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
+def stop_ids(source: str, config: Any, generation: GenerationEntries, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: the model's, those of generation_config.json, and ChatML's.
+
+    Raises CheckpointError for one that the model does not have.
+    """
+    found = {*token_ids(config.eos_token_id), *token_ids(generation.eos_token_id)}
+    if beyond := [token for token in sorted(found) if token >= config.vocab_size]:
+        problem = f"{GENERATION} has eos_token_id {beyond[0]}, and the model only {config.vocab_size} tokens"
+        raise unfit(source, problem, "correct that file")
     if tokenizer is not None:
         found.add(tokenizer.get_vocab()[END])
         if tokenizer.eos_token_id is not None:
@@ -97,11 +129,7 @@ def stop_ids(config: Any, generation: Mapping[str, Any], tokenizer: Any) -> froz
     return frozenset(found)
 
 
-def read_generation(located: Located) -> Mapping[str, Any]:
-    """generation_config.json, of which only the stop tokens are taken; empty where there is none."""
-    path = located.optional("generation_config.json")
-    try:
-        content = json.loads(path.read_text("utf-8")) if path else {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{located.source}: generation_config.json cannot be read ({shown(error)})") from None
-    return content if isinstance(content, dict) else {}
+def read_generation(located: Located) -> GenerationEntries:
+    """generation_config.json; no entries where there is none."""
+    path = located.optional(GENERATION)
+    return _checked(located.source, path, GenerationEntries) if path else GenerationEntries()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...core.threads import check_threads
 from ...encoder.checkpoint import Checkpoint
 from ..artifact import Artifact
 from ..backend_table import get_backend
@@ -20,13 +21,15 @@ def make_backend(
     Args:
         artifact: an opened artifact.
         target: a name from the table of backends.
-        threads: for one operator; None leaves it to the runtime.
+        threads: for one operator; None leaves it to the runtime, within the container's CPU quota.
         checkpoint: where a backend that runs the model itself takes its weights; the artifact's own source by default.
 
     Raises:
+        ConfigError: a number of threads that makes no sense.
         UnavailableError: no such target, or it cannot run here.
         ArtifactError: the runtime refuses the file.
     """
+    check_threads(threads)
     makers: dict[str, type[OnnxRuntimeBackend] | type[OpenVinoBackend] | type[TensorRTBackend]] = {
         "onnxruntime": OnnxRuntimeBackend,
         "onnxruntime_ep_nv_tensorrt_rtx": OnnxRuntimeBackend,

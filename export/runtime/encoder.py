@@ -13,7 +13,7 @@ from ...core.errors import ArtifactError, ConfigError, PlacementWarning
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
-from ..artifact import OPENINGS, Artifact
+from ..artifact import AGAIN, OPENINGS, Artifact
 from ..export_options import AUTO
 from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
@@ -41,7 +41,7 @@ class Encoder(Opened):
         artifact: a folder that `fvexport onnx` wrote, or an opened `Artifact`.
         backend: a name from the table of backends, or `auto` for the fastest that can run it here (`choose_backend`).
         resolution: (height, width) for artifacts with dynamic resolution; theirs by default.
-        threads: for one operator; None leaves it to the runtime.
+        threads: for one operator; None leaves it to the runtime, within the container's CPU quota.
         checkpoint: for backends that run the model itself, where its weights are; the artifact's own source by default.
 
     Raises:
@@ -146,8 +146,15 @@ class Encoder(Opened):
                 continue
             missing = max(0, low - len(part))
             filled = np.concatenate([part, np.zeros_like(part[:1]).repeat(missing, 0)]) if missing else part
-            results.append(self.backend.run(filled)[: len(part)])
+            results.append(self._checked(self.backend.run(filled), filled)[: len(part)])
         return results[0] if len(results) == 1 else np.concatenate(results)
+
+    def _checked(self, features: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+        """Features (B, N, C) of pixels (B, 3, H, W); raises ArtifactError if they have another shape."""
+        wanted = (len(pixels), self._rules.tokens(pixels), self.shape[1])
+        if features.shape != wanted:
+            raise ArtifactError(f"{self.artifact.path} makes features {features.shape} instead of {wanted}; {AGAIN}")
+        return features
 
     def _run_tensor(self, pixels: Tensor) -> Tensor:
         """`run_tensor` of checked pixels, uint8 or float32, by a backend that takes tensors."""

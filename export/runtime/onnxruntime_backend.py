@@ -11,6 +11,7 @@ import onnx
 
 from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError, UnavailableError, first_line
+from ...core.hardware import quota_threads
 from ..artifact import AGAIN, Artifact
 from ..backend_table import BackendInfo, get_backend, require, rtx_devices
 from ..placement import may_saturate
@@ -37,7 +38,7 @@ class OnnxRuntimeBackend(Opened):
     Args:
         artifact: an opened artifact.
         target: one of those that begin with `onnxruntime`.
-        threads: for one operator; None leaves it to onnxruntime.
+        threads: for one operator; None leaves it to onnxruntime, within the container's CPU quota.
 
     Attributes:
         source: what the session was made of: the file, or the graph with what was put in.
@@ -62,14 +63,14 @@ class OnnxRuntimeBackend(Opened):
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry(STOP_SPINNING, "1")
-        if threads:
-            options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or quota_threads() or 0
         exact = may_saturate(artifact, target)
         if exact:
             self.computes += ", 8-bit products exact"
             options.add_session_config_entry(EXACT_PRODUCTS, "1")
         if artifact.manifest.precision == "fp8":
             options.add_session_config_entry(QDQ_AS_WRITTEN, "1")
+        self.where = artifact.model_path
         with artifact.one_version():
             self.source: str | bytes = str(artifact.model_path)
             if edits := self.edits(artifact, precision if rounds else None, exact=exact):
@@ -118,7 +119,13 @@ class OnnxRuntimeBackend(Opened):
         """Every output of the graph, in float32."""
         self.check_process()
         feed = {self.input_name: pixel_values.astype(self.input_dtype, copy=False)}
-        return [out.astype(np.float32, copy=False) for out in self.session.run(None, feed)]
+        try:
+            found = self.session.run(None, feed)
+        except Exception as error:  # as above
+            raise ArtifactError(
+                f"onnxruntime cannot run {self.where} on {tuple(pixel_values.shape)}: {first_line(error)}"
+            ) from None
+        return [out.astype(np.float32, copy=False) for out in found]
 
 
 def _providers(row: BackendInfo, precision: str, options: Any) -> dict[str, Any]:

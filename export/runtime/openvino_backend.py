@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import ArtifactError, UnavailableError
+from ...core.errors import ArtifactError, FvexportError, UnavailableError
+from ...core.hardware import quota_threads
 from ...encoder.layers import encoder_layers
 from ..artifact import AGAIN, Artifact
 from ..backend_table import get_backend, has_bf16, import_openvino, require, stored_precision
@@ -24,7 +25,7 @@ class OpenVinoBackend(Opened):
     Args:
         artifact: an opened artifact.
         target: `openvino`.
-        threads: for one image; None leaves it to OpenVINO.
+        threads: for one image; None leaves it to OpenVINO, within the container's CPU quota.
 
     Attributes:
         settings: what the model was compiled with.
@@ -40,7 +41,7 @@ class OpenVinoBackend(Opened):
         require(row)
         openvino = import_openvino()
         core = openvino.Core()
-        manifest = artifact.manifest
+        manifest, self.where = artifact.manifest, artifact.model_path
         if manifest.options.attention_plugin:
             raise UnavailableError(
                 f"OpenVINO reads no ONNX functions, which {artifact.path} has for its attention; "
@@ -53,8 +54,8 @@ class OpenVinoBackend(Opened):
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+        if count := threads or quota_threads():
+            settings["INFERENCE_NUM_THREADS"] = count
         if bf16 and _fuses_wrongly(manifest):
             settings["SNIPPETS_MODE"] = "DISABLE"
         self.name, self.settings = target, settings
@@ -67,7 +68,9 @@ class OpenVinoBackend(Opened):
                 self.edit(model, artifact)
                 self.input_dtype = _input_dtype(model, artifact, openvino)
                 self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
-        except RuntimeError as error:
+        except Exception as error:  # RuntimeError, mostly; its Python part raises others
+            if isinstance(error, FvexportError):
+                raise
             raise ArtifactError(f"OpenVINO refuses {artifact.model_path}: {_last_line(error)}; {AGAIN}") from None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(REQUESTS):
@@ -89,6 +92,10 @@ class OpenVinoBackend(Opened):
         try:
             # The results are copies (`share_outputs` is off), made before the request serves another call.
             return request.infer([values], share_inputs=True)
+        except Exception as error:  # as above
+            raise ArtifactError(
+                f"OpenVINO cannot run {self.where} on {tuple(pixel_values.shape)}: {_last_line(error)}"
+            ) from None
         finally:
             self._requests.put(request)
 
@@ -134,6 +141,6 @@ def _float32_outputs(model: Any, openvino: Any) -> Any:
     return steps.build()
 
 
-def _last_line(error: RuntimeError) -> str:
+def _last_line(error: Exception) -> str:
     """What went wrong: OpenVINO's messages begin with the places in its source that it passed through."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]

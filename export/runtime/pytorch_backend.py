@@ -14,6 +14,7 @@ from torch import Tensor
 from ...core.cache import keep_compilers_caches
 from ...core.dtypes import torch_dtype
 from ...core.errors import UnavailableError, first_line
+from ...core.threads import fewer_torch_threads, torch_threads
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.connector import Connector
 from ...encoder.convolution_trials import cudnn_trials
@@ -39,7 +40,7 @@ class PyTorchBackend(Opened):
         artifact: an opened artifact, not quantized unless the target runs FP8: then its module is read from its ONNX
             file.
         target: `eager`, `torch-compile` or `triton`.
-        threads: of torch while it runs; None leaves them as they are.
+        threads: of torch while it runs; None leaves them as they are, within the container's CPU quota.
         checkpoint: the weights, or where they are; the artifact's own source by default.
 
     Raises:
@@ -75,7 +76,7 @@ class PyTorchBackend(Opened):
         if half == torch.float16 and self.device.type == "cpu":
             # PyTorch's float16 convolutions on a CPU take minutes where float32 takes seconds.
             encoder, connector = encoder.float(), None if connector is None else connector.float()
-        self.name, self.threads = target, threads
+        self.name, self.threads = target, threads or fewer_torch_threads()
         encoder = encoder.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         # What `accelerate` makes is called like the model, and shows no inner tensors.
         quantized = count_fp8_layers(encoder)
@@ -112,7 +113,7 @@ class PyTorchBackend(Opened):
     def run_tensor(self, pixel_values: Tensor) -> Tensor:
         """`pixel_values` (B, 3, H, W) on any device -> features (B, N, C) on the backend's, in its dtype."""
         self.check_process()
-        with threads_of(self.threads), self._mode(), self._turn:
+        with self._threads(), self._mode(), self._turn:
             try:
                 y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
@@ -121,6 +122,9 @@ class PyTorchBackend(Opened):
                 ) from error
             # The graphs of torch.compile write their next result to the same place.
             return y if isinstance(self._turn, nullcontext) else y.clone()
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return torch_threads(self.threads) if self.threads else nullcontext()
 
     @contextmanager
     def _mode(self) -> Iterator[None]:
@@ -140,7 +144,7 @@ class PyTorchBackend(Opened):
     def launch(self, pixel_values: Tensor) -> Tensor:
         """As `run_tensor`, each kernel launched from Python: what a CUDA graph of the caller's can record."""
         self.check_process()
-        with threads_of(self.threads), self._model.mode(), cudnn_trials(self.device):
+        with self._threads(), self._model.mode(), cudnn_trials(self.device):
             return self._model.forward(self._channels_last(pixel_values))
 
     def eager(self, encoder: FastViTHD, connector: Connector | None, dtype: torch.dtype) -> EagerBackend:
@@ -197,32 +201,3 @@ class _Turn:
     def __exit__(self, *_: object) -> None:
         self._ended.record(torch.cuda.current_stream(self._device))
         self._lock.release()
-
-
-_threads_lock = threading.Lock()
-_threads_depth = 0
-_threads_before = 0
-
-
-@contextmanager
-def threads_of(count: int | None) -> Iterator[None]:
-    """PyTorch computes with `count` threads, where it is given.
-
-    The setting belongs to the process as much as to the thread: all of concurrent uses restore what was set before
-    the first.
-    """
-    global _threads_before, _threads_depth  # noqa: PLW0603  # as PyTorch's setting is
-    if not count:
-        yield
-        return
-    with _threads_lock:
-        if _threads_depth == 0:
-            _threads_before = torch.get_num_threads()
-        _threads_depth += 1
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        with _threads_lock:
-            _threads_depth -= 1
-            torch.set_num_threads(_threads_before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from fvexport.benchmarks.report.load import load
 from fvexport.benchmarks.report.notes import notes
 from fvexport.benchmarks.report.page import headline_row, lead
 from fvexport.benchmarks.report.speedup import over_eager
-from fvexport.benchmarks.sweep.result import Parity, Record, Result
+from fvexport.benchmarks.sweep.result import Latency, Parity, Record, Result, Window, percentile
 from fvexport.benchmarks.sweep.store import append
 
 Change = Callable[[Result], Result]
@@ -52,7 +53,17 @@ def slower(result: Result, factor: float, *, reference: float = 1.0) -> Result:
         replace(w, median_ms=factor * w.median_ms, reference_ms=w.reference_ms and reference * w.reference_ms)
         for w in latency.windows
     )
-    return replace(result, latency=replace(latency, p50_ms=factor * latency.p50_ms, windows=windows))
+    return replace(result, latency=of_windows(latency, windows))
+
+
+def of_windows(latency: Latency, windows: Sequence[Window]) -> Latency:
+    """A latency with other windows, whose figures follow from them."""
+    medians = [window.median_ms for window in windows]
+    return replace(
+        latency, windows=tuple(windows), count=sum(window.count for window in windows), min_ms=min(medians),
+        p50_ms=statistics.median(medians), p90_ms=percentile(medians, 0.9), p99_ms=percentile(medians, 0.99),
+        mean_ms=statistics.fmean(medians),
+    )  # fmt: skip
 
 
 def test_noise_is_no_regression(compare) -> None:
@@ -117,10 +128,11 @@ def test_a_machine_of_two_speeds_over_the_reference(compare) -> None:
                 return result
             more = 1.4 if result.cell.precision == "int8" else 1.2
             windows = tuple(
-                replace(w, median_ms=w.median_ms * more, reference_ms=(w.reference_ms or 0) * 1.2)
-                if number < slow else w for number, w in enumerate((*latency.windows, *latency.windows))
+                replace(w, round=number, median_ms=w.median_ms * more, reference_ms=(w.reference_ms or 0) * 1.2)
+                if number < slow else replace(w, round=number)
+                for number, w in enumerate((*latency.windows, *latency.windows))
             )  # fmt: skip
-            return replace(result, latency=replace(latency, windows=windows))
+            return replace(result, latency=of_windows(latency, windows))
 
         return change
 
@@ -155,7 +167,7 @@ def test_too_few_rounds(compare) -> None:
     def change(result: Result) -> Result:
         result = slower(result, 2.0)
         latency = result.latency
-        return replace(result, latency=latency and replace(latency, windows=latency.windows[:3]))
+        return replace(result, latency=latency and of_windows(latency, latency.windows[:3]))
 
     found = compare(change)
     assert found.regressions == []
@@ -261,7 +273,7 @@ def test_speed_over_eager_from_another_reference(synthetic, tmp_path: Path) -> N
             return record
         windows = tuple(replace(w, reference_ms=(w.reference_ms or 0) / 4) for w in record.latency.windows)
         kept = windows[:5] if record.cell.series == "eager train fp32" else windows
-        return replace(record, latency=replace(record.latency, windows=kept, reference="of another cell"))
+        return replace(record, latency=replace(of_windows(record.latency, kept), reference="of another cell"))
 
     append(tmp_path / "results.jsonl", *map(beside_another, synthetic(noise=0.002)))
     (run,) = over_eager(load([tmp_path])).runs

@@ -55,3 +55,11 @@ def test_a_large_file_is_not_read_whole(tmp_path: Path) -> None:
 def test_json_of_any_content_raises_only_valueerror(text: str | bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - the text is the library's
         parse_json(text)
+
+
+def test_nesting_is_bounded_where_python_could_still_read_it() -> None:
+    assert parse_json("[" * 100 + "]" * 100) and parse_json('{"a":' * 50 + "[1]" + "}" * 50)
+    for text in ("[" * 101 + "]" * 101, '{"a":' * 120 + "[1]" + "}" * 120, '[0, {"a": ' + "[" * 900 + "]" * 900 + "}]"):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(text)
+    assert [parse_json(text) for text in ("1", '"[["', "null", "[[], {}]")] == [1, "[[", None, [[], {}]]

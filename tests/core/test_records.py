@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvexport.core.records import Document, Number, Record, RecordError, parse, plain
+from fvexport.core.records import Document, Name, Number, Record, RecordError, Text, parse, plain
 
 
 @dataclass(frozen=True)
@@ -115,3 +115,38 @@ def test_any_data_is_read_or_refused_in_one_line(data: Any) -> None:
 
 def test_dataclasses_alone() -> None:
     assert parse({"height": 3, "depth": 1}, Size) == Size(3) and plain(Size(3)) == {"height": 3, "width": 64}
+
+
+class Shown(Record, frozen=True, kw_only=True):
+    text: Text = ""
+    name: Name = ""
+    number: float = 0.0
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"text": "a\nb"}, r"\$\.text: expected one line of text .*, found \"a\\nb\""),
+        ({"text": "\x1b[31m"}, r"\$\.text: expected one line"),
+        ({"name": "\ud800"}, r"\$\.name: expected one line"),
+        ({"name": "\u202e"}, r"\$\.name: expected one line"),
+        ({"name": "x" * 201}, r"\$\.name: expected str of length <= 200, found \"x+"),
+        ({"text": "\ufffe"}, r"\$\.text: expected one line"),
+        ({"\ud800": 1}, "lone surrogate"),
+        ({"number": 10**400}, r"\$\.number: Number out of range"),
+    ],
+)
+def test_what_no_record_holds(data: dict[str, object], said: str) -> None:
+    with pytest.raises(RecordError, match=said) as caught:
+        parse(data, Shown)
+    assert len(str(caught.value)) < 500
+
+
+def test_deep_nesting_is_no_record() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(RecordError, match="nested more than 64 deep"):
+        parse({"newer": deep}, Shown)
+    while deep:  # Python could not free it at once
+        deep = deep.pop()  # type: ignore[assignment]

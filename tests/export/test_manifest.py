@@ -190,7 +190,7 @@ def test_engines_of_earlier_versions(full: Manifest) -> None:
         ("preprocessing.resample", 99, "$.preprocessing: resample must be one of"),
         ("preprocessing.crop_size.height", 64, "$.preprocessing: "),
         ("checkpoint.rounded.float16", {}, "$.checkpoint.rounded[...]: object missing required field sha256"),
-        ("input.shape", [1, 3, 64, 64], "$.input.shape: expected 128 pixels"),
+        ("input.shape", [1, 3, 64, 64], "$.input.shape: expected 128 or height, found 64"),
         ("output.shape", [1.5, 4, 256], "$.output.shape[0]: expected int | str, found float"),
         ("options.precision", "fp7", "$.options.precision: unknown value 'fp7'"),
         ("options.connector.kind", "mlp", "$.options.connector: unknown connector 'mlp'"),

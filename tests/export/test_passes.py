@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from fvexport.encoder.checkpoint import Checkpoint
+from fvexport.export import onnxsim_process
 from fvexport.export.export_options import ExportOptions
 from fvexport.export.onnx_export import export_onnx
 from fvexport.export.passes import WEIGHT_BYTES, name_dimensions, reshapes_to_constants, simplify, tidy
@@ -26,83 +27,39 @@ SMALL = ExportOptions(height=64, width=64)
 FLOAT = TensorProto.FLOAT
 
 
-def no_text(*_: Any, **__: Any) -> Any:
-    raise RuntimeError
+@pytest.fixture
+def false_onnxsim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """`false_onnxsim("aborts")` puts that function of false_onnxsim.py in the place of `onnxsim.simplify`."""
 
+    def install(name: str) -> None:
+        pytest.importorskip("onnxsim")
+        stand_ins = str(Path(__file__).with_name("false_onnxsim.py"))
+        (tmp_path / "modules").mkdir()
+        text = f"import runpy\nsimplify = runpy.run_path({stand_ins!r})[{name!r}]"
+        (tmp_path / "modules" / "onnxsim.py").write_text(text)
+        monkeypatch.syspath_prepend(tmp_path / "modules")
+        monkeypatch.delitem(sys.modules, "onnxsim", raising=False)
 
-def with_text(*_: Any, **__: Any) -> Any:
-    raise ValueError("cannot fold this\nand more")
-
-
-def not_checked(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
-    return model, False
-
-
-def without_a_weight(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.input[-1]
-    return result, True
-
-
-def without_a_gelu(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    gelu = next(n for n in result.graph.node if n.op_type == "Gelu")
-    for node in result.graph.node:
-        node.input[:] = [gelu.input[0] if name == gelu.output[0] else name for name in node.input]
-    result.graph.node.remove(gelu)
-    return result, True
-
-
-def other_attribute(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
-    """The same operators and names, and yet other numbers."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    for node in result.graph.node:
-        for attribute in node.attribute:
-            if node.op_type == "LayerNormalization" and attribute.name == "epsilon":
-                attribute.f = 0.5
-    return result, True
-
-
-def other_wiring(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    add = [n for n in result.graph.node if n.op_type == "Add"][-1]
-    add.input[1] = add.input[0]
-    return result, True
-
-
-def does_not_run(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
-    """Loads, and fails on the first image."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    bad = helper.make_node("Gather", ["pixel_values", "far"], ["gone"], name="bad", axis=0)
-    result.graph.initializer.append(numpy_helper.from_array(np.array([99]), "far"))
-    result.graph.node.insert(0, bad)
-    conv = next(n for n in result.graph.node if n.op_type == "Conv")
-    conv.input[0] = "gone"
-    return result, True
+    return install
 
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (no_text, "onnxsim failed: RuntimeError"),
-        (with_text, "onnxsim failed: cannot fold this"),
-        (not_checked, "own check found other numbers"),
-        (without_a_weight, "dropped 1 weights"),
-        (without_a_gelu, "breaks our rules"),
-        (other_attribute, "changed the numbers"),
-        (other_wiring, "changed the numbers"),
-        (does_not_run, "changed the numbers"),
+        ("no_text", "onnxsim failed: RuntimeError"),
+        ("with_text", "onnxsim failed: cannot fold this"),
+        ("not_checked", "own check found other numbers"),
+        ("without_a_weight", "dropped 1 weights"),
+        ("without_a_gelu", "breaks our rules"),
+        ("other_attribute", "changed the numbers"),
+        ("other_wiring", "changed the numbers"),
+        ("does_not_run", "changed the numbers"),
     ],
 )
 def test_wrong_simplification_is_not_taken(
-    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, tiny: Checkpoint, wrong: Any, words: str
-) -> None:
-    monkeypatch.setattr(pytest.importorskip("onnxsim"), "simplify", wrong)
+    tmp_path: Path, tiny: Checkpoint, false_onnxsim: Callable[[str], None], wrong: str, words: str
+) -> None:  # fmt: skip
+    false_onnxsim(wrong)
     report = export_onnx(tiny, tmp_path / "a", options=SMALL)
     assert report.verdict is not None and report.verdict.passed
     kept = report.artifact.manifest.graph.kept_unsimplified
@@ -255,3 +212,38 @@ def test_dimensions_get_plain_names() -> None:
     assert [str(d) for d in model.graph.inputs[0].shape] == ["batch", "3", "8", "8"]
     assert [str(d) for d in model.graph.outputs[0].shape] == ["batch", "4", "8", "8"]
     assert model.graph.node("first").outputs[0].shape is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("aborts", "onnxsim was ended by SIGABRT"),
+        ("exits", "onnxsim ended with exit code 3"),
+        ("hangs", "no answer in 4 s"),
+    ],
+)
+def test_the_traced_graph_is_kept_where_onnxsim_dies(
+    false_onnxsim: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, fault: str, words: str
+) -> None:
+    false_onnxsim(fault)
+    monkeypatch.setattr(onnxsim_process, "LIMIT_S", 4.0)
+    model = convolution()
+    result, why_not = simplify(model)
+    assert result is model and why_not is not None and words in why_not
+
+
+def test_onnxsim_runs_elsewhere_without_torch() -> None:
+    """It dies alone, is started anew, and its process ends with the parent."""
+    pytest.importorskip("onnxsim")
+    proto = ir.to_proto(convolution())
+    first = onnxsim_process.simplify(proto, fold_constants=True)
+    child = onnxsim_process._child
+    assert child is not None and child.pid != os.getpid() and len(first.graph.node) == 2
+    if sys.platform == "linux":
+        assert "libtorch" not in Path(f"/proc/{child.pid}/maps").read_text()
+    assert onnxsim_process.simplify(proto, fold_constants=True) == first and onnxsim_process._child is child
+    child.kill()
+    child.wait()
+    assert onnxsim_process.simplify(proto, fold_constants=True) == first
+    onnxsim_process._end()
+    assert onnxsim_process._child is None

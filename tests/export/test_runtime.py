@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fvexport.core import hardware
 from fvexport.core.errors import ArtifactError, ConfigError, ImageError, UnavailableError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.encoder.float32 import InFloat32
@@ -97,7 +98,31 @@ def test_projected_features(exported: Export, tiny: Checkpoint, files: list[Path
 def test_backend_names(static: Artifact) -> None:
     with pytest.raises(UnavailableError, match="did you mean 'onnxruntime-cpu'"):
         Encoder(static, backend="onnxruntime_cpu")
-    assert Encoder(static, threads=1).backend.session.get_session_options().intra_op_num_threads == 1
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "openvino", "eager"])
+def test_threads(static: Artifact, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    """What is asked for; by default a container's quota, and without one the runtime's own choice."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    monkeypatch.setattr(hardware, "usable_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+
+    def taken(quota: float | None, **options: Any) -> object:
+        monkeypatch.setattr(hardware, "cpu_quota", lambda: quota)
+        found = Encoder(static, backend, checkpoint=tiny if backend == "eager" else None, **options).backend
+        if isinstance(found, OnnxRuntimeBackend):
+            return found.session.get_session_options().intra_op_num_threads
+        if backend == "openvino":
+            return found.settings.get("INFERENCE_NUM_THREADS")
+        return found.threads
+
+    choice = 0 if backend == "onnxruntime-cpu" else None
+    assert [taken(quota) for quota in (None, 0.5, 2.0, 4.0)] == [choice, 1, 2, choice]
+    assert [taken(quota, threads=3) for quota in (None, 0.5)] == [3, 3]
+    for count in (0, -1, 10**6):
+        with pytest.raises(ConfigError, match=r"threads must be from 1 to 1024 \(found "):
+            taken(None, threads=count)
 
 
 def test_file_that_onnxruntime_refuses(static: Artifact, copied: Callable[[Artifact], Path]) -> None:

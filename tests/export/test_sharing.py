@@ -85,30 +85,6 @@ def test_inner_tensors_are_those_of_the_calling_thread(static: Artifact, tiny: C
     np.testing.assert_allclose(eager.run(inputs[0]), wanted[0], rtol=1e-4, atol=1e-5)
 
 
-def test_threads_of_torch_are_as_before(static: Artifact) -> None:
-    """Two uses that overlap, the first to begin the first to end: not the other's count is restored."""
-    begun, ended = threading.Event(), threading.Event()
-    before = torch.get_num_threads()
-
-    def first() -> None:
-        with pytorch_backend.threads_of(3):
-            begun.set()
-            ended.wait(10)
-
-    thread = threading.Thread(target=first)
-    thread.start()
-    begun.wait(10)
-    with pytorch_backend.threads_of(2):
-        ended.set()
-        thread.join()
-    assert torch.get_num_threads() == before
-    found: list[int] = []
-    late = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
-    late.start()
-    late.join()
-    assert found == [before]
-
-
 class Buffer:
     """A GPU tensor of an engine, with time between its steps in which another thread can come."""
 

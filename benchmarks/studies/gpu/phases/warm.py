@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 
 import torch
 
+from .....core.hardware import usable_processes
 from .....encoder.config import get_variant
 from .....kernels.dispatch import MODES, modes_for
 from .....kernels.launches import Call, encoder_calls, existing
@@ -31,7 +31,7 @@ def run(job: Job) -> None:
     arch = DRY_ARCH if job.dry else arch_of(torch.device("cuda"))
     began = time.time()
     pairs = [*_encoder(job, arch), *_switched(job, arch), *_awkward(job, arch)]
-    found = warm(pairs[:DRY_CALLS] if job.dry else pairs, arch, jobs=os.cpu_count())
+    found = warm(pairs[:DRY_CALLS] if job.dry else pairs, arch, jobs=usable_processes())
     built = {one for several in found for one in several}
     failed = [one for one in built if one.error]
     for one in failed:

@@ -1,0 +1,341 @@
+"""Reading an artifact's ONNX file, which somebody else may have made or changed.
+
+Runtimes trust a graph: one with wrong sizes makes them crash, and one whose weights lie elsewhere makes them read other
+files, or memory. So `read_graph` accepts only what fvexport writes: these fields, operators and attributes, weights
+that lie in the artifact's files, the manifest's input and output, and shapes that follow from one another. It reads no
+weights. What a parser could read in two ways, such as a key that occurs twice, is refused: runtimes have parsers of
+their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import TensorProto
+
+from ..core.errors import ArtifactError, first_line
+from ..core.input_file import read_bytes
+from ..encoder.config import FastViTHDConfig
+from .manifest import AGAIN, Manifest, TensorSpec
+from .operators import operators
+from .tensor_names import PLUGIN_DOMAIN, PLUGIN_NAME
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+LIMIT = 256 << 20
+"""Most bytes of the graph's file, whose weights lie beside it."""
+MAX_NODES = 1 << 16
+SLACK = 8
+"""How many times larger than the architecture's largest tensor a tensor may be: packed or padded, never more."""
+
+FIELDS = {
+    "ModelProto": {
+        "ir_version", "opset_import", "producer_name", "producer_version", "domain", "model_version", "doc_string",
+        "graph", "metadata_props", "functions",
+    },
+    "GraphProto": {"node", "name", "initializer", "doc_string", "input", "output", "value_info", "metadata_props"},
+    "NodeProto": {"input", "output", "name", "op_type", "domain", "attribute", "doc_string", "metadata_props"},
+    "AttributeProto": {"name", "type", "f", "i", "s", "floats", "ints", "doc_string"},
+    "TensorProto": {"dims", "data_type", "name", "raw_data", "external_data", "data_location", "doc_string"},
+    "FunctionProto": {"name", "input", "output", "attribute", "node", "doc_string", "opset_import", "domain"},
+    "TypeProto": {"tensor_type", "denotation"},
+    "Dimension": {"dim_value", "dim_param", "denotation"},
+}  # fmt: skip
+"""Fields that may be set, by message; of messages that are not named here all."""
+
+TYPES: dict[int, tuple[str, int]] = {
+    TensorProto.FLOAT: ("float32", 4), TensorProto.FLOAT16: ("float16", 2), TensorProto.BFLOAT16: ("bfloat16", 2),
+    TensorProto.UINT8: ("uint8", 1), TensorProto.INT8: ("int8", 1), TensorProto.INT32: ("int32", 4),
+    TensorProto.INT64: ("int64", 8), TensorProto.BOOL: ("bool", 1), TensorProto.FLOAT8E4M3FN: ("float8_e4m3fn", 1),
+}  # fmt: skip
+"""Types of values: the manifest's name, and bytes of one value."""
+
+_AXIS, _FLAG, _SIZE = (-8, 8), (0, 1), (1, 1 << 15)
+ATTRIBUTES: dict[str, dict[str, tuple[int, int] | set[bytes]]] = {
+    "Add": {}, "Cast": {"to": (1, max(TYPES)), "saturate": _FLAG}, "Concat": {"axis": _AXIS},
+    "Constant": {"value_ints": (-(1 << 31), 1 << 31)},
+    "Conv": {
+        "auto_pad": {b"NOTSET"}, "dilations": _SIZE, "group": _SIZE, "kernel_shape": _SIZE, "pads": (0, 1 << 10),
+        "strides": _SIZE,
+    },
+    "DequantizeLinear": {"axis": _AXIS, "block_size": (0, 0), "output_dtype": (0, max(TYPES))}, "Div": {}, "Erf": {},
+    "Expand": {}, "Gather": {"axis": _AXIS}, "Gelu": {"approximate": {b"none", b"tanh"}},
+    "Gemm": {"alpha": (-1, 1), "beta": (-1, 1), "transA": _FLAG, "transB": _FLAG}, "GlobalAveragePool": {},
+    "Identity": {}, "LayerNormalization": {"axis": _AXIS, "epsilon": (0, 1), "stash_type": (1, max(TYPES))},
+    "MatMul": {}, "Mul": {}, "Pow": {},
+    "QuantizeLinear": {
+        "axis": _AXIS, "saturate": _FLAG, "block_size": (0, 0), "output_dtype": (0, max(TYPES)),
+        "precision": (0, max(TYPES)),
+    },
+    "ReduceMean": {"axes": _AXIS, "keepdims": _FLAG, "noop_with_empty_axes": _FLAG}, "Relu": {},
+    "Reshape": {"allowzero": _FLAG}, "Shape": {"start": _AXIS, "end": _AXIS}, "Sigmoid": {}, "Slice": {},
+    "Softmax": {"axis": _AXIS}, "Split": {"axis": _AXIS, "num_outputs": (1, 64)}, "Sqrt": {}, "Squeeze": {}, "Sub": {},
+    "Tanh": {}, "Transpose": {"perm": (0, 7)}, "Unsqueeze": {},
+    f"{PLUGIN_DOMAIN}::{PLUGIN_NAME}": {"aot": _FLAG, "plugin_namespace": {b"fvexport"}, "plugin_version": {b"1"}},
+}  # fmt: skip
+"""Operators that a file of fvexport may have; of each its attributes, with bounds of numbers, or the texts."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Type (of `onnx.TensorProto`) and shape of a tensor."""
+
+    kind: int
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * TYPES[self.kind][1]
+
+
+class _RefusedError(Exception):
+    """What a file of fvexport has not."""
+
+
+def read_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
+    """The graph of an artifact's ONNX file, without its weights, checked.
+
+    Args:
+        path: the file; the manifest's other files lie beside it.
+        manifest: of the artifact, whose files have the sizes that it says.
+
+    Raises ArtifactError for a file that cannot be read, and for one that fvexport would not have written.
+    """
+    try:
+        content = read_bytes(path, LIMIT)
+        model = onnx.ModelProto.FromString(content)
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror or error}; {AGAIN}") from None
+    except Exception as error:  # protobuf's DecodeError
+        raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}); {AGAIN}") from None
+    try:
+        _check_messages(model)
+        _check_tensors(model.graph.initializer, path.parent, manifest)
+        _check_interface(model, manifest)
+        _check_nodes(model)
+        _check_shapes(model, manifest)
+    except _RefusedError as problem:
+        raise ArtifactError(f"{path} is not a file that fvexport wrote: {str(problem)[:400]}; {AGAIN}") from None
+    return model
+
+
+def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    """Name, type and shape of an input or output of a graph, as the manifest records them."""
+    kind = value.type.tensor_type
+    dtype = TYPES.get(kind.elem_type, (f"type {kind.elem_type}",))[0]
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim)
+    return TensorSpec(name=value.name, dtype=dtype, shape=shape)
+
+
+def infer_tensors(model: onnx.ModelProto, input_shape: tuple[int, ...]) -> dict[str, TensorInfo]:
+    """Type and shape of every tensor once the input has `input_shape`.
+
+    Raises ValueError where they contradict each other, or one stays unknown.
+    """
+    fixed = _without_weights(model)
+    graph = fixed.graph
+    del graph.value_info[:]
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    del graph.input[0].type.tensor_type.shape.dim[:]
+    graph.input[0].type.tensor_type.shape.dim.extend(
+        onnx.TensorShapeProto.Dimension(dim_value=size) for size in input_shape
+    )
+    try:
+        # data_prop: dynamic files copy sizes through Shape, and only its values tell what Reshape makes.
+        graph = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+    except Exception as error:  # InferenceError, RuntimeError and others, by the operator
+        raise ValueError(first_line(error)) from None
+    found = {t.name: TensorInfo(t.data_type, tuple(t.dims)) for t in graph.initializer}
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        kind = value.type.tensor_type
+        if not kind.HasField("shape") or any(not d.HasField("dim_value") for d in kind.shape.dim):
+            raise ValueError(f"the shape of {value.name} stays unknown")
+        found[value.name] = TensorInfo(kind.elem_type, tuple(d.dim_value for d in kind.shape.dim))
+    return found
+
+
+# --- the parts of a file ----------------------------------------------------------------------------
+
+
+def _check_messages(model: onnx.ModelProto) -> None:
+    """Raises unless every field is one that fvexport writes, and every text is UTF-8."""
+    size = model.ByteSize()
+    model.DiscardUnknownFields()
+    if model.ByteSize() != size:
+        raise _RefusedError("it has fields that ONNX does not define")
+    for message in _messages(model):
+        name = message.DESCRIPTOR.name
+        known = FIELDS.get(name)
+        for field, value in message.ListFields():
+            if known is not None and field.name not in known:
+                raise _RefusedError(f"a {name} has the field {field.name}")
+            if field.type == field.TYPE_STRING:
+                texts = (value,) if isinstance(value, str | bytes) else value
+                if any(isinstance(text, bytes) for text in texts):
+                    raise _RefusedError(f"a {name} has a {field.name} that is not UTF-8")
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    """A message, and all within it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in value if isinstance(value, Iterable) else (value,):
+                yield from _messages(inner)
+
+
+def _check_tensors(tensors: Iterable[TensorProto], folder: Path, manifest: Manifest) -> None:
+    """Raises unless each tensor has as many bytes as its type and shape need: in the file, or in another of ours."""
+    used: Counter[str] = Counter()
+    for tensor in tensors:
+        if tensor.data_type not in TYPES:
+            raise _RefusedError(f"{tensor.name} has the type {tensor.data_type}")
+        if any(size < 0 for size in tensor.dims):
+            raise _RefusedError(f"{tensor.name} has the shape {list(tensor.dims)}")
+        needed = math.prod(tensor.dims) * TYPES[tensor.data_type][1]
+        if tensor.data_location == TensorProto.EXTERNAL:
+            used[_external(tensor, needed, folder, manifest)] += needed
+        elif tensor.external_data:
+            raise _RefusedError(f"{tensor.name} names external data and is not external")
+        if len(tensor.raw_data) != (0 if tensor.external_data else needed):
+            raise _RefusedError(f"{tensor.name} has {len(tensor.raw_data)} bytes, and its shape needs {needed}")
+    for location, size in used.items():
+        if size > manifest.files[location].bytes:
+            raise _RefusedError(f"its weights overlap in {location}")
+
+
+def _external(tensor: TensorProto, needed: int, folder: Path, manifest: Manifest) -> str:
+    """The file that holds a tensor's values, all of them; raises for any other place."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if len(entries) != len(tensor.external_data) or entries.keys() != {"location", "offset", "length"}:
+        keys = ", ".join(entry.key for entry in tensor.external_data)
+        raise _RefusedError(f"{tensor.name} has external data with the keys {keys}, not location, offset, length")
+    location = entries["location"]
+    if Path(location).name != location or "\0" in location:
+        raise _RefusedError(f"it looks for weights at {location!r}, outside its folder")
+    if location not in manifest.files or location == "":
+        raise _RefusedError(f"it looks for weights in {location!r}, which the manifest does not name")
+    if not all(re.fullmatch("0|[1-9][0-9]{0,17}", entries[key]) for key in ("offset", "length")):
+        raise _RefusedError(f"{tensor.name} has external data at {entries['offset']!r}, {entries['length']!r} bytes")
+    offset, length = int(entries["offset"]), int(entries["length"])
+    if length != needed:
+        raise _RefusedError(f"{tensor.name} has {length} bytes, and its shape needs {needed}")
+    if offset + length > manifest.files[location].bytes:
+        raise _RefusedError(f"{tensor.name} ends at byte {offset + length}, after the end of {folder / location}")
+    return location
+
+
+def _check_interface(model: onnx.ModelProto, manifest: Manifest) -> None:
+    """Raises unless the graph has the manifest's input, output and operator set, and no others."""
+    graph = model.graph
+    for name, values, spec in (("input", graph.input, manifest.input), ("output", graph.output, manifest.output)):
+        if len(values) != 1:
+            raise _RefusedError(f"it has {len(values)} {name}s")
+        if (found := tensor_spec(values[0])) != spec.current:
+            raise _RefusedError(f"its {name} is {_described(found)}, and the manifest's {_described(spec)}")
+    sets = [(entry.domain, entry.version) for entry in model.opset_import]
+    own = [entry for entry in sets if entry[0] != PLUGIN_DOMAIN]
+    if own != [("", manifest.opset)] or len(sets) - len(own) > 1:
+        raise _RefusedError(f"its operator sets are {sets}, and the manifest's is {manifest.opset}")
+
+
+def _described(spec: TensorSpec) -> str:
+    return f"{spec.name!r} {spec.dtype} {list(spec.shape)}"
+
+
+def _check_nodes(model: onnx.ModelProto) -> None:
+    """Raises unless the operators and attributes are ours, and ONNX's own checker finds the graph sound."""
+    graph = model.graph
+    nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
+    if len(nodes) > MAX_NODES:
+        raise _RefusedError(f"it has {len(nodes)} nodes")
+    for node in nodes:
+        _check_node(node)
+    if len(model.functions) > 1 or any((f.domain, f.name) != (PLUGIN_DOMAIN, PLUGIN_NAME) for f in model.functions):
+        raise _RefusedError("it has functions other than the attention plugin's")
+    made = [*(v.name for v in graph.input), *(t.name for t in graph.initializer)]
+    made += [name for node in graph.node for name in node.output if name]
+    if len(set(made)) != len(made):
+        raise _RefusedError("two of its tensors have the same name")
+    try:
+        onnx.checker.check_model(_without_weights(model))
+    except Exception as error:  # ValidationError and others
+        raise _RefusedError(first_line(error)) from None
+
+
+def _check_node(node: onnx.NodeProto) -> None:
+    kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    known = ATTRIBUTES.get(kind)
+    if known is None:
+        raise _RefusedError(f"it has the operator {kind}")
+    if not node.output or not node.output[0]:
+        raise _RefusedError(f"{node.name} makes nothing")
+    names = [attribute.name for attribute in node.attribute]
+    if len(set(names)) != len(names) or not known.keys() >= set(names):
+        raise _RefusedError(f"{node.name} ({kind}) has the attributes {', '.join(names)}")
+    for attribute in node.attribute:
+        values: Mapping[int, Any] = {
+            onnx.AttributeProto.INT: [attribute.i], onnx.AttributeProto.INTS: attribute.ints,
+            onnx.AttributeProto.FLOAT: [attribute.f], onnx.AttributeProto.STRING: [attribute.s],
+        }  # fmt: skip
+        allowed, found = known[attribute.name], values.get(attribute.type, ())
+        if isinstance(allowed, set):
+            fits = attribute.type == onnx.AttributeProto.STRING and attribute.s in allowed
+        else:
+            fits = attribute.type != onnx.AttributeProto.STRING
+            fits = fits and 1 <= len(found) <= 16 and all(allowed[0] <= value <= allowed[1] for value in found)
+        if not fits:
+            raise _RefusedError(f"{node.name} ({kind}) has {attribute.name} {list(found)}")
+
+
+def _check_shapes(model: onnx.ModelProto, manifest: Manifest) -> None:
+    """Raises unless every tensor has a shape, no larger than the architecture needs, and the output the manifest's."""
+    images = manifest.input.shape[0]
+    batch = images if isinstance(images, int) else 1
+    height, width = manifest.preprocessor.height, manifest.preprocessor.width
+    try:
+        tensors = infer_tensors(model, (batch, 3, height, width))
+    except ValueError as error:
+        raise _RefusedError(f"its shapes cannot be inferred ({error})") from None
+    most = SLACK * batch * largest(manifest.architecture, height, width)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for name, tensor in tensors.items():
+        if tensor.kind not in TYPES or min(tensor.shape, default=1) < 0:
+            raise _RefusedError(f"{name} has the type {tensor.kind} and the shape {list(tensor.shape)}")
+        if name not in weights and tensor.elements > most:
+            raise _RefusedError(f"{name} has the shape {list(tensor.shape)}, larger than any tensor of its model")
+    wanted = (batch, manifest.architecture.tokens(height, width), manifest.output.shape[-1])
+    if (found := tensors[manifest.output.name].shape) != wanted:
+        raise _RefusedError(f"it makes features of the shape {list(found)}, not {list(wanted)}")
+
+
+def largest(config: FastViTHDConfig, height: int, width: int) -> int:
+    """Elements of the encoder's largest tensor, for one image."""
+    return max(op.size for op in itertools.chain.from_iterable(b.operators for b in operators(config, height, width)))
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose external tensors are inputs of the graph."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    inner = [tensor for tensor in model.graph.initializer if tensor.data_location != TensorProto.EXTERNAL]
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(inner)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            copy.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return copy
