@@ -127,12 +127,6 @@ def _run(args: Sequence[str] | None) -> int:
     except click.ClickException as error:
         printing.error(_usage(error))
         code = error.exit_code
-<<<<<<< HEAD
-=======
-    except (click.Abort, KeyboardInterrupt):
-        printing.write_line("interrupted", err=True)
-        code = 130
->>>>>>> holds
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain at exit when it flushes what is left.
         with contextlib.suppress(OSError, ValueError):

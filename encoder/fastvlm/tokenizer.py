@@ -11,14 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-<<<<<<< HEAD
-from ...core.errors import CheckpointError, UnavailableError
-from ...core.home import expand_home
-=======
 from ...core.errors import UnavailableError
+from ...core.home import expand_home
 from ...core.input_file import read_bytes
 from ...core.records import RecordError, parse
->>>>>>> holds
 from ..checkpoint.hub import locate_files
 from ..checkpoint.messages import shown, unfit
 from ..checkpoint.weights_files import Located, parse_json
@@ -51,17 +47,10 @@ def load_tokenizer(located: Located) -> Any:
 
 def tokenizer_from(source: str | os.PathLike[str]) -> Any:
     """The tokenizer of another folder or hub id, for weights that came without one."""
-<<<<<<< HEAD
     path = expand_home(source)
-    if path.is_dir():
-        return _opened(str(source), [path / name for name in FILES if (path / name).is_file()])
-    if path.exists() or not isinstance(source, str) or "/" not in source:
-=======
-    path = Path(source).expanduser()
     if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
         return _opened(str(source), [path / name for name in FILES if os.path.lexists(path / name)])
     if os.path.lexists(path) or not isinstance(source, str) or "/" not in source:
->>>>>>> holds
         raise unfit(source, "holds no tokenizer", MEND)
     return _opened(source, locate_files(source, FILES))
 
