@@ -43,10 +43,6 @@ OPENINGS = 5
 AGAIN = "export it again with `fvexport onnx --force`"
 
 
-class _MissingError(ArtifactError):
-    """There is no artifact, or another run has moved it away for a moment."""
-
-
 class _ReplacedError(ArtifactError):
     """Another run replaced the artifact while it was read."""
 
@@ -94,7 +90,9 @@ class Artifact:
             folder = waiting_folder(given) or given  # where another run has moved it away for a moment
             try:
                 return cls._opened(folder, verify=verify)
-            except (_MissingError, _ReplacedError) as error:
+            except ArtifactError as error:
+                if not isinstance(error, _ReplacedError) and os.path.lexists(folder):
+                    raise
                 problem = error
         assert problem is not None
         raise problem
@@ -106,7 +104,7 @@ class Artifact:
                 raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
             held = HeldFolder(folder)
         except FileNotFoundError:
-            raise _MissingError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
+            raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
         try:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.cache import cache_folder
+from ..core.cache import cache_folder, is_trusted
 from ..core.versions import versions_of
 from .dispatch import OPS
 
@@ -199,9 +199,12 @@ def sources() -> Iterator[str]:
 
 @functools.lru_cache
 def tuned(device: torch.device) -> dict[str, Config]:
-    """The user's own search for this GPU, by key; empty where there is none, or none that can be read."""
+    """The user's own search for this GPU, by key; empty where there is none, or none that can be read or trusted."""
+    file = cache_file(device)
+    if not is_trusted(file):
+        return {}
     try:
-        data = json.loads(cache_file(device).read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8"))
         return {str(key): Config.from_dict(row) for key, row in data["configs"].items()}
     except FileNotFoundError:
         return {}
