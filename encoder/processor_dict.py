@@ -92,11 +92,10 @@ def from_dict(data: Mapping[str, Any]) -> tuple[int, int, PreprocessConfig]:
     Of our own entries, earlier versions wrote `image_aspect_ratio` alone. Raises ConfigError, naming the entry, for
     every other kind of preprocessing.
     """
-    try:
-        size = data["crop_size"]
-        height, width = int(size["height"]), int(size["width"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"preprocessing lacks crop_size (height, width): {error}") from None
+    size = _sides(data.get("crop_size"), "preprocessing", "crop_size")
+    if size is None or "height" not in size:
+        raise ConfigError("preprocessing lacks crop_size (height, width)")
+    height, width = size["height"], size["width"]
     mode = _MODES.get(str(data.get("image_aspect_ratio")))
     if mode is None:
         raise ConfigError(
