@@ -196,6 +196,12 @@ def test_pickled_structures(content: Any, zipped: bool, folder: Path) -> None:
         load_checkpoint(folder / "model.pt")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_sound_pickles_are_read(zipped: bool, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(saved({"state_dict": STATE_DICT, "epoch": 3}, zipped=zipped))
+    assert load_checkpoint(tmp_path / "model.pt").info.form == "timm"
+
+
 SMALL = {"state_dict": {f"stages.4.blocks.0.mlp.fc{n}.weight": torch.zeros(2, 2, 1, 1) for n in (1, 2)}, "epoch": 3}
 
 
