@@ -1,7 +1,8 @@
 """Hostile files: what they hold is refused, or stays what it is, text.
 
-Each attack is refused with one line, or does no harm: no memory and no file outside is read, nothing reaches a generated
-file, a terminal, a spreadsheet or a page but as text, nothing but files and our own folders is replaced or removed.
+Each attack is refused with one line, or does no harm: no memory and no file outside is read, nothing reaches a
+generated file, a terminal, a spreadsheet or a page but as text, nothing but files and our own folders is replaced or
+removed.
 """
 
 from __future__ import annotations
@@ -170,10 +171,9 @@ def _repository(artifact: Path, folder: Path) -> Path | None:
     from fvexport.export.triton_server import write_repository
 
     try:
-        write_repository(Artifact.open(artifact), folder / "model")
+        return write_repository(Artifact.open(artifact), folder, name="model")
     except FvexportError:
         return None
-    return folder / "model"
 
 
 def _server_config(place: Place, draw: random.Random) -> None:
@@ -537,11 +537,12 @@ def _check_report(folder: Path) -> None:
 
 BIG = "9" * 5000
 SETTINGS: tuple[tuple[str, Any], ...] = (
-    ("mm_projector_type", "mlp1000000x_gelu"), ("mm_projector_type", f"mlp{BIG}x_gelu"), ("mm_vision_tower", f"x_{BIG}"),
-    ("num_hidden_layers", 10_000_000), ("num_attention_heads", 0), ("num_attention_heads", -1), ("vocab_size", 2**62),
-    ("num_key_value_heads", 0), ("rope_theta", None), ("pad_token_id", -(2**63)), ("hidden_size", "x"),
-    ("image_grid_pinpoints", "-" * 100_000 + "1"), ("image_grid_pinpoints", [[1e999, 256]]), ("rope_scaling", {"rope_type": ""}),
-    ("max_position_embeddings", 10**400), ("rms_norm_eps", "nan"), ("tie_word_embeddings", []), ("mm_hidden_size", 2**60),
+    ("mm_projector_type", "mlp1000000x_gelu"), ("mm_projector_type", f"mlp{BIG}x_gelu"),
+    ("mm_vision_tower", f"x_{BIG}"), ("mm_hidden_size", 2**60), ("num_hidden_layers", 10_000_000),
+    ("num_attention_heads", 0), ("num_attention_heads", -1), ("num_key_value_heads", 0), ("vocab_size", 2**62),
+    ("pad_token_id", -(2**63)), ("hidden_size", "x"), ("rope_theta", None), ("rope_scaling", {"rope_type": ""}),
+    ("image_grid_pinpoints", "-" * 100_000 + "1"), ("image_grid_pinpoints", [[1e999, 256]]),
+    ("max_position_embeddings", 10**400), ("rms_norm_eps", "nan"), ("tie_word_embeddings", []),
 )  # fmt: skip
 
 
@@ -601,13 +602,15 @@ def _replaced_while_read(place: Place, draw: random.Random) -> None:
     pixels = np.full((1, 3, 64, 64), 0.4, np.float32)
     wanted = {}
     for name in ("new", "old"):
+        began = time.monotonic()
         encoder = Encoder(inputs.artifact(name), "onnxruntime-cpu")
+        pause = time.monotonic() - began
         wanted[encoder.artifact.manifest.checkpoint.sha256] = encoder.run(pixels)
     shutil.copytree(inputs.artifact("old"), target)
     writer = os.fork()
     if writer == 0:
         try:
-            _replace_forever(target)
+            _replace_forever(target, draw, pause)
         finally:
             os._exit(1)
     opened, refused, mixed, ends = 0, list[str](), 0, time.monotonic() + 10
@@ -632,24 +635,18 @@ def _replaced_while_read(place: Place, draw: random.Random) -> None:
     expect(len(refused) <= opened, f"{len(refused)} opens were refused and {opened} succeeded: {refused[-1:]}")
 
 
-def _replace_forever(target: Path) -> None:
+def _replace_forever(target: Path, draw: random.Random, pause: float) -> None:
+    """Replaces the artifact by the other one, at times within the `pause` seconds that one opening takes."""
     from fvexport.export.artifact import writing
 
     ends, number = time.monotonic() + 60, 0
     while time.monotonic() < ends:
         number += 1
         source = inputs.artifact(("new", "old")[number % 2])
-        with _writing(writing, target) as folder:
+        with writing(target, force=True) as folder:
             for file in source.iterdir():
                 shutil.copy(file, folder / file.name)
-
-
-def _writing(writing: Callable[..., Any], target: Path) -> Any:
-    """`writing` over an existing artifact."""
-    try:
-        return writing(target, force=True)
-    except TypeError:
-        return writing(target)
+        time.sleep(draw.choice([0, 0.2, 1, 2]) * pause)
 
 
 ATTACKS: dict[str, Attack] = {
@@ -676,6 +673,7 @@ ATTACKS: dict[str, Attack] = {
 }
 RANDOM = {
     "artifact, links among files", "manifest, escape sequences to the terminal", "report, hostile texts",
-    "all readers, devices instead of files", "all writers, --out a device", "checkpoint, settings that must not be built",
-    "checkpoint, names of tensors and files", "onnx, external data with a second location",
+    "all readers, devices instead of files", "all writers, --out a device",
+    "checkpoint, settings that must not be built", "checkpoint, names of tensors and files",
+    "onnx, external data with a second location",
 }  # fmt: skip
