@@ -43,6 +43,10 @@ OPENINGS = 5
 AGAIN = "export it again with `fvexport onnx --force`"
 
 
+class _MissingError(ArtifactError):
+    """There is no artifact, or another run has moved it away for a moment."""
+
+
 class _ReplacedError(ArtifactError):
     """Another run replaced the artifact while it was read."""
 
@@ -85,20 +89,24 @@ class Artifact:
                 graph that fvexport would not have written.
         """
         given = Path(path)
+        problem: ArtifactError | None = None
         for _ in range(OPENINGS):
             folder = waiting_folder(given) or given  # where another run has moved it away for a moment
-            with contextlib.suppress(_ReplacedError):
+            try:
                 return cls._opened(folder, verify=verify)
-        raise ArtifactError(f"{given} is replaced again and again; wait until the runs that write it have ended")
+            except (_MissingError, _ReplacedError) as error:
+                problem = error
+        assert problem is not None
+        raise problem
 
     @classmethod
     def _opened(cls, folder: Path, *, verify: bool) -> Artifact:
         try:
-            if not folder.exists():
-                raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`")
-            if not folder.is_dir():
+            if not stat.S_ISDIR(folder.stat().st_mode):
                 raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
             held = HeldFolder(folder)
+        except FileNotFoundError:
+            raise _MissingError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
         try:

@@ -245,7 +245,7 @@ class Manifest(Document, frozen=True, kw_only=True):
             manifest = cls.from_dict(data)
             _check(manifest)
         except (RecordError, ConfigError) as error:
-            raise ArtifactError(f"{where} is damaged ({error}); {AGAIN}") from None
+            raise ArtifactError(f"{where} is damaged ({str(error)[:400]}); {AGAIN}") from None
         return manifest
 
 

@@ -108,9 +108,7 @@ def stop_ids(source: str, config: Any, generation: GenerationEntries, tokenizer:
     """
     found = {*token_ids(config.eos_token_id), *token_ids(generation.eos_token_id)}
     if beyond := [token for token in sorted(found) if token >= config.vocab_size]:
-        problem = (
-            f"{GENERATION} has eos_token_id {beyond[0]}, and the model only the tokens 0 to {config.vocab_size - 1}"
-        )
+        problem = f"{GENERATION} has eos_token_id {beyond[0]}, and the model only {config.vocab_size} tokens"
         raise unfit(source, problem, "correct that file")
     if tokenizer is not None:
         found.add(tokenizer.get_vocab()[END])

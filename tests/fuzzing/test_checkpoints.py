@@ -16,6 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.encoder.checkpoint.preprocessing import read_preprocessing
+from fvexport.encoder.checkpoint.settings import read_settings
+from fvexport.encoder.checkpoint.source import locate
 from fvexport.encoder.preprocess import Preprocessor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,19 +59,20 @@ SETTINGS: dict[str, tuple[str, str, Any]] = {
 """By kind of settings: the golden weights that they are put beside, the file's name, and its content."""
 
 
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    """Makes `folder` hold these files alone."""
+def put(folder: Path, files: dict[str, bytes], form: str | None = None) -> None:
+    """Makes `folder` hold these files alone, and a link to the golden weights of a form."""
     for path in folder.iterdir():
-        if path.name not in files:
-            path.unlink()
+        path.unlink()
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    if form is not None:
+        (folder / "model.safetensors").symlink_to(GOLDEN / form / "model.safetensors")
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_sound_settings_are_read(kind: str, tmp_path: Path) -> None:
     form, name, content = SETTINGS[kind]
-    put(tmp_path, {"model.safetensors": WEIGHTS[form], name: json.dumps(content).encode()})
+    put(tmp_path, {name: json.dumps(content).encode()}, form)
     found = load_checkpoint(tmp_path).info
     assert str(found.preprocessing_source).startswith(name) == (kind not in ("llava", "transformers"))
     assert found.resolution == (None if kind == "transformers" else 256)
@@ -80,13 +84,22 @@ def settings_files(draw: st.DrawFn) -> tuple[str, str, bytes]:
     return form, name, draw(json_files(content))
 
 
-@fuzz(examples=60, drawn=settings_files())
+@fuzz(examples=150, drawn=settings_files())
 def test_settings(drawn: tuple[str, str, bytes], folder: Path) -> None:
     form, name, content = drawn
-    put(folder, {"model.safetensors": WEIGHTS[form], name: content})
+    put(folder, {name: content}, form)
     with only_our_errors():
-        preprocessing = load_checkpoint(folder).info.preprocessing
-        Preprocessor(64, 128, preprocessing).pixels(Image.new("RGB", (40, 30)))
+        configs = locate(folder).configs
+        found = read_preprocessing(configs, form.removesuffix("_tiny"), read_settings(configs).pads)
+        Preprocessor(64, 128, found.config).pixels(Image.new("RGB", (40, 30)))
+
+
+@fuzz(examples=30, drawn=settings_files(), share=0.1)
+def test_checkpoints_with_settings(drawn: tuple[str, str, bytes], folder: Path) -> None:
+    form, name, content = drawn
+    put(folder, {name: content}, form)
+    with only_our_errors():
+        load_checkpoint(folder)
 
 
 @st.composite
