@@ -174,7 +174,9 @@ class Stats:
             for name in header.histograms:
                 stats.histograms[name] = _histogram(_Parts(tensors, name))
             for name, rows in header.rows.items():
-                stats.moments[name] = _unpack(rows, _moments(_Parts(tensors, name)))
+                moments = stats.moments[name] = _unpack(rows, _moments(_Parts(tensors, name)))
+                if not bool(torch.isfinite(moments.mean).all()):
+                    raise ValueError(f"the mean of {name} is not finite")
         except ConfigError:
             raise
         except FileNotFoundError:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .option_groups import group
-from .options import Parsed, json_option, max_pixels_option, triton_server_option, verbose_option
+from .options import ModelRepository, Parsed, json_option, max_pixels_option, model_repository_options, verbose_option
 from .parsing import parse_batch
 from .request_options import (
     BOUND_OPTIONS,
@@ -56,29 +55,32 @@ def _request(*, res: tuple[int, int], batch: int | None, dynamic_res: bool, **gi
     OUT_OPTION,
     click.option("--force", is_flag=True, help="Replace an artifact that stands there."),
 )
-@triton_server_option
+@model_repository_options
 @max_pixels_option
 @json_option
 @verbose_option
-def onnx(request: ExportRequest, triton_server: Path | None, as_json: bool) -> None:
+def onnx(request: ExportRequest, repository: ModelRepository | None, as_json: bool) -> None:
     """Export FastViTHD to ONNX, and prove that it is the same model.
 
     Writes a folder: the graph, its weights, and a manifest with the verdict. A file that fails its verdict is not
     written.
     """
     from ..export.onnx_export import run_export
-    from ..export.triton_server import check_repository, write_repository
+    from ..export.server_options import Served
+    from ..export.triton_server import artifact_bytes, check_repository, write_repository
     from . import printing, render_artifact
     from .progress_bar import progress_bar
 
     output = request.output
-    if triton_server is not None:
-        check_repository(triton_server, output.out, precision=request.graph.precision, force=output.force)
+    if repository is not None:
+        precision = request.graph.precision
+        served_file = Served(precision=precision, size=artifact_bytes(precision, request.weights.architecture))
+        check_repository(repository.path, output.out, served_file, server=repository.server, force=output.force)
     with progress_bar() as progress:
         report = run_export(request, progress)
     served = None
-    if triton_server is not None:
-        served = write_repository(report.artifact, triton_server, force=output.force)
+    if repository is not None:
+        served = write_repository(report.artifact, repository.path, server=repository.server, force=output.force)
     if as_json:
         printing.print_json(
             {

@@ -6,6 +6,7 @@ What may be mistyped answers with the nearest name. Whether a value makes sense 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +17,9 @@ from ..core.phrases import did_you_mean
 from ..core.threads import MAX_THREADS
 from ..export.backend_table import ALIASES, BACKENDS, get_backend
 from ..export.export_options import AUTO
-from .parsing import parse_pixels, parse_resolution
+from ..export.server_options import InstanceKind, ServerOptions
+from .option_groups import group, names_of, refuse_given
+from .parsing import parse_instances, parse_pixels, parse_resolution
 from .printing import log_to_stderr
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,14 +68,57 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
 RESOLUTION = Parsed("resolution", parse_resolution)
 
 
-def triton_server_option(command: F) -> F:
-    """`--triton-server`, a model repository to add the result to."""
-    return click.option(
+@dataclass(frozen=True)
+class ModelRepository:
+    """`--triton-server`: a model repository to add the result to, and how the server is to run it."""
+
+    path: Path
+    server: ServerOptions
+
+
+def _model_repository(
+    *, triton_server: Path | None, triton_instances: tuple[InstanceKind | None, int] | None,
+    triton_threads: int | None, triton_inter_op_threads: int | None,
+) -> ModelRepository | None:  # fmt: skip
+    kind, count = triton_instances or (None, 1)
+    if triton_server is None:
+        refuse_given(TRITON_NAMES[1:], "has no effect without --triton-server")
+        return None
+    server = ServerOptions(
+        kind=kind, instances=count, intra_op_threads=triton_threads, inter_op_threads=triton_inter_op_threads
+    )
+    return ModelRepository(triton_server, server)
+
+
+TRITON_OPTIONS = (
+    click.option(
         "--triton-server",
         type=click.Path(path_type=Path),
         metavar="DIR",
         help="Add it to this model repository of Triton Inference Server, too.",
-    )(command)
+    ),
+    click.option(
+        "--triton-instances",
+        type=Parsed("instances", parse_instances),
+        metavar="[cpu:|gpu:|auto:]N",
+        help="Instances that the server runs, and where.  [default: 1, where the file runs best]",
+    ),
+    click.option(
+        "--triton-threads",
+        type=click.IntRange(1, MAX_THREADS),
+        metavar="N",
+        help="Threads for one operator of an instance on a CPU.  [default: all cores]",
+    ),
+    click.option(
+        "--triton-inter-op-threads",
+        type=click.IntRange(1, MAX_THREADS),
+        metavar="N",
+        help="Operators that an instance on a CPU runs side by side.  [default: one]",
+    ),
+)
+TRITON_NAMES = names_of(*TRITON_OPTIONS)
+model_repository_options = group("repository", _model_repository, *TRITON_OPTIONS)
+"""`--triton-server` and what belongs to it, passed on as `repository`: a ModelRepository, or None."""
 
 
 def json_option(command: F) -> F:

@@ -15,7 +15,15 @@ from ..export.engines.engine_options import (
 )
 from ..export.requests import EngineRequest
 from .option_groups import group, names_of, refuse_given
-from .options import Named, Parsed, json_option, max_pixels_option, triton_server_option, verbose_option
+from .options import (
+    ModelRepository,
+    Named,
+    Parsed,
+    json_option,
+    max_pixels_option,
+    model_repository_options,
+    verbose_option,
+)
 from .parsing import parse_batch_span, parse_bytes, parse_resolution_span
 from .request_options import (
     BOUND_OPTIONS,
@@ -117,37 +125,42 @@ def _request(*, artifact: Path | None, dynamic_res: Any, batch: Any, dry_run: bo
     OUT_OPTION,
     click.option("--force", is_flag=True, help="Replace an engine, or another artifact, that stands there."),
 )
-@triton_server_option
+@model_repository_options
 @max_pixels_option
 @json_option
 @verbose_option
-def trt(request: EngineRequest, triton_server: Path | None, as_json: bool) -> None:
+def trt(request: EngineRequest, repository: ModelRepository | None, as_json: bool) -> None:
     """Build a TensorRT engine of FastViTHD, and prove that it is the same model where a GPU can run it.
 
     Exports the ONNX file first, or takes one that is the same. TensorRT-RTX builds without a GPU; full TensorRT builds
     on the GPU that will run the engine.
     """
-    if triton_server is not None and request.dry_run:
+    if repository is not None and request.dry_run:
         message = "--triton-server serves the engine, which --dry-run leaves out"
         raise click.UsageError(message, click.get_current_context())
     from ..export.engine_export import run_engine
     from ..export.engines.api import load_api
-    from ..export.triton_server import check_repository, write_repository
+    from ..export.server_options import Served
+    from ..export.triton_server import artifact_bytes, check_repository, write_repository
     from . import printing, render_engine
     from .progress_bar import progress_bar
 
     export, engine = request.export, request.engine
-    if triton_server is not None:
+    if repository is not None:
         out = export.output.out or cast("Path | None", request.artifact)
-        check_repository(
-            triton_server, out, precision=export.graph.precision, platform="plan",
-            flavour=load_api(engine.flavour).flavour, strip=engine.strip, force=export.output.force,
+        precision = export.graph.precision
+        served_file = Served(
+            precision=precision, platform="plan", flavour=load_api(engine.flavour).flavour, strip=engine.strip,
+            size=0 if request.artifact else artifact_bytes(precision, export.weights.architecture),
         )  # fmt: skip
+        check_repository(repository.path, out, served_file, server=repository.server, force=export.output.force)
     with progress_bar() as progress:
         report = run_engine(request, progress)
     served = None
-    if triton_server is not None:
-        served = write_repository(report.artifact, triton_server, platform="plan", force=export.output.force)
+    if repository is not None:
+        served = write_repository(
+            report.artifact, repository.path, platform="plan", server=repository.server, force=export.output.force
+        )
     if as_json:
         printing.print_json(render_engine.to_dict(report) | ({"triton_server": str(served)} if served else {}))
     else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,20 +86,26 @@ class Artifact:
                 graph that fvexport would not have written.
         """
         given = Path(path)
+        problem: ArtifactError | None = None
         for _ in range(OPENINGS):
             folder = waiting_folder(given) or given  # where another run has moved it away for a moment
-            with contextlib.suppress(_ReplacedError):
+            try:
                 return cls._opened(folder, verify=verify)
-        raise ArtifactError(f"{given} is replaced again and again; wait until the runs that write it have ended")
+            except ArtifactError as error:
+                if not isinstance(error, _ReplacedError) and os.path.lexists(folder):
+                    raise
+                problem = error
+        assert problem is not None
+        raise problem
 
     @classmethod
     def _opened(cls, folder: Path, *, verify: bool) -> Artifact:
         try:
-            if not folder.exists():
-                raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`")
-            if not folder.is_dir():
+            if not stat.S_ISDIR(folder.stat().st_mode):
                 raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
             held = HeldFolder(folder)
+        except FileNotFoundError:
+            raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
         try:

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 from onnx import TensorProto
@@ -27,9 +27,6 @@ from ..encoder.config import FastViTHDConfig
 from .manifest import AGAIN, Manifest, TensorSpec
 from .operators import operators
 from .tensor_names import PLUGIN_DOMAIN, PLUGIN_NAME
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 LIMIT = 256 << 20
 """Most bytes of the graph's file, whose weights lie beside it."""
@@ -59,16 +56,16 @@ TYPES: dict[int, tuple[str, int]] = {
 }  # fmt: skip
 """Types of values: the manifest's name, and bytes of one value."""
 
-_AXIS, _FLAG, _SIZE, _TEXT = (-8, 8), (0, 1), (1, 1 << 15), None
-ATTRIBUTES: dict[str, dict[str, tuple[int, int] | None]] = {
+_AXIS, _FLAG, _SIZE = (-8, 8), (0, 1), (1, 1 << 15)
+ATTRIBUTES: dict[str, dict[str, tuple[int, int] | set[bytes]]] = {
     "Add": {}, "Cast": {"to": (1, max(TYPES)), "saturate": _FLAG}, "Concat": {"axis": _AXIS},
     "Constant": {"value_ints": (-(1 << 31), 1 << 31)},
     "Conv": {
-        "auto_pad": _TEXT, "dilations": _SIZE, "group": _SIZE, "kernel_shape": _SIZE, "pads": (0, 1 << 10),
+        "auto_pad": {b"NOTSET"}, "dilations": _SIZE, "group": _SIZE, "kernel_shape": _SIZE, "pads": (0, 1 << 10),
         "strides": _SIZE,
     },
     "DequantizeLinear": {"axis": _AXIS, "block_size": (0, 0), "output_dtype": (0, max(TYPES))}, "Div": {}, "Erf": {},
-    "Expand": {}, "Gather": {"axis": _AXIS}, "Gelu": {"approximate": _TEXT},
+    "Expand": {}, "Gather": {"axis": _AXIS}, "Gelu": {"approximate": {b"none", b"tanh"}},
     "Gemm": {"alpha": (-1, 1), "beta": (-1, 1), "transA": _FLAG, "transB": _FLAG}, "GlobalAveragePool": {},
     "Identity": {}, "LayerNormalization": {"axis": _AXIS, "epsilon": (0, 1), "stash_type": (1, max(TYPES))},
     "MatMul": {}, "Mul": {}, "Pow": {},
@@ -80,9 +77,9 @@ ATTRIBUTES: dict[str, dict[str, tuple[int, int] | None]] = {
     "Reshape": {"allowzero": _FLAG}, "Shape": {"start": _AXIS, "end": _AXIS}, "Sigmoid": {}, "Slice": {},
     "Softmax": {"axis": _AXIS}, "Split": {"axis": _AXIS, "num_outputs": (1, 64)}, "Sqrt": {}, "Squeeze": {}, "Sub": {},
     "Tanh": {}, "Transpose": {"perm": (0, 7)}, "Unsqueeze": {},
-    f"{PLUGIN_DOMAIN}::{PLUGIN_NAME}": {"aot": _FLAG, "plugin_namespace": _TEXT, "plugin_version": _TEXT},
+    f"{PLUGIN_DOMAIN}::{PLUGIN_NAME}": {"aot": _FLAG, "plugin_namespace": {b"fvexport"}, "plugin_version": {b"1"}},
 }  # fmt: skip
-"""Operators that a file of fvexport may have; of each its attributes, with bounds of numbers. None is of texts."""
+"""Operators that a file of fvexport may have; of each its attributes, with bounds of numbers, or the texts."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ def read_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
         _check_nodes(model)
         _check_shapes(model, manifest)
     except _RefusedError as problem:
-        raise ArtifactError(f"{path} is not a file that fvexport wrote: {problem}; {AGAIN}") from None
+        raise ArtifactError(f"{path} is not a file that fvexport wrote: {str(problem)[:400]}; {AGAIN}") from None
     return model
 
 
@@ -189,7 +186,7 @@ def _check_messages(model: onnx.ModelProto) -> None:
                     raise _RefusedError(f"a {name} has a {field.name} that is not UTF-8")
 
 
-def _messages(message: Message) -> Iterator[Message]:
+def _messages(message: Any) -> Iterator[Any]:
     """A message, and all within it."""
     yield message
     for field, value in message.ListFields():
@@ -290,13 +287,15 @@ def _check_node(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
         values: Mapping[int, Any] = {
             onnx.AttributeProto.INT: [attribute.i], onnx.AttributeProto.INTS: attribute.ints,
-            onnx.AttributeProto.FLOAT: [attribute.f], onnx.AttributeProto.STRING: [],
+            onnx.AttributeProto.FLOAT: [attribute.f], onnx.AttributeProto.STRING: [attribute.s],
         }  # fmt: skip
-        bounds = known[attribute.name]
-        found = values.get(attribute.type)
-        if found is None or (bounds is None) != (attribute.type == onnx.AttributeProto.STRING) or len(found) > 16:
-            raise _RefusedError(f"{node.name} ({kind}) has the attribute {attribute.name} in another form")
-        if bounds is not None and not all(bounds[0] <= value <= bounds[1] for value in found):
+        allowed, found = known[attribute.name], values.get(attribute.type, ())
+        if isinstance(allowed, set):
+            fits = attribute.type == onnx.AttributeProto.STRING and attribute.s in allowed
+        else:
+            fits = attribute.type != onnx.AttributeProto.STRING
+            fits = fits and 1 <= len(found) <= 16 and all(allowed[0] <= value <= allowed[1] for value in found)
+        if not fits:
             raise _RefusedError(f"{node.name} ({kind}) has {attribute.name} {list(found)}")
 
 

@@ -39,7 +39,9 @@ def count_saturating(model: onnx.ModelProto) -> Saturation:
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] not in weights:
             continue
-        weight, reader = numpy_helper.to_array(weights[node.input[0]]), readers[node.output[0]]
+        weight, reader = numpy_helper.to_array(weights[node.input[0]]), readers.get(node.output[0])
+        if reader is None:
+            continue  # nothing computes with it
         if weight.ndim == 4 and weight.shape[1] > 1:
             matrix = weight.reshape(len(weight), -1)
         elif weight.ndim == 2:

@@ -18,22 +18,28 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from .. import __version__
-from ..core.dtypes import DTYPES
+from ..core.dtypes import BITS, DTYPES
 from ..core.errors import ArtifactError, ConfigError, one_line
 from ..core.output_path import check_place
+from ..encoder.config import FastViTHDConfig
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
 from .backend_table import get_backend
 from .manifest import Manifest, TensorSpec
+from .operators import operators
 from .placement import quant_target
+from .server_options import Platform, Served, ServerOptions
 
-Platform = Literal["onnx", "plan"]
+DEFAULT = ServerOptions()
 CONFIG_FILE = "config.pbtxt"
 VERSION = "1"
 MAX_BATCH_SIZE = 8
 """Of a file that takes any batch, where none is asked for."""
+
+MAX_NAME = 255
+"""Bytes of a file's name, on all usual disks."""
 
 BACKENDS: dict[Platform, str] = {"onnx": "onnxruntime", "plan": "tensorrt"}
 DATA_TYPES = {"uint8": "TYPE_UINT8"} | {dtype: f"TYPE_{name.upper()}" for name, dtype in DTYPES.items()}
@@ -46,6 +52,7 @@ class _Model:
     artifact: Artifact
     platform: Platform
     name: str
+    server: ServerOptions
     max_batch_size: int
     preferred_batch_size: int | None
 
@@ -56,36 +63,51 @@ def model_name(path: str | os.PathLike[str]) -> str:
 
 
 def check_repository(
-    repository: str | os.PathLike[str], artifact: str | os.PathLike[str] | None, *, precision: str,
-    platform: Platform = "onnx", flavour: str = "tensorrt", strip: bool = False, force: bool = False,
+    repository: str | os.PathLike[str], artifact: str | os.PathLike[str] | None, served: Served, *,
+    server: ServerOptions = DEFAULT, force: bool = False,
 ) -> None:  # fmt: skip
     """Fails before any work where `write_repository` would fail after it.
 
     Args:
         repository: the repository, which need not exist.
-        artifact: where the artifact will lie; None where that is not known yet.
-        precision: that it will have.
-        platform: what will be served.
-        flavour, strip: of the engine's build, where one will be served.
+        artifact: where the artifact will be written; None if that is not known yet.
+        served: the file that will be served.
+        server: how the server will run it.
         force: replace a model of that name.
 
     Raises:
         ConfigError: the server cannot run such a file.
-        ArtifactError: nothing can be written there, or a model of that name stands there and `force` is off.
+        ArtifactError: nothing can be written there, or a model of that name exists there and `force` is off.
     """
-    _check_precision(platform, precision)
-    if platform == "plan" and (reason := _why_not_loaded(flavour, strip=strip)) is not None:
+    _check_precision(served.platform, served.precision)
+    server.check(served.platform, served.precision)
+    if served.platform == "plan" and (reason := _why_not_loaded(served.flavour, strip=served.strip)) is not None:
         raise ConfigError(f"Triton Inference Server cannot serve this engine: {reason}")
-    folder = Path(repository)
-    if artifact is None:
-        check_place(folder / "model", 0)
-    else:
-        _check_model_folder(folder / model_name(artifact), force=force, need_bytes=0)
+    name = "model" if artifact is None else model_name(artifact)
+    # The artifact itself takes as much, where both are on one disk.
+    copies = 2 if artifact is None or _disk(Path(artifact)) == _disk(Path(repository)) else 1
+    _check_model_folder(Path(repository) / name, force=force or artifact is None, need_bytes=copies * served.size)
+
+
+def artifact_bytes(precision: str, architecture: FastViTHDConfig) -> int:
+    """About how many bytes the weights of an export, or its engine, take."""
+    side = architecture.stride
+    elements = sum(b.count * sum(op.weights for op in b.operators) for b in operators(architecture, side, side))
+    return int(1.1 * elements * max(16, BITS[precision]) // 8)
+
+
+def _disk(path: Path) -> int:
+    """The device of the nearest folder above `path` that exists."""
+    path = path.absolute()
+    while not os.path.lexists(path):
+        path = path.parent
+    return path.stat().st_dev
 
 
 def write_repository(
     artifact: Artifact, repository: str | os.PathLike[str], *, name: str | None = None,
-    platform: Platform | None = None, max_batch_size: int | None = None, force: bool = False,
+    platform: Platform | None = None, max_batch_size: int | None = None, server: ServerOptions = DEFAULT,
+    force: bool = False,
 ) -> Path:  # fmt: skip
     """Adds an artifact to a model repository, which is made where it does not exist; other models in it are left alone.
 
@@ -95,6 +117,7 @@ def write_repository(
         name: of the model; the artifact's folder's by default.
         platform: `onnx` or `plan`; by default the engine where the artifact has one that the server can load.
         max_batch_size: of a file that takes any batch: the profile's by default, or 8.
+        server: how the server runs it.
         force: replace a model of that name.
 
     Returns:
@@ -109,12 +132,13 @@ def write_repository(
     if platform not in get_args(Platform):
         raise ConfigError(f"unknown platform {platform!r}; known are {', '.join(get_args(Platform))}")
     _check_precision(platform, manifest.precision)
+    server.check(platform, manifest.float_precision)
     if platform == "plan" and (reason := why_no_plan(manifest)) is not None:
         raise ConfigError(f"Triton Inference Server cannot serve an engine of {artifact.path}: {reason}")
     name = model_name(artifact.path) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise ConfigError(f"a model's name is made of letters, digits and ._-; found {name!r}")
-    model = _Model(artifact, platform, name, *_batches(manifest, platform, max_batch_size))
+    model = _Model(artifact, platform, name, server, *_batches(manifest, platform, max_batch_size))
 
     sources = dict(_files(artifact, platform))
     out = Path(repository) / name
@@ -153,13 +177,16 @@ def _check_precision(platform: Platform, precision: str) -> None:
 
 
 def _check_model_folder(out: Path, *, force: bool, need_bytes: int) -> None:
+    size = len(os.fsencode(out.name))
+    if size > MAX_NAME:
+        raise ConfigError(f"a model's name has {MAX_NAME} bytes at most; found {size}: shorten the name of --out")
+    check_place(out, need_bytes)
     if out.exists() or out.is_symlink():
         empty = out.is_dir() and not any(out.iterdir())
         if not empty and not _is_model(out):
             raise ArtifactError(f"{out} exists and is no model of Triton Inference Server; choose another repository")
         if not empty and not force:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another repository")
-    check_place(out, need_bytes)
 
 
 def _is_model(folder: Path) -> bool:
@@ -212,7 +239,7 @@ def _config(model: _Model) -> str:
         f"max_batch_size: {model.max_batch_size}",
         *_tensor("input", manifest.input, batching),
         *_tensor("output", manifest.output, batching),
-        f"instance_group [{{ count: 1 kind: {_kind(model)} }}]",
+        f"instance_group [{{ count: {model.server.instances} kind: {_kind(model)} }}]",
         *_batching(model),
         *_optimization(model),
     ]
@@ -231,7 +258,7 @@ def _comments(model: _Model) -> list[str]:
     size = manifest.input.shape
     return [
         f"Made by fvexport {__version__}: FastViTHD ({one_line(manifest.variant)}), {manifest.precision}.",
-        f"{manifest.input.name}: RGB, {pixels}, channels first, height and width "
+        f"{one_line(manifest.input.name)}: RGB, {pixels}, channels first, height and width "
         + (f"{size[2]} x {size[3]}." if isinstance(size[2], int) else "multiples of 64."),
         "The parameter fvexport.preprocessing says how a photograph becomes that, in transformers' terms.",
     ]
@@ -246,6 +273,8 @@ def _tensor(kind: str, spec: TensorSpec, batching: bool) -> list[str]:
 def _kind(model: _Model) -> str:
     """Where instances run; KIND_AUTO is the GPU where there is one."""
     manifest = model.artifact.manifest
+    if model.server.kind is not None:
+        return f"KIND_{model.server.kind.upper()}"
     if model.platform == "plan" or manifest.float_precision == "bf16":  # onnxruntime's CPU has no BF16 convolution
         return "KIND_GPU"
     target = quant_target(manifest)
@@ -276,6 +305,10 @@ def _parameters(model: _Model) -> dict[str, str]:
         "fvexport.model_sha256": manifest.files[file].sha256,
         "fvexport.preprocessing": json.dumps(manifest.preprocessor.to_dict()),
     }
+    if model.server.intra_op_threads is not None:
+        found["intra_op_thread_count"] = str(model.server.intra_op_threads)
+    if model.server.inter_op_threads is not None:
+        found |= {"execution_mode": "1", "inter_op_thread_count": str(model.server.inter_op_threads)}
     if model.platform == "plan" and manifest.engine is not None:
         found["fvexport.tensorrt"] = manifest.engine.version
         found["fvexport.gpu"] = manifest.engine.gpu.name if manifest.engine.gpu else ""

@@ -389,14 +389,10 @@ def difference_row(difference: Difference) -> DifferenceRow:
 
 
 def _sortable(key: float | str | None) -> str:
-    if key is None:
-        return ""
     if isinstance(key, float) and math.isinf(key):
         return "1e999"
-    return str(key)
+    return "" if key is None else str(key)
 
 
 def _judged(text: str) -> str:
-    if text in ("ok", "pass"):
-        return "good"
-    return "warn" if text in ("unstable", "skipped") else "bad"
+    return "good" if text in ("ok", "pass") else "warn" if text in ("unstable", "skipped") else "bad"

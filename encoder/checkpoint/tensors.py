@@ -32,6 +32,9 @@ from .weights_files import INDEX, Located, check_shard_name, parse_json, unreada
 CHUNK = 8 << 20
 """Bytes read through one opening of a file, or a sixteenth of what is wanted where that is more."""
 
+LONGEST_TENSOR_NAME = 1000
+"""Characters of a tensor's name; several patterns are looked for in each, in time that can grow with its square."""
+
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that weights are saved in; narrower ones come with scales, which no form has."""
 
@@ -80,7 +83,11 @@ class TensorStore:
     def unwrapped(self) -> Unwrapped:
         """The names, and what was removed from them; no shard is opened."""
         if self._unwrapped is None:
-            self._unwrapped = unwrap(self._open(self._whole) if self._whole else self._shards)
+            names = self._open(self._whole) if self._whole else self._shards
+            if long := next((name for name in names if len(name) > LONGEST_TENSOR_NAME), None):
+                problem = f"has a tensor with a name of {len(long)} characters, {shown(long, 40)}"
+                raise unfit(self._source, problem, "give another checkpoint")
+            self._unwrapped = unwrap(names)
         return self._unwrapped
 
     @property

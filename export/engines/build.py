@@ -22,7 +22,7 @@ from .timing_cache import TimingCache
 
 T = TypeVar("T")
 
-MEMORY = {"weights": r"Total Weights Memory: (\d+)", "activations": r"Total Activation Memory: (\d+)"}
+MEMORY = {"weights": r"Total Weights Memory: (\d{1,18})", "activations": r"Total Activation Memory: (\d{1,18})"}
 """What a build's log says of device memory, in bytes."""
 
 
@@ -252,4 +252,7 @@ def _inspected(trt: Any, logger: Any, plan: bytes) -> list[EngineLayer]:
     if engine is None:
         return []
     inspector = engine.create_engine_inspector()
-    return from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    try:
+        return from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    except ValueError:  # another release's form
+        return []

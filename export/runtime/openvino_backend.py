@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import ArtifactError, UnavailableError
+from ...core.errors import ArtifactError, FvexportError, UnavailableError
 from ...core.hardware import quota_threads
 from ...core.utf8_path import utf8_path
 from ...encoder.layers import encoder_layers
@@ -74,7 +74,9 @@ class OpenVinoBackend(Opened):
                 self.edit(model, artifact)
                 self.input_dtype = _input_dtype(model, artifact, openvino)
                 self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
-        except RuntimeError as error:
+        except Exception as error:  # RuntimeError, mostly; its Python part raises others
+            if isinstance(error, FvexportError):
+                raise
             raise ArtifactError(f"OpenVINO refuses {artifact.model_path}: {_last_line(error)}; {AGAIN}") from None
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(REQUESTS):
@@ -96,7 +98,7 @@ class OpenVinoBackend(Opened):
         try:
             # The results are copies (`share_outputs` is off), made before the request serves another call.
             return request.infer([values], share_inputs=True)
-        except RuntimeError as error:
+        except Exception as error:  # as above
             raise ArtifactError(
                 f"OpenVINO cannot run {self.where} on {tuple(pixel_values.shape)}: {_last_line(error)}"
             ) from None
@@ -145,6 +147,6 @@ def _float32_outputs(model: Any, openvino: Any) -> Any:
     return steps.build()
 
 
-def _last_line(error: RuntimeError) -> str:
+def _last_line(error: Exception) -> str:
     """What went wrong: OpenVINO's messages begin with the places in its source that it passed through."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]

@@ -181,6 +181,9 @@ def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: Engi
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise ArtifactError(f"TensorRT refuses {plan}: {log.reason()}; {REBUILD}")
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    if names != {INPUT_NAME, OUTPUT_NAME}:
+        raise ArtifactError(f"{plan} has other inputs and outputs than {INPUT_NAME} and {OUTPUT_NAME}; {REBUILD}")
     if options.strip:
         refitter = trt.Refitter(engine, logger)
         weights = trt.OnnxParserRefitter(refitter, logger)

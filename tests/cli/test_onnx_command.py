@@ -95,12 +95,17 @@ def test_a_full_disk_is_found_before_the_work(fvexport, tmp_path: Path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_repository_beside_it(fvexport, tmp_path: Path) -> None:
+def test_a_model_repository_beside_it(fvexport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ("onnx", "--variant", "tiny", "--res", 64, "--no-parity", "--out", "a 64", "--triton-server", "models")
-    outcome = fvexport(*args)
+    outcome = fvexport(*args, "--triton-instances", "cpu:2", "--triton-threads", 3)
     assert outcome.code == 0 and "served from" in outcome.out and "models/a-64" in outcome.out
-    assert 'name: "a-64"' in (tmp_path / "models/a-64/config.pbtxt").read_text()
+    config = (tmp_path / "models/a-64/config.pbtxt").read_text()
+    assert 'name: "a-64"' in config and "count: 2 kind: KIND_CPU" in config and '"3"' in config
     shutil.rmtree(tmp_path / "a 64")
     fvexport(*args).one_line_error("models/a-64", "--force")  # before the work
     fvexport(*args, "--fp8").one_line_error("FP8", "fvexport trt")
+    fvexport(*args[:-2], "--triton-threads", 2).one_line_error("--triton-threads", "--triton-server", code=2)
+    fvexport(*args, "--triton-instances", "tpu:1").one_line_error("cpu:2", "tpu:1", code=2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    fvexport(*args, "--force").one_line_error("models/a-64", "MB needed", "free some space")
     assert not (tmp_path / "a 64").exists()

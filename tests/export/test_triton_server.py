@@ -22,7 +22,8 @@ from fvexport.export.artifact import Artifact
 from fvexport.export.engines.engine_options import EngineOptions, Profile
 from fvexport.export.engines.engine_section import EngineSection, Gpu
 from fvexport.export.manifest import FileEntry, QuantizationSection
-from fvexport.export.triton_server import check_repository, write_repository
+from fvexport.export.server_options import Served, ServerOptions
+from fvexport.export.triton_server import artifact_bytes, check_repository, write_repository
 
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("tritonclient")
@@ -131,6 +132,47 @@ def test_where_instances_run(
         kind("fp8", "tensorrt")
 
 
+def test_instances_and_threads(
+    static: Artifact, tmp_path: Path, quantization_section: Callable[..., QuantizationSection]
+) -> None:
+    def written(**options: Any) -> Any:
+        folder = write_repository(static, tmp_path, name="eye", server=ServerOptions(**options), force=True)
+        return config(folder)
+
+    found = written(kind="cpu", instances=3, intra_op_threads=2, inter_op_threads=4)
+    (instances,) = found.instance_group
+    assert (instances.count, schema.ModelInstanceGroup.Kind.Name(instances.kind)) == (3, "KIND_CPU")
+    own = {key: value.string_value for key, value in found.parameters.items() if not key.startswith("fvexport.")}
+    assert own == {"intra_op_thread_count": "2", "inter_op_thread_count": "4", "execution_mode": "1"}
+    assert written(intra_op_threads=1).parameters["intra_op_thread_count"].string_value == "1"
+    assert written(kind="gpu").instance_group[0].kind == schema.ModelInstanceGroup.KIND_GPU
+    assert not [key for key in written(instances=2).parameters if "thread" in key]
+
+
+@pytest.mark.parametrize(
+    ("options", "served", "words"),
+    [
+        ({"instances": 0}, None, "1 to 1024 instances"),
+        ({"intra_op_threads": 0}, None, "1 to 1024 threads"),
+        ({"kind": "tpu"}, None, "auto, cpu, gpu"),
+        ({"kind": "cpu"}, Served(precision="fp16", platform="plan"), "runs on a GPU"),
+        ({"intra_op_threads": 2}, Served(precision="fp16", platform="plan"), "threads are for instances on a CPU"),
+        ({"kind": "gpu", "inter_op_threads": 2}, Served(precision="fp32"), "threads are for instances on a CPU"),
+        ({"kind": "cpu"}, Served(precision="bf16"), "no BF16 convolution"),
+    ],
+)
+def test_instances_that_the_server_cannot_make(
+    tmp_path: Path, options: dict[str, Any], served: Served | None, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_repository(tmp_path, "a", served or Served(precision="fp32"), server=ServerOptions(**options))
+
+
+def test_the_size_that_is_asked_for(static: Artifact) -> None:
+    weights = (static.path / "encoder.onnx.data").stat().st_size
+    assert weights / 2 < artifact_bytes("fp32", static.manifest.architecture) < 1.5 * weights
+
+
 # --- engines ----------------------------------------------------------------------------------------
 
 
@@ -237,16 +279,23 @@ def test_a_failed_write_leaves_what_was(
 def test_checked_before_any_work(static: Artifact, tmp_path: Path) -> None:
     write_repository(static, tmp_path, name="a-128")
     (tmp_path / "file").touch()
+    file, long = Served(precision="fp32"), "somewhere/" + "é" * 127
     bad = (
-        (tmp_path, "somewhere/a 128", "fp32", "--force"),
-        (tmp_path, "somewhere/b", "fp8", "FP8"),
-        (tmp_path / "file" / "models", None, "fp32", "not a folder"),
+        (tmp_path, "somewhere/a 128", file, "--force"),
+        (tmp_path, "somewhere/b", Served(precision="fp8"), "FP8"),
+        (tmp_path / "file" / "models", None, file, "not a folder"),
+        (tmp_path, "x" * 256, file, "255 bytes at most; found 256"),
+        (tmp_path, "x" * 250, file, "name too long"),
+        (tmp_path, None, Served(precision="fp32", size=1 << 60), "MB needed"),
     )
-    for repository, artifact, precision, words in bad:
+    for repository, artifact, served, words in bad:
         with pytest.raises(FvexportError, match=words):
-            check_repository(repository, artifact, precision=precision)
-    check_repository(tmp_path, "somewhere/a 128", precision="fp32", force=True)
-    check_repository(tmp_path, None, precision="fp8", platform="plan")
+            check_repository(repository, artifact, served)
+    check_repository(tmp_path, "somewhere/a 128", file, force=True)
+    check_repository(tmp_path, None, Served(precision="fp8", platform="plan"))
+    check_repository(tmp_path, long, file)  # each letter becomes one hyphen, in all one
+    with pytest.raises(ConfigError, match="255 bytes at most"):
+        write_repository(static, tmp_path, name="x" * 256)
     for name in ("", "..", ".hidden", "a/b", "a b"):
         with pytest.raises(ConfigError, match="name is made of"):
             write_repository(static, tmp_path, name=name)

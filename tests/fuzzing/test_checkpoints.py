@@ -16,7 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file, save
 
 from fvexport.encoder.checkpoint import load_checkpoint
+from fvexport.encoder.checkpoint.preprocessing import read_preprocessing
+from fvexport.encoder.checkpoint.settings import read_settings
+from fvexport.encoder.checkpoint.source import locate
 from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
+from fvexport.encoder.processor_dict import to_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,24 +56,26 @@ SETTINGS: dict[str, tuple[str, str, Any]] = {
     "timm": ("timm_tiny", "config.json", {"architecture": "fastvit_mci3", "pretrained_cfg": TIMM}),
     "open_clip": ("timm_tiny", "open_clip_config.json", OPEN_CLIP),
     "preprocessor": ("llava_tiny", "preprocessor_config.json", PROCESSOR),
+    "own": ("llava_tiny", "preprocessor_config.json", to_dict(PreprocessConfig("squash", crop_pct=0.5), 256, 256)),
     "processor": ("transformers_tiny", "processor_config.json", {"image_processor": PROCESSOR}),
 }  # fmt: skip
 """By kind of settings: the golden weights that they are put beside, the file's name, and its content."""
 
 
-def put(folder: Path, files: dict[str, bytes]) -> None:
-    """Makes `folder` hold these files alone."""
+def put(folder: Path, files: dict[str, bytes], form: str | None = None) -> None:
+    """Makes `folder` hold these files alone, and a link to the golden weights of a form."""
     for path in folder.iterdir():
-        if path.name not in files:
-            path.unlink()
+        path.unlink()
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    if form is not None:
+        (folder / "model.safetensors").symlink_to(GOLDEN / form / "model.safetensors")
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_sound_settings_are_read(kind: str, tmp_path: Path) -> None:
     form, name, content = SETTINGS[kind]
-    put(tmp_path, {"model.safetensors": WEIGHTS[form], name: json.dumps(content).encode()})
+    put(tmp_path, {name: json.dumps(content).encode()}, form)
     found = load_checkpoint(tmp_path).info
     assert str(found.preprocessing_source).startswith(name) == (kind not in ("llava", "transformers"))
     assert found.resolution == (None if kind == "transformers" else 256)
@@ -80,13 +87,22 @@ def settings_files(draw: st.DrawFn) -> tuple[str, str, bytes]:
     return form, name, draw(json_files(content))
 
 
-@fuzz(examples=60, drawn=settings_files())
+@fuzz(examples=150, drawn=settings_files())
 def test_settings(drawn: tuple[str, str, bytes], folder: Path) -> None:
     form, name, content = drawn
-    put(folder, {"model.safetensors": WEIGHTS[form], name: content})
+    put(folder, {name: content}, form)
     with only_our_errors():
-        preprocessing = load_checkpoint(folder).info.preprocessing
-        Preprocessor(64, 128, preprocessing).pixels(Image.new("RGB", (40, 30)))
+        configs = locate(folder).configs
+        found = read_preprocessing(configs, form.removesuffix("_tiny"), read_settings(configs).pads)
+        Preprocessor(64, 128, found.config).pixels(Image.new("RGB", (40, 30)))
+
+
+@fuzz(examples=30, drawn=settings_files(), share=0.1)
+def test_checkpoints_with_settings(drawn: tuple[str, str, bytes], folder: Path) -> None:
+    form, name, content = drawn
+    put(folder, {name: content}, form)
+    with only_our_errors():
+        load_checkpoint(folder)
 
 
 @st.composite
@@ -178,6 +194,12 @@ def test_pickled_structures(content: Any, zipped: bool, folder: Path) -> None:
     (folder / "model.pt").write_bytes(file)
     with only_our_errors():
         load_checkpoint(folder / "model.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_sound_pickles_are_read(zipped: bool, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(saved({"state_dict": STATE_DICT, "epoch": 3}, zipped=zipped))
+    assert load_checkpoint(tmp_path / "model.pt").info.form == "timm"
 
 
 SMALL = {"state_dict": {f"stages.4.blocks.0.mlp.fc{n}.weight": torch.zeros(2, 2, 1, 1) for n in (1, 2)}, "epoch": 3}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,14 @@ from hypothesis import strategies as st
 from limits import fuzz, only_our_errors
 from mutations import byte_files, json_files
 
+from fvexport.encoder.checkpoint.source import locate
+from fvexport.encoder.checkpoint.tensors import TensorStore
 from fvexport.encoder.fastvlm import FastVLM, load_fastvlm
 from fvexport.encoder.fastvlm.generate import TextStream
+from fvexport.encoder.fastvlm.language import read_config
 from fvexport.encoder.fastvlm.prompt import tokenize
-from fvexport.encoder.fastvlm.tokenizer import tokenizer_from
+from fvexport.encoder.fastvlm.tiles import Tiling
+from fvexport.encoder.fastvlm.tokenizer import read_generation, stop_ids, tokenizer_from
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,19 +91,29 @@ def settings_files(draw: st.DrawFn) -> tuple[str, bytes]:
     return form, draw(json_files(config))
 
 
-@fuzz(examples=60, drawn=settings_files(), share=0.5)
+@fuzz(examples=100, drawn=settings_files())
 def test_settings(drawn: tuple[str, bytes], folder: Path) -> None:
+    put(folder, {"config.json": drawn[1]}, drawn[0])
+    with only_our_errors():
+        located = locate(folder)
+        main = located.configs["config.json"]
+        read_config("here", main, TensorStore(located))
+        Tiling.from_config(main, (256, 256))
+
+
+@fuzz(examples=30, drawn=settings_files(), share=0.1)
+def test_models(drawn: tuple[str, bytes], folder: Path) -> None:
     put(folder, {"config.json": drawn[1]}, drawn[0])
     with only_our_errors():
         asked(load_fastvlm(folder, tokenizer=False))
 
 
-@fuzz(examples=25, content=json_files(GENERATION), share=0.2)
+@fuzz(examples=50, content=json_files(GENERATION))
 def test_generation(content: bytes, folder: Path) -> None:
-    put(folder, {"config.json": json.dumps(LLAVA).encode(), "generation_config.json": content}, "llava_tiny")
+    put(folder, {"generation_config.json": content}, "llava_tiny")
     with only_our_errors():
-        vlm = load_fastvlm(folder, tokenizer=False)
-        assert all(0 <= token < 320 for token in vlm.stop_ids)
+        config = SimpleNamespace(eos_token_id=2, vocab_size=320)
+        assert all(0 <= token < 320 for token in stop_ids("here", config, read_generation(locate(folder)), None))
 
 
 @pytest.fixture(scope="session")
