@@ -31,6 +31,7 @@ from ..core.output_path import (
     scratch_beside,
     waiting_folder,
 )
+from ..core.shell import quoted
 from .manifest import FileEntry, Manifest
 
 MODEL_FILE = "encoder.onnx"
@@ -159,16 +160,20 @@ class Artifact:
 
 
 def _check_member(file: Path) -> None:
-    """Raises ArtifactError unless a file that the manifest names is a regular file, and no link.
+    """Raises ArtifactError unless a file that the manifest names is a regular file.
 
-    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to.
+    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to. So the only
+    links that are accepted are those of the Hugging Face cache, whose files are
+    `models--<id>/snapshots/<commit>/<path>`, each a link to `models--<id>/blobs/<hash>`.
     """
     try:
-        if stat.S_ISLNK(file.lstat().st_mode):
-            raise ArtifactError(
-                f"{file} is a link, and would give away what it leads to; put the file itself there "
-                "(`cp -rL` copies a folder so)"
-            )
+        if file.is_symlink():
+            target, folders = file.resolve(), file.parent.resolve().parents
+            if not any(folder.name == "snapshots" and target.parent == folder.parent / "blobs" for folder in folders):
+                raise ArtifactError(
+                    f"{file} is a link to {target}, and would give away what it leads to; put the file itself there "
+                    f"(`cp -rL {quoted(file.parent)} COPY` copies a folder so)"
+                )
         check_regular(file)
     except (FileNotFoundError, ValueError):
         raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}") from None

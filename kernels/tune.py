@@ -26,22 +26,26 @@ from ..core.cache import make_cache
 from ..core.errors import UnavailableError, first_line
 from ..core.output_path import os_errors, put_file, scratch_beside
 from ..core.progress import Progress, silent
+from ..core.records import plain
 from ..encoder.config import FastViTHDConfig
 from . import language
 from .dispatch import DEFAULTS, SWITCH, modes_for, switched_on
 from .launches import Call, encoder_calls
 from .share import predicted_us, used
-from .table import Config, arch_of, cache_file, default_config, dtype_class, environment_of, key_of, tuned
+from .table import (
+    BOUNDS,
+    Config,
+    arch_of,
+    cache_file,
+    default_config,
+    dtype_class,
+    environment_of,
+    key_of,
+    read_tuned,
+    tuned,
+)
 from .timing import Clock, Replay, check_alive, default_clock
 from .warm import Built, Compilers
-
-BOUNDS = {
-    "BLOCK_M": (16, 256), "BLOCK_N": (16, 256), "BLOCK_K": (16, 128), "BLOCK_H": (16, 128), "GROUP_M": (4, 16),
-    "BLOCK": (256, 4096), "SPLITS": (1, 16), "SPLIT_N": (1, 4), "PERSISTENT": (0, 1),
-    "ROWS": (1, 8), "GROUPS": (1, 32), "BLOCK_W": (4, 64), "BLOCK_C": (16, 256),
-    "num_warps": (1, 16), "num_stages": (1, 6),
-}  # fmt: skip
-"""Smallest and largest value of each size that is tried; sizes of other names stay as they are."""
 
 WORTH = 0.98
 """A change has to bring a time under this share of the best one so far: less is the clock's noise."""
@@ -402,10 +406,7 @@ def write(out: Path, environment: dict[str, Any], found: dict[str, Search]) -> N
 
     Raises ArtifactError where it cannot be written.
     """
-    try:
-        configs = dict(json.loads(out.read_text(encoding="utf-8"))["configs"])
-    except (OSError, ValueError, KeyError, TypeError):
-        configs = {}
+    configs = {key: plain(row) for key, row in read_tuned(out).items()}
     for key, result in found.items():
         assert result.config is not None
         configs[key] = result.config.to_dict() | {"ms": result.ms, "default_ms": result.start_ms}

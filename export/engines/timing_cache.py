@@ -16,11 +16,14 @@ from typing import Any
 
 from ...core.cache import cache_folder, make_cache
 from ...core.errors import ArtifactError, ConfigError
+from ...core.input_file import read_bytes
 from ...core.output_path import put_file, scratch_beside
 from .api import Api
 from .engine_section import TimingCacheUse
 
 LOCK_SECONDS = 60.0
+LIMIT = 1 << 30
+"""Most bytes of a cache; a build adds a few megabytes."""
 
 
 def default_path(api: Api, gpu: str | None) -> Path:
@@ -66,7 +69,7 @@ class TimingCache:
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, "no permission in its folder")
             if self.path.exists():
-                stored = self.path.read_bytes()
+                stored = read_bytes(self.path, LIMIT)
             if stored:
                 cache = _parsed(config, stored)
                 if cache is not None and not refused() and config.set_timing_cache(cache, False):
@@ -100,7 +103,7 @@ class TimingCache:
                 with suppress(filelock.Timeout):  # another build that saves now; one that hangs holds up no engine
                     held.enter_context(lock)
                 if self.path.is_file():
-                    other = _parsed(config, self.path.read_bytes())
+                    other = _parsed(config, read_bytes(self.path, LIMIT))
                     if other is not None:
                         cache.combine(other, True)
                 scratch.write_bytes(bytes(cache.serialize()))

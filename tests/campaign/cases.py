@@ -11,14 +11,16 @@ import ctypes
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 
@@ -56,8 +58,12 @@ class Case:
 
     @property
     def label(self) -> str:
-        """Names the case in folders and on the command line."""
-        return f"{self.part}.{self.name}"
+        """Names the row in folders and on the command line: `faults.onnx.full-disk`."""
+        return re.sub(r"[^\w.-]+", "-", f"{self.part}.{self.name.replace(', ', '.').replace('--', '')}")
+
+    def matches(self, words: Sequence[str]) -> bool:
+        """Whether one of the words is the label, a part before one of its dots, or a pattern with `*`."""
+        return any(fnmatchcase(self.label, pattern) for word in words for pattern in (word, f"{word}.*"))
 
 
 @dataclass(kw_only=True)
@@ -94,7 +100,7 @@ def run_cases(cases: list[Case], root: Path, *, seed: int, jobs: int, keep: bool
     while waiting or running:
         while waiting and len(running) < jobs:
             case = waiting.pop()
-            folder = root / f"{case.label}-{case.index}".replace(" ", "_").replace("/", "_")
+            folder = root / f"{case.label}.{case.index}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             running[_fork(case, folder, seed)] = (case, folder, time.monotonic())
@@ -158,7 +164,7 @@ def _enter(row: Row, case: Case, folder: Path, seed: int, *, timed_out: bool) ->
     row.tried += found["tried"]
     row.skipped = found.get("skipped", row.skipped)
     if "failed" in found:
-        again = f"make campaign SEED={seed} ONLY='{case.label}' INDEX={case.index}"
+        again = f"make campaign SEED={seed} ONLY={case.label} INDEX={case.index}"
         row.failed.append({"what": found["failed"], "again": again, "folder": str(folder)})
 
 

@@ -66,8 +66,12 @@ def warm_up() -> None:
     import fvexport.cli.main
     import fvexport.export.features
     import fvexport.export.onnx_export  # noqa: F401
+    from fvexport.benchmarks.sweep.sweep_options import Measuring
 
     torch.set_num_threads(1)
+    # Sweeps of short windows: what they measure is of no interest.
+    Measuring.max_rounds = 3
+    Measuring.__init__.__kwdefaults__["window_s"] = 0.02
     torchlib = runpy.run_path(str(Path(__file__).resolve().parents[1] / "torchlib_table.py"))
     setattr(*torchlib["read_once"]())
     logging.disable(logging.WARNING)  # says that torchvision is not installed
@@ -304,6 +308,7 @@ def _child(argv: list[str], place: Place, how: Interference, tag: str) -> int:
     tempfile.tempdir = None
     os.chdir(place.work)
     _workers_as_forks()
+    sys.argv = ["fvexport", *argv]
     counted = _count_operations(place, how, operations)
     from fvexport.cli import main as entry
 

@@ -28,8 +28,8 @@ def make_cases(count: int) -> Iterator[Case]:
                 run_case = _two(SUBJECTS[name], force=force)
                 yield Case(part="containers", name=f"{name}, {what}", index=index, run=run_case)
     for name, subject in SUBJECTS.items():
-        for what, where in (("read-only root", None), ("read-only root, TMPDIR elsewhere", "tmp")):
-            yield Case(part="containers", name=f"{name}, {what}", run=_read_only(subject, where))
+        for what, temporary in (("read-only root", False), ("read-only root, TMPDIR elsewhere", True)):
+            yield Case(part="containers", name=f"{name}, {what}", run=_read_only(subject, temporary=temporary))
 
 
 def prepare(names: set[str]) -> None:
@@ -39,23 +39,19 @@ def prepare(names: set[str]) -> None:
 
 
 def _in_container(argv: list[object], place: Place, how: Interference, tag: str) -> Running:
-    """Starts a command as process 1 of a namespace; only this one child of ours is in it."""
-    running: list[Running] = []
+    """Starts a command as process 1 of a new namespace."""
 
     def before() -> None:
         system.own_mounts()
         system.mount_process_table()
-        if how.before:
-            how.before()
 
-    own = Interference(before=before, at=how.at, action=how.action, environment=how.environment)
-    system.own_process_ids()  # of the next children: each container needs a namespace of its own
-    running.append(start(argv, place, own, tag))
-    return running[0]
+    with system.next_child_is_process_1():
+        return start(argv, place, Interference(before=before, at=how.at, action=how.action), tag)
 
 
 def _two(subject: Subject, *, force: bool) -> Callable[[Path, random.Random], None]:
     def case(folder: Path, draw: random.Random) -> None:
+        system.own_mounts()
         place = Place(folder / "run").make()
         if force:
             subject.put_old(place)
@@ -67,9 +63,9 @@ def _two(subject: Subject, *, force: bool) -> Callable[[Path, random.Random], No
             how = Interference(at=at, action=lambda: _pause(marks, seconds))
         else:
             how = Interference()
-        first = _contained(argv, place, how, "first")
+        first = _in_container(argv, place, how, "first")
         _wait_for(lambda: (marks / "paused").exists() or first.poll(), draw.uniform(0.1, 1) * reference.seconds)
-        second = _contained(argv, place, Interference(), "second")
+        second = _in_container(argv, place, Interference(), "second")
         _wait_for(second.poll, 100)
         (marks / "go").touch()
         ended = [one.wait(100) for one in (first, second)]
@@ -88,10 +84,6 @@ def _check_two(subject: Subject, place: Place, ended: list[Ended], *, force: boo
     subject.check_no_leftovers(place)
 
 
-def _contained(argv: list[object], place: Place, how: Interference, tag: str) -> Running:
-    return _in_container(argv, place, how, tag)
-
-
 def _pause(marks: Path, seconds: float) -> None:
     (marks / "paused").touch()
     _wait_for((marks / "go").exists, seconds)
@@ -103,20 +95,19 @@ def _wait_for(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.002)
 
 
-def _read_only(subject: Subject, temporary: str | None) -> Callable[[Path, random.Random], None]:
+def _read_only(subject: Subject, *, temporary: bool) -> Callable[[Path, random.Random], None]:
     def case(folder: Path, draw: random.Random) -> None:
+        system.own_mounts()
         place = Place(folder / "run").make()
 
         def before() -> None:
             system.own_mounts()
             system.make_root_read_only(place.work)
 
-        cache = ("XDG_CACHE_HOME", None)
-        home = ("HOME", "/")
-        folder_for_temporary = place.work / ".tmp" if temporary else None
-        if folder_for_temporary:
-            folder_for_temporary.mkdir()
-        variables = (cache, home, ("TMPDIR", folder_for_temporary and str(folder_for_temporary)))
+        own = place.work / ".tmp"
+        if temporary:
+            own.mkdir()
+        variables = (("XDG_CACHE_HOME", None), ("HOME", "/"), ("TMPDIR", str(own) if temporary else None))
         ended = run(subject.argv(), place, Interference(before=before, environment=variables))
         if temporary:
             ended.check_success()

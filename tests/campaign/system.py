@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cases import Skipped
@@ -31,9 +33,16 @@ def own_mounts() -> None:
     _call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
 
 
-def own_process_ids() -> None:
-    """The next child is process 1 of a namespace, as in a container."""
+@contextmanager
+def next_child_is_process_1() -> Iterator[None]:
+    """The child that is started in the block is process 1 of a new namespace, as in a container."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY)
     _call("unshare", CLONE_NEWPID)
+    try:
+        yield
+    finally:
+        _call("setns", own, CLONE_NEWPID)
+        os.close(own)
 
 
 def mount_small_disk(folder: Path, size: int) -> None:
@@ -53,6 +62,7 @@ def make_root_read_only(writable: Path) -> None:
     _call("mount", path, path, None, MS_BIND, None)
     _call("mount", None, b"/", None, MS_REMOUNT | MS_BIND | MS_RDONLY, None)
     _call("mount", b"none", b"/dev/shm", b"tmpfs", MS_RDONLY, None)
+    os.chdir(writable)  # by its new mount
 
 
 def fill_disk(folder: Path, leave: int = 0) -> None:
