@@ -10,7 +10,7 @@ SHELL := bash
 
 STAMP := $(VENV)/installed
 
-.PHONY: help demo test test-long fuzz lint type pytest tensorrt-cpu gpu-proof format clean
+.PHONY: help demo test test-long fuzz campaign lint type pytest tensorrt-cpu gpu-proof format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,12 @@ test-long: $(STAMP) tensorrt-cpu  ## Run the tests that take minutes
 FUZZ := 5000
 fuzz: $(STAMP)  ## Read damaged files of every kind, FUZZ=5000 for each reader (minutes)
 	FUZZ_EXAMPLES=$(FUZZ) $(BIN)/pytest -n 2 --dist worksteal --timeout 3600 tests/fuzzing
+
+COUNT := 50
+SEED := 0
+campaign: FUZZ := 1500
+campaign: $(STAMP)  ## Kill, starve and attack every command, in at most 30 minutes (ONLY=kills,faults COUNT=5 SEED=1 FUZZ=5000)
+	$(BIN)/python tests/campaign --seed $(SEED) --count $(COUNT) --fuzz $(FUZZ) --only '$(ONLY)' $(if $(INDEX),--index $(INDEX))
 
 tensorrt-cpu: $(STAMP)  ## Fetch a TensorRT for the tests that builds engines without a GPU (once, 100 MB)
 	@$(BIN)/python tests/tensorrt_cpu.py

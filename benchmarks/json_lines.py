@@ -6,9 +6,10 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, AnyStr, BinaryIO
 
 from ..core.input_file import open_regular, parse_json
+from ..core.output_path import check_no_special_file
 
 LONGEST_LINE = 16 << 20
 """Most bytes of a line: more than the longest answer of a model or window of calls takes."""
@@ -29,7 +30,7 @@ def complete_lines(file: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.decode("utf-8", errors="replace").rstrip("\r\n")
 
 
-def limited_lines(stream: BinaryIO, file: Path) -> Iterator[bytes]:
+def limited_lines(stream: IO[AnyStr], file: Path) -> Iterator[AnyStr]:
     """The lines of a stream with their line breaks; one longer than `LONGEST_LINE` raises OSError, naming `file`."""
     while line := stream.readline(LONGEST_LINE + 1):
         if len(line) > LONGEST_LINE:
@@ -49,11 +50,15 @@ def complete_rows(file: Path) -> Iterator[Any]:
 
 
 def append_lines(file: Path, lines: Iterable[str]) -> None:
-    """Adds lines that are on the disk when this returns, after removing a last line that was cut off."""
+    """Adds lines that are on the disk when this returns, after removing a last line that was cut off.
+
+    Raises ArtifactError if the file is a folder, device, FIFO or socket.
+    """
     text = "".join(f"{line}\n" for line in lines).encode()
     if not text:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
+    check_no_special_file(file)
     with file.open("ab+") as stream:
         drop_torn_line(stream)
         stream.write(text)

@@ -14,12 +14,12 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors
 import torch
 
 from ..core.errors import ConfigError, first_line
 from ..core.hashing import file_sha256
-from ..core.output_path import scratch_beside
+from ..core.input_file import check_regular, read_json
+from ..core.output_path import check_file, os_errors, put_file, scratch_beside
 from ..core.progress import Progress, silent
 from ..core.threads import torch_threads
 from ..encoder.checkpoint import Checkpoint, CheckpointInfo
@@ -99,7 +99,8 @@ def calibrate(
         progress: called as pictures are done.
 
     Raises:
-        ConfigError: `out` exists or cannot be written, or activations are not finite.
+        ArtifactError: `out` exists or cannot be written.
+        ConfigError: it is no .json file, or activations are not finite.
         ImageError: no usable pictures.
     """
     start = time.perf_counter()
@@ -116,22 +117,17 @@ def calibrate(
         path, checkpoint.info, stats, tensor_ranges(stats, options.method), options.method,
         time.perf_counter() - start, checkpoint.info.notices + list(data.notices), list(data.skipped),
     )  # fmt: skip
-    write_ranges(report)
+    write_ranges(report, force=force)
     return report
 
 
 def _check_place(path: Path, force: bool) -> None:
-    """Raises ConfigError where `calibrate` could not write in the end."""
+    """Raises ConfigError or ArtifactError where `calibrate` could not write in the end."""
     if path.suffix != ".json":
         raise ConfigError(f"--out must name a .json file; found {path}")
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder; choose another --out")
-    if path.exists() and not force:
-        raise ConfigError(f"{path} exists; replace it with --force or choose another --out")
+    check_file(path, force=force)
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder; make it, or choose another --out")
-    if not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"{path.parent} cannot be written to; choose another --out")
 
 
 def tensor_ranges(stats: Stats, method: Method) -> list[TensorRange]:
@@ -151,25 +147,27 @@ def tensor_ranges(stats: Stats, method: Method) -> list[TensorRange]:
     return rows
 
 
-def write_ranges(report: CalibrationReport) -> None:
-    """Writes the statistics, then the JSON that names them; an old pair stands until the new one does."""
+def write_ranges(report: CalibrationReport, *, force: bool = True) -> None:
+    """Writes the statistics, then the JSON that names them; an old pair stands until the new one does.
+
+    Raises ArtifactError if they cannot be written, or, without `force`, another run has written the JSON meanwhile.
+    """
     path, old = report.out, _named_side(report.out)
     orphan: Path | None = None
-    with scratch_beside(path) as scratch:
+    with os_errors(path), scratch_beside(path) as scratch:
         try:
             report.stats.write(scratch)
             digest = file_sha256(scratch)
             side = path.with_name(f"{path.stem}-{digest[:12]}.safetensors")
             content = report.record.to_dict() | {"statistics": {"file": side.name, "sha256": digest}}
             orphan = None if side.exists() else side
-            scratch.replace(side)
+            put_file(scratch, side)
             scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            scratch.replace(path)
-            orphan = old if old != side else None
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ConfigError(f"cannot write {path} ({first_line(error)}); choose another --out") from None
+            put_file(scratch, path, force=force)
+            orphan = old
         finally:
-            if orphan is not None:
+            # Another run may have written the same statistics, and the JSON that names them, meanwhile.
+            if orphan is not None and orphan != _named_side(path):
                 with contextlib.suppress(OSError):
                     orphan.unlink()
 
@@ -177,7 +175,7 @@ def write_ranges(report: CalibrationReport) -> None:
 def _named_side(path: Path) -> Path | None:
     """The statistics that a file which is to be replaced names, if that name is one that `write_ranges` gives."""
     try:
-        name = str(json.loads(path.read_text(encoding="utf-8"))["statistics"]["file"])
+        name = RangesFile.from_dict(read_json(path)).statistics.file
     except UNREADABLE:
         return None
     return path.with_name(name) if re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{12}\.safetensors", name) else None
@@ -190,18 +188,20 @@ def load_ranges(path: Path) -> Stats:
         ConfigError: not such a file, or its statistics are gone or changed.
     """
     try:
-        statistics = RangesFile.from_dict(json.loads(path.read_text(encoding="utf-8"))).statistics
+        statistics = RangesFile.from_dict(read_json(path)).statistics
         side = path.parent / Path(statistics.file).name
     except FileNotFoundError:
         raise ConfigError(f"no ranges at {path}; make them with `fvexport calibrate --out {path}`") from None
     except UNREADABLE as error:
         raise ConfigError(f"{path} is not what `fvexport calibrate` writes ({first_line(error)}); {AGAIN}") from None
-    if not side.is_file():
-        raise ConfigError(f"{side} is gone, which holds the statistics of {path}; copy both files, or {AGAIN}")
     try:
+        check_regular(side)
         found = file_sha256(side)
-    except OSError as error:
-        raise ConfigError(f"{side} cannot be read ({error.strerror or error})") from None
+    except (FileNotFoundError, NotADirectoryError):
+        gone = f"{side} is gone, which holds the statistics of {path}"
+        raise ConfigError(f"{gone}; copy both files, or {AGAIN}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{side} cannot be read ({getattr(error, 'strerror', None) or error}); {AGAIN}") from None
     if found != statistics.sha256:
         raise ConfigError(f"{side} is not the file that {path} was written with; {AGAIN}")
     return Stats.load(side)

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..core.errors import ConfigError
 from .histograms import Moments
 from .qdq import FP8, FP8_MAX, MIN_SCALE
 
 DAMPING = 0.01
 """Added to the covariance's diagonal, as a share of its mean."""
+MOST_DAMPING = 1e37
 BLOCK = 128
 INT8_LIMIT = 127
 REDUCED_LIMIT = 64
@@ -126,8 +128,11 @@ def _compensated(steps: Tensor, covariance: Tensor, dtype: torch.dtype, limit: i
 
 
 def _spread(covariance: Tensor, damping: float) -> Tensor:
-    """Upper factor of the damped covariance's inverse (K, K): how one column's error goes to those after it."""
-    while True:
+    """Upper factor of the damped covariance's inverse (K, K): how one column's error goes to those after it.
+
+    Raises ConfigError for values near the end of float32, whose sums no damping makes positive.
+    """
+    while damping < MOST_DAMPING:
         covariance.diagonal().add_(damping)
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if not failed:
@@ -135,3 +140,4 @@ def _spread(covariance: Tensor, damping: float) -> Tensor:
             if not failed:
                 return spread
         damping *= 10  # fewer samples than columns, and float16 correlations: not quite positive
+    raise ConfigError("the inputs of a layer vary too much for float32: the checkpoint or its ranges are damaged")

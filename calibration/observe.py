@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..core.cache import cache_folder
-from ..core.errors import ConfigError
+from ..core.cache import cache_folder, is_trusted, make_cache
+from ..core.errors import ArtifactError, ConfigError
+from ..core.output_path import put_file
 from ..core.progress import Progress, silent
 from ..encoder.checkpoint import CheckpointInfo
 from ..encoder.exact import exact_float32
@@ -29,7 +30,7 @@ from ..encoder.fastvithd import Attention, FastViTHD, SqueezeExcite
 from ..encoder.preprocess import Preprocessor
 from .histograms import BINS, TENSOR_BINS, Histogram, Moments
 from .photos import CalibrationData
-from .policy import row_of
+from .policy import Row, row_of
 from .ranges_file import Key, Stats
 
 ROWS_IN_ALL = 16384
@@ -109,20 +110,49 @@ def model_input(model: FastViTHD, levels: np.ndarray, preprocessor: Preprocessor
 def _keep(stats: Stats, file: Path) -> None:
     """Saves the state. A disk that is full or read-only costs the chance to go on from here, not the calibration."""
     try:
+        make_cache(file)
         stats.save(file)
-    except ConfigError as error:
+        file.chmod(0o600)
+    except (OSError, ArtifactError, ConfigError) as error:
         logging.getLogger("fvexport").info("this calibration could not be resumed: %s", error)
 
 
 def _resumed(file: Path, key: Key) -> Stats | None:
-    """The state that an earlier run left, if it is whole and of the same key; a damaged one is set aside."""
+    """The state that an earlier run left, if it is whole, this user's and of this key; a damaged one is set aside."""
+    if not is_trusted(file):
+        return None
     try:
         stats = Stats.load(file)
     except ConfigError:
-        with suppress(OSError):  # there is none, or another run took it away
-            file.replace(file.with_suffix(".damaged"))
+        with suppress(OSError, ArtifactError):  # there is none, or another run took it away
+            put_file(file, file.with_suffix(".damaged"))
         return None
     return stats if stats.key == key else None
+
+
+def check_layers(stats: Stats, model: FastViTHD) -> None:
+    """Raises ConfigError if statistics from a file lack a layer of the fused model, or have another width for it."""
+    for name, module in model.named_modules():
+        row = row_of(name)
+        if row is None or not row.inputs:
+            continue
+        assert isinstance(module, nn.Conv2d | nn.Linear)
+        leaving, entering = module.weight.shape[:2]
+        moments = stats.moments.get(f"{name}:in")
+        widths = {f"{name}:in": entering if _per_channel(row) else 1}
+        if row.outputs:
+            widths[name] = 1 if _per_channel(row) else leaving
+        found = {tap: len(stats.histograms[tap].limit) for tap in widths if tap in stats.histograms}
+        if found != widths or moments is None or len(moments.shift) != entering:
+            raise ConfigError(f"the ranges do not fit the layer {name}; run `fvexport calibrate` again")
+
+
+def _per_channel(row: Row) -> bool:
+    """Whether a layer's input is measured by channel, and its output, if that is quantized, as a whole.
+
+    A GELU is before fc2 and after fc1: those channels cannot be scaled.
+    """
+    return row.kind != "ConvFFN fc2"
 
 
 def _check_finite(stats: Stats) -> None:
@@ -213,11 +243,9 @@ def _hooked(model: FastViTHD, stats: Stats, *, peaks_only: bool = False) -> Iter
     for name, module in model.named_modules():
         row = None if peaks_only else row_of(name)
         if row is not None and row.inputs:
-            # A GELU stands before fc2 and one after fc1: those channels cannot be scaled.
-            per_channel = row.kind != "ConvFFN fc2"
-            on_input(module, partial(observer.histogram, f"{name}:in", per_channel=per_channel, moments=True))
+            on_input(module, partial(observer.histogram, f"{name}:in", per_channel=_per_channel(row), moments=True))
         if row is not None and row.outputs:
-            on_output(module, partial(observer.histogram, name, per_channel=not per_channel, moments=False))
+            on_output(module, partial(observer.histogram, name, per_channel=not _per_channel(row), moments=False))
         elif name in blocks or isinstance(module, STORES):
             on_output(module, partial(observer.extremes, name))
         if name.endswith(".mlp.conv"):

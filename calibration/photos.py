@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..core.errors import ConfigError, ImageError, first_line, one_line
 from ..core.hashing import file_sha256
+from ..core.input_file import read_bytes
 from ..core.phrases import counted
 from ..encoder.image import HELD_OUT, load_image, sample_images, search_images
 from ..encoder.preprocess import Preprocessor
@@ -209,9 +210,9 @@ def _lines(path: Path) -> list[str] | None:
     except ImageError as error:
         reason = _reason(path, error)
     try:
-        with path.open("rb") as file:
-            text = not re.search(rb"[\x00-\x08\x0e-\x1f]", file.read(4096))  # before reading gigabytes of a model
-        lines = path.read_text("utf-8-sig").split("\n") if text else None
+        content = read_bytes(path)
+        text = not re.search(rb"[\x00-\x08\x0e-\x1f]", content[:4096])
+        lines = content.decode("utf-8-sig").split("\n") if text else None
     except (OSError, UnicodeDecodeError):
         lines = None
     if lines is None:

@@ -7,11 +7,13 @@ readable `ranges.json` beside it names this file.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -19,8 +21,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..core.errors import ConfigError, first_line
-from ..core.output_path import prepare, scratch_beside
-from .histograms import Histogram, Moments
+from ..core.input_file import check_regular, parse_json
+from ..core.output_path import put_file, scratch_beside
+from ..core.records import parse, plain
+from ..core.utf8_path import utf8_path
+from .histograms import BINS, TENSOR_BINS, Histogram, Moments
+from .ranges_record import StatisticsHeader
 
 FORMAT = 1
 METADATA = "fvexport.calibration"
@@ -31,9 +37,7 @@ FAINT = 1e-30
 """Sums of squares under which a channel is constant but for rounding; it is treated as uncorrelated."""
 
 
-UNREADABLE = (
-    OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError, safetensors.SafetensorError
-)  # fmt: skip
+UNREADABLE = (OSError, LookupError, RuntimeError, MemoryError, ValueError, safetensors.SafetensorError)
 """What reading a damaged file, or another one, can raise."""
 
 
@@ -119,15 +123,14 @@ class Stats:
     def save(self, path: Path) -> None:
         """Writes the file beside `path` and renames it; a killed run leaves the old one."""
         try:
-            prepare(path)  # a killed run leaves some 0.4 GB
             with scratch_beside(path) as scratch:
                 self.write(scratch)
-                scratch.replace(path)
-        except (OSError, safetensors.SafetensorError) as error:
+                put_file(scratch, path)
+        except OSError as error:
             raise ConfigError(f"cannot write {path} ({first_line(error)})") from None
 
     def write(self, path: Path) -> None:
-        """Writes the file itself; raises OSError or SafetensorError."""
+        """Writes the file itself; raises OSError."""
         tensors: dict[str, Tensor] = {}
         for name, h in self.histograms.items():
             tensors |= {f"{name}/low": h.low, f"{name}/high": h.high, f"{name}/limit": h.limit}
@@ -143,7 +146,13 @@ class Stats:
         }  # fmt: skip
         path.touch()
         mode = path.stat().st_mode
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={METADATA: json.dumps(about)})
+        try:
+            with utf8_path(path) as file:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={METADATA: json.dumps(about)})
+        except safetensors.SafetensorError as error:
+            match = re.search(r"os error (\d+)", str(error))
+            number = int(match[1]) if match else errno.EIO
+            raise OSError(number, os.strerror(number)) from None
         path.chmod(mode)  # safetensors creates files that only the user can read
 
     @classmethod
@@ -151,23 +160,23 @@ class Stats:
         """Reads what `save` wrote; raises ConfigError for anything else."""
         again = "run `fvexport calibrate` again"
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                about: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])
+            check_regular(path)
+            with utf8_path(path) as name, safetensors.safe_open(name, framework="pt") as file:
+                about = parse_json((file.metadata() or {})[METADATA])
+                if isinstance(about, dict) and isinstance(about.get("format"), int) and about["format"] != FORMAT:
+                    raise ConfigError(f"{path} is of another version of fvexport; {again}")
+                header = parse(about, StatisticsHeader)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            if about["format"] != FORMAT:
-                raise ConfigError(f"{path} is of another version of fvexport; {again}")
             stats = cls(
-                Key(**about["key"]), about["source"], about["done"], amax=about["amax"],
-                variant=about["variant"], checkpoint_source=about["checkpoint_source"],
+                Key(**plain(header.key)), header.source, header.done, amax=header.amax,
+                variant=header.variant, checkpoint_source=header.checkpoint_source,
             )  # fmt: skip
-            for name in about["histograms"]:
-                low, high, limit, counts = (tensors[f"{name}/{part}"] for part in ("low", "high", "limit", "counts"))
-                stats.histograms[name] = Histogram(low, high, limit, counts.float())
-            for name, rows in about["rows"].items():
-                parts = {n.removeprefix(f"{name}/"): t for n, t in tensors.items() if n.startswith(f"{name}/")}
-                stats.moments[name] = _unpack(rows, parts)
-            if not 0 <= stats.done <= stats.key.samples:
-                raise ValueError(f"{stats.done} of {stats.key.samples} pictures")
+            for name in header.histograms:
+                stats.histograms[name] = _histogram(_Parts(tensors, name))
+            for name, rows in header.rows.items():
+                moments = stats.moments[name] = _unpack(rows, _moments(_Parts(tensors, name)))
+                if not bool(torch.isfinite(moments.mean).all()):
+                    raise ValueError(f"the mean of {name} is not finite")
         except ConfigError:
             raise
         except FileNotFoundError:
@@ -175,6 +184,59 @@ class Stats:
         except UNREADABLE as error:
             raise ConfigError(f"{path} holds no calibration statistics ({first_line(error)}); {again}") from None
         return stats
+
+
+class _Parts:
+    """The tensors that a file has for one activation."""
+
+    def __init__(self, tensors: dict[str, Tensor], name: str) -> None:
+        self._tensors, self._name = tensors, name
+
+    def __contains__(self, part: str) -> bool:
+        return f"{self._name}/{part}" in self._tensors
+
+    def get(self, part: str, *dtypes: torch.dtype, shapes: tuple[tuple[int, ...], ...] = ()) -> Tensor:
+        """A tensor of finite values; raises ValueError unless it has one of these dtypes and shapes.
+
+        Without shapes, any vector will do.
+        """
+        where = f"{self._name}/{part}"
+        if where not in self._tensors:
+            raise ValueError(f"{where} is missing")
+        tensor = self._tensors[where]
+        fits = tuple(tensor.shape) in shapes if shapes else tensor.ndim == 1 and len(tensor) > 0
+        if tensor.dtype not in dtypes or not fits:
+            wanted = " or ".join(str(list(shape)) for shape in shapes) or "a vector"
+            raise ValueError(f"{where} is {tensor.dtype} {list(tensor.shape)}, not {dtypes[0]} {wanted}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"{where} has values that are not finite")
+        return tensor
+
+
+def _histogram(parts: _Parts) -> Histogram:
+    limit = parts.get("limit", torch.float32)
+    channels = len(limit)
+    low, high = (parts.get(part, torch.float32, shapes=((channels,),)) for part in ("low", "high"))
+    shapes = (channels, BINS), (channels, TENSOR_BINS)
+    counts = parts.get("counts", torch.uint16, torch.float32, shapes=shapes).float()
+    if bool((low > high).any()) or bool((limit < 0).any()) or bool((counts < 0).any()):
+        raise ValueError("a histogram has a negative count or limit, or its extremes in the wrong order")
+    return Histogram(low, high, limit, counts)
+
+
+def _moments(parts: _Parts) -> dict[str, Tensor]:
+    """What `_pack` made; the triangle's size is checked before `_unpack` allocates the square."""
+    exact = "outer" in parts
+    first = parts.get("shift" if exact else "mean", torch.float32)
+    vector, triangle = ((len(first),),), ((len(first) * (len(first) + 1) // 2,),)
+    if exact:
+        total = parts.get("total", torch.float64, shapes=vector)
+        return {"shift": first, "total": total, "outer": parts.get("outer", torch.float32, shapes=triangle)}
+    power = parts.get("power", torch.float32, shapes=vector)
+    correlation = parts.get("correlation", torch.float16, shapes=triangle)
+    if bool((power < 0).any()) or bool((correlation.abs() > 1).any()):
+        raise ValueError("a variance is negative, or a correlation above 1")
+    return {"mean": first, "power": power, "correlation": correlation}
 
 
 def _pack(moments: Moments, *, exact: bool) -> dict[str, Tensor]:

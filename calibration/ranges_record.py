@@ -1,10 +1,16 @@
-"""`ranges.json` as structs."""
+"""`ranges.json`, and the header of the statistics beside it, as structs."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta
 
 from ..core.records import Document, Number, Record
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, lt=1 << 53)]
+Peak: TypeAlias = Annotated[float, Meta(ge=0, le=3.5e38)]
+"""A largest absolute value in float32; NaN and infinity are none."""
 
 
 class TensorRange(Record, frozen=True, kw_only=True):
@@ -75,3 +81,38 @@ class RangesFile(Ranges, frozen=True, kw_only=True):
     """`ranges.json`: the same, and the statistics that an export needs besides."""
 
     statistics: StatisticsFile
+
+
+class KeyEntries(Record, frozen=True, kw_only=True):
+    """See `Key`, whose attributes these are."""
+
+    checkpoint: str
+    height: Count
+    width: Count
+    data: str
+    samples: Count
+    rows: Count
+    framing: str = "pad"
+
+
+class StatisticsHeader(Record, frozen=True, kw_only=True):
+    """The metadata of a file of statistics, see `Stats`.
+
+    Attributes:
+        histograms: the taps that have one, in order.
+        rows: by tap with moments, how many rows were summed.
+    """
+
+    format: Literal[1]
+    key: KeyEntries
+    source: str
+    done: Count
+    amax: dict[str, Peak]
+    histograms: list[str]
+    rows: dict[str, Annotated[int, Meta(ge=1, lt=1 << 53)]]
+    variant: str
+    checkpoint_source: str
+
+    def __post_init__(self) -> None:
+        if self.done > self.key.samples:
+            raise ValueError(f"{self.done} of {self.key.samples} pictures done")

@@ -165,7 +165,7 @@ def _converse(session: Session, asked: Conversation, *, as_json: bool) -> None:
     answers: list[Answer] = []
     for question in questions:
         if answers and not as_json:
-            click.echo(f"\n> {question}")
+            printing.write_text(f"\n> {question}")
         answers.append(_one(session, talk, question, stream=asked.stream, quiet=as_json))
     while asked.chat and (line := _next_question()) is not None:
         try:
@@ -181,23 +181,25 @@ def _converse(session: Session, asked: Conversation, *, as_json: bool) -> None:
 
 def _one(session: Session, talk: Chat, question: str, *, stream: bool, quiet: bool) -> Answer:
     """Asks, and shows the answer unless `quiet`."""
-    from . import render_answers
+    from . import printing, render_answers
 
     def show(piece: Piece) -> None:
-        click.echo(render_answers.plain(piece.text), nl=False)
+        printing.write_text(piece.text, end="")
 
     answer = talk.ask(question, show if stream else None)
     if not quiet:
-        click.echo("" if stream else render_answers.plain(answer.text))
+        printing.write_text("" if stream else answer.text)
         render_answers.timings(session, answer)
     return answer
 
 
 def _next_question() -> str | None:
     """A line of the terminal that holds anything, or None at its end."""
+    from . import printing
+
     while True:
         if sys.stdin.isatty():
-            click.echo("\n> ", nl=False)
+            printing.write_text("\n> ", end="")
         line = sys.stdin.readline()
         if not line:
             return None

@@ -56,4 +56,4 @@ def doctor(as_json: bool) -> None:
     printing.facts(found.commands.items(), title="Commands")
     printing.notices(found.problems)
     for command in found.installs:
-        click.echo(f"to install: {command}")
+        printing.write_line(f"to install: {command}")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-import click
-
 from ..core.errors import FvexportWarning, one_line
+from ..core.plain_text import plain_text
+from . import printing
 
 MOST = 3
 """How many warnings that are alike are printed; the rest are counted."""
@@ -27,7 +27,8 @@ def printed_warnings() -> Iterator[None]:
         file: TextIO | None = None, line: str | None = None,
     ) -> None:  # fmt: skip
         if not issubclass(category, FvexportWarning):
-            standard(message, category, filename, lineno, file, line)
+            plain = plain_text(str(message))
+            standard(message if plain == str(message) else plain, category, filename, lineno, file, line)
             return
         text = one_line(message)
         if text in seen:
@@ -35,7 +36,7 @@ def printed_warnings() -> Iterator[None]:
         seen.add(text)
         counts[category.__name__] += 1
         if counts[category.__name__] <= MOST:
-            click.echo(f"note: {text}", err=True)
+            printing.notices([text], err=True)
 
     with warnings.catch_warnings():
         standard: Any = warnings.showwarning
@@ -46,4 +47,4 @@ def printed_warnings() -> Iterator[None]:
         finally:
             for count in counts.values():
                 if count > MOST:
-                    click.echo(f"note: {count - MOST} more notes like these", err=True)
+                    printing.notices([f"{count - MOST} more notes like these"], err=True)

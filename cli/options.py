@@ -5,8 +5,6 @@ What may be mistyped answers with the nearest name. Whether a value makes sense 
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from ..export.export_options import AUTO
 from ..export.server_options import InstanceKind, ServerOptions
 from .option_groups import group, names_of, refuse_given
 from .parsing import parse_instances, parse_pixels, parse_resolution
+from .printing import log_to_stderr
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -186,7 +185,7 @@ def verbose_option(command: F) -> F:
     def start(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         if value and not is_verbose(ctx):
             ctx.find_root().meta["fvexport.verbose"] = True
-            logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(relativeCreated)6d ms %(message)s")
+            log_to_stderr()
 
     return click.option(
         "-v", "--verbose", is_flag=True, expose_value=False, callback=start, help="Log to stderr; tracebacks of errors."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..core.plain_text import plain_line
 from ..core.progress import Progress, silent
 from .options import is_verbose
 
@@ -68,7 +69,7 @@ class _Line:
 
     def __call__(self, task: str, done: int, total: int | None) -> None:
         with self.lock:
-            self.state = (task, done, total)
+            self.state = (plain_line(task), done, total)
             self._update()
 
     def _show(self) -> None:
@@ -80,7 +81,7 @@ class _Line:
                 return
             self.shown = Progress(
                 SpinnerColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[count]}"),
                 TimeElapsedColumn(),

@@ -6,21 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..benchmarks.tasks.eval_report import EvalReport, Measured
 from ..benchmarks.tasks.resample import Interval
 from ..benchmarks.tasks.session import BatchReport, Session
 from ..benchmarks.tasks.ttft import Ttft
 from ..encoder.fastvlm import Answer
-from .printing import facts, table
+from .printing import facts, table, write_line
 
 STOPS = {"length": "stopped at --max-new-tokens", "context": "stopped where the context is full"}
-
-
-def plain(text: str) -> str:
-    """What a model said, without control characters that a terminal would obey."""
-    return "".join(c for c in text if c.isprintable() or c in "\n\t")
 
 
 def timings(session: Session, answer: Answer) -> None:
@@ -28,7 +21,7 @@ def timings(session: Session, answer: Answer) -> None:
     took, (height, width) = answer.timings, session.asking.resolution
     speed = f"{took.tokens_per_s:.1f} tokens/s, " if took.tokens_per_s else ""
     stop = f", {STOPS[answer.stop]}" if answer.stop in STOPS else ""
-    click.echo(
+    write_line(
         f"[encoder {took.encoder_ms:.0f} ms, prefill {took.prefill_ms:.0f} ms, TTFT {took.ttft_ms:.0f} ms, {speed}"
         f"{answer.visual_tokens} visual tokens; {session.contender.name} at {height}x{width}{stop}]"
     )

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
-import click
-
-from ..core.errors import one_line
 from ..core.phrases import first_few
+from ..core.shell import quoted
 from ..export.artifact import Artifact
 from ..export.inspection import Inspection
 from ..export.manifest import Manifest, TensorSpec
 from ..export.onnx_export import ExportReport
 from ..export.parity import Verdict
 from ..export.placement import quant_target
-from .printing import MAX_NAMES, facts, notices, size, table
+from .printing import MAX_NAMES, facts, notices, size, table, write_line
 from .render_quantized import quantization
 
 
@@ -28,7 +25,7 @@ def preprocessing(manifest: Manifest) -> str:
     """How images are prepared, and the file of the checkpoint that says so."""
     config = manifest.preprocessor.config
     source = manifest.checkpoint.preprocessing_source
-    return config.describe() + (f" (from {one_line(source)})" if source else "")
+    return config.describe() + (f" (from {source})" if source else "")
 
 
 def export_report(report: ExportReport, *, served: Path | None = None) -> None:
@@ -63,7 +60,7 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
     elif not report.reused:
         notices([f"parity was not checked; `fvexport parity {_quoted(report.artifact.path)}` does it"])
     notices(report.notices)
-    click.echo(f"next: {_next(report.artifact)}")
+    write_line(f"next: {_next(report.artifact)}")
 
 
 def _next(artifact: Artifact) -> str:
@@ -158,4 +155,4 @@ def _share(part: float, whole: float) -> str:
 
 
 def _quoted(path: object) -> str:
-    return shlex.quote(str(path))
+    return quoted(path)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
-import click
-
 from ..core.phrases import first_few
+from ..core.shell import quoted
 from ..export.engine_export import EngineReport
 from ..export.engines.engine_section import EngineSection
 from ..export.engines.summary import EngineSummary
-from .printing import facts, notices, size, table
+from .printing import facts, notices, size, table, write_line
 from .render_artifact import tensor, verdict
 
 MANY = 6
@@ -60,12 +58,12 @@ def engine_report(report: EngineReport, *, served: Path | None = None) -> None:
     if report.verdict is not None:
         verdict(report.verdict)
     notices(report.notices)
-    where = shlex.quote(str(report.artifact.path))
+    where = quoted(report.artifact.path)
     if manifest.engine is None:
-        click.echo(f"next: {report.trtexec}")
+        write_line(f"next: {report.trtexec}")
     else:
         backend = manifest.engine.flavour
-        click.echo(f"next: fvexport encode photo.jpg --artifact {where} --backend {backend} --out features.safetensors")
+        write_line(f"next: fvexport encode photo.jpg --artifact {where} --backend {backend} --out features.safetensors")
 
 
 def _engine_rows(engine: EngineSection) -> list[tuple[str, object]]:

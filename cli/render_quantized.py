@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 
-import click
 from msgspec import UNSET
 
 from ..calibration.calibrate import CalibrationReport
 from ..calibration.calibration_options import METHODS
 from ..calibration.findings import LayerNoise
 from ..calibration.ranges_record import TensorRange
+from ..core.shell import command_line
 from ..export.manifest import QuantizationSection
 from ..export.parity import Verdict
-from .printing import facts, notices, size, table
+from .printing import facts, notices, size, table, write_line
 
 BAR = 24
 """Characters of the longest bar."""
@@ -47,7 +46,7 @@ def calibration(report: CalibrationReport) -> None:
         title=f"the {len(rows)} tensors whose largest and typical channel differ most: equalization makes them alike",
     )
     notices(report.notices)
-    click.echo(f"next: {_next(report)}")
+    write_line(f"next: {_next(report)}")
 
 
 def _next(report: CalibrationReport) -> str:
@@ -62,7 +61,7 @@ def _next(report: CalibrationReport) -> str:
     words += ["--ranges", str(report.out)]
     if report.method != METHODS[0]:
         words += ["--method", report.method]
-    return shlex.join(words)
+    return command_line(words)
 
 
 def _span(low: float, high: float) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import click
-
 from ..benchmarks.report.compare import Comparison
 from ..benchmarks.report.formatting import THIN
 from ..benchmarks.report.headline import Best, headline, median_ms, speedup
@@ -46,7 +44,7 @@ def differences(comparison: Comparison) -> None:
     if rows:
         header = ("cell", "ms", "change", "95 % interval", "")
         printing.table(header, [[_plain(text) for text in row] for row in rows], title="what changed")
-    click.echo(f"compared with {comparison.baseline}: {verdict(comparison)}")
+    printing.write_line(f"compared with {comparison.baseline}: {verdict(comparison)}")
     if len(shown) > MOST_ROWS:
         printing.notices([f"{len(shown) - MOST_ROWS} more such cells are in the report"])
 

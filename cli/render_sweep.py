@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection
-
-import click
 
 from ..benchmarks.report.headline import speedup
 from ..benchmarks.report.speedup import BASELINE, beside_eager
@@ -13,6 +10,7 @@ from ..benchmarks.report.write import Report
 from ..benchmarks.sweep.result import Result
 from ..benchmarks.sweep.run import SweepReport
 from ..core.phrases import counted, first_few
+from ..core.shell import quoted
 from . import printing
 
 
@@ -20,7 +18,9 @@ def sweep(found: SweepReport, report: Report) -> None:
     """A table for each resolution, what has no figures and why, and the next command to type."""
     eager = {r.cell.id for r in found.results if r.cell.series == BASELINE}
     beside = dict(zip((r.cell.id for r in found.results), beside_eager(found.results), strict=True))
-    click.echo(f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do")
+    printing.write_line(
+        f"{found.measured} cells measured in {found.seconds:.0f} s" if found.measured else "nothing to do"
+    )
     for place in dict.fromkeys(map(_place, found.results)):
         results = [result for result in found.results if _place(result) == place]
         rows = [_row(beside[result.cell.id], eager) for result in results]
@@ -31,9 +31,9 @@ def sweep(found: SweepReport, report: Report) -> None:
         words = " ".join(filter(None, (entry.backend, entry.precision)))
         told.append(f"{words} is absent: {entry.reason}" + (f"; `{entry.install}`" if entry.install else ""))
     printing.notices(told)
-    where = shlex.quote(str(found.out))
-    click.echo(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
-    click.echo(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
+    where = quoted(found.out)
+    printing.write_line(f"report: {quoted(report.html)} (also .md and .csv)")
+    printing.write_line(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
 
 
 def _reasons(results: list[Result]) -> list[str]:

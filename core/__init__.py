@@ -8,6 +8,7 @@ hashing.py    SHA-256 of files
 locks.py      one writer per result
 output_path.py
               writes results so that an old one survives a failed run
+plain_text.py texts without control characters and escape sequences
 phrases.py    phrases of messages: the nearest name, counts, the first few of a list
 progress.py   the callback that reports a step
 records.py    files of JSON as typed structs, which keep what a newer version wrote

@@ -74,7 +74,13 @@ def read_json(path: str | os.PathLike[str], limit: int = SMALL_FILE) -> Any:
     return parse_json(read_bytes(path, limit))
 
 
+def kind_of(mode: int) -> str | None:
+    """What a file's mode says it is, such as "a FIFO"; None for a regular file."""
+    if stat.S_ISREG(mode):
+        return None
+    return next((name for matches, name in _KINDS if matches(mode)), "a device")
+
+
 def _check_regular(mode: int, path: str | os.PathLike[str]) -> None:
-    if not stat.S_ISREG(mode):
-        kind = next((name for matches, name in _KINDS if matches(mode)), "a device")
+    if (kind := kind_of(mode)) is not None:
         raise OSError(errno.EINVAL, f"is {kind}, not a regular file", os.fspath(path))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from .cleanup import undone
 from .errors import ArtifactError
 
 
@@ -30,7 +33,8 @@ def locked(file: Path, busy: str, *, keep: bool = True) -> Iterator[None]:
     except filelock.Timeout:
         raise ArtifactError(busy) from None
     try:
-        yield
+        with nullcontext() if keep else undone(file.unlink):
+            yield
     finally:
         if not keep:
             with suppress(OSError):  # Windows removes no open file, but filelock does at the release
@@ -38,3 +42,26 @@ def locked(file: Path, busy: str, *, keep: bool = True) -> Iterator[None]:
         lock.release()
         if keep:
             file.touch()  # filelock removes it on Windows
+
+
+def try_lock(descriptor: int) -> bool | None:
+    """Locks an open file until the descriptor is closed or the process dies, without waiting.
+
+    Not through filelock: where the file system has no locks, it falls back to a file that names a process, and two
+    containers have the same numbers for theirs.
+
+    Returns:
+        True if this descriptor has the lock now, False if another one has it, None if the file system has no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in (errno.EACCES, errno.EAGAIN, errno.EWOULDBLOCK) else None
+    return True

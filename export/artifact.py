@@ -11,19 +11,26 @@ This folder is the only thing that passes between commands.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import stat
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import ArtifactError
 from ..core.hashing import file_sha256
+from ..core.held_folder import HeldFolder
 from ..core.input_file import check_regular, read_text
-from ..core.output_path import check_place, new_scratch, os_errors, prepare, remove, scratch_beside
+from ..core.output_path import (
+    FORCE,
+    check_place,
+    os_errors,
+    put_folder,
+    remove_leftovers,
+    scratch_beside,
+    waiting_folder,
+)
+from ..core.shell import quoted
 from .manifest import FileEntry, Manifest
 
 MODEL_FILE = "encoder.onnx"
@@ -31,15 +38,31 @@ DATA_FILE = "encoder.onnx.data"
 PLAN_FILE = "encoder.plan"
 LAYERS_FILE = "encoder.layers.json"
 MANIFEST_FILE = "manifest.json"
+OPENINGS = 5
+"""How often an artifact that another run replaces at the same moment is opened."""
 AGAIN = "export it again with `fvexport onnx --force`"
+
+
+class _ReplacedError(ArtifactError):
+    """Another run replaced the artifact while it was read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder} was replaced by another run while it was read; run the command again")
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact: its folder, and its manifest."""
+    """An opened artifact.
+
+    Attributes:
+        path: its folder.
+        manifest: its manifest.
+        held: the folder as it was opened; None if this process has just written it.
+    """
 
     path: Path
     manifest: Manifest
+    held: HeldFolder | None = field(default=None, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path.absolute(), self.manifest)  # wherever the other process is
@@ -61,25 +84,61 @@ class Artifact:
             ArtifactError: not an artifact, a damaged manifest, a file that is gone, was changed or is a link, or a
                 graph that fvexport would not have written.
         """
-        folder = Path(path)
+        given = Path(path)
+        problem: ArtifactError | None = None
+        for _ in range(OPENINGS):
+            folder = waiting_folder(given) or given  # where another run has moved it away for a moment
+            try:
+                return cls._opened(folder, verify=verify)
+            except ArtifactError as error:
+                if not isinstance(error, _ReplacedError) and os.path.lexists(folder):
+                    raise
+                problem = error
+        assert problem is not None
+        raise problem
+
+    @classmethod
+    def _opened(cls, folder: Path, *, verify: bool) -> Artifact:
         try:
-            _finish_swap(folder)
-            exists = folder.exists()
+            if not stat.S_ISDIR(folder.stat().st_mode):
+                raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
+            held = HeldFolder(folder)
+        except FileNotFoundError:
+            raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
-        if not exists:
-            raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`")
-        if not folder.is_dir():
-            raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
         try:
             text = read_text(folder / MANIFEST_FILE)
         except FileNotFoundError:
+            if not held.is_at(folder):
+                raise _ReplacedError(folder) from None
             raise ArtifactError(f"{folder} holds no {MANIFEST_FILE}, so it is no artifact of fvexport") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ArtifactError(f"cannot read {folder / MANIFEST_FILE} ({error}); {AGAIN}") from None
-        artifact = cls(folder, Manifest.from_json(text, str(folder / MANIFEST_FILE)))
-        artifact._check_files(verify)
+        artifact = cls(folder, Manifest.from_json(text, str(folder / MANIFEST_FILE)), held)
+        with artifact.one_version():
+            artifact._check_files(verify)
         return artifact
+
+    @contextlib.contextmanager
+    def one_version(self) -> Iterator[None]:
+        """Raises ArtifactError if the folder was replaced since it was opened, whatever else the block raises.
+
+        Within the block, files of the artifact are read: without this, the manifest could be of one version and the
+        weights of another.
+        """
+        try:
+            yield
+        except Exception:
+            if not self.is_current():
+                raise _ReplacedError(self.path) from None
+            raise
+        if not self.is_current():
+            raise _ReplacedError(self.path)
+
+    def is_current(self) -> bool:
+        """Whether the folder at `path` is the one that was opened."""
+        return self.held is None or self.held.is_at(self.path)
 
     def _check_files(self, verify: bool) -> None:
         if MODEL_FILE not in self.manifest.files:
@@ -100,16 +159,20 @@ class Artifact:
 
 
 def _check_member(file: Path) -> None:
-    """Raises ArtifactError unless a file that the manifest names is a regular file, and no link.
+    """Raises ArtifactError unless a file that the manifest names is a regular file.
 
-    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to.
+    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to. So the only
+    links that are accepted are those of the Hugging Face cache, whose files are
+    `models--<id>/snapshots/<commit>/<path>`, each a link to `models--<id>/blobs/<hash>`.
     """
     try:
-        if stat.S_ISLNK(file.lstat().st_mode):
-            raise ArtifactError(
-                f"{file} is a link, and would give away what it leads to; put the file itself there "
-                "(`cp -rL` copies a folder so)"
-            )
+        if file.is_symlink():
+            target, folders = file.resolve(), file.parent.resolve().parents
+            if not any(folder.name == "snapshots" and target.parent == folder.parent / "blobs" for folder in folders):
+                raise ArtifactError(
+                    f"{file} is a link to {target}, and would give away what it leads to; put the file itself there "
+                    f"(`cp -rL {quoted(file.parent)} COPY` copies a folder so)"
+                )
         check_regular(file)
     except (FileNotFoundError, ValueError):
         raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}") from None
@@ -138,36 +201,41 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
     """
     if out.name in ("", ".."):
         raise ArtifactError(f"cannot write {out}: give --out the name of a folder of its own")
-    try:
-        _finish_swap(out)
-        new_scratch(out).exists()
-    except OSError as error:
-        raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
+    remove_leftovers(out)
+    check_place(out, need_bytes)
     if out.exists() or out.is_symlink():
         empty = out.is_dir() and not any(out.iterdir())
-        if not empty and not (out / MANIFEST_FILE).is_file():
+        if not empty and not is_artifact(out):
             raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
         if not empty and not force:
-            raise ArtifactError(f"{out} exists; replace it with --force (force=True) or choose another --out (out)")
-    check_place(out, need_bytes)
+            raise ArtifactError(f"{out} exists; {FORCE}")
+
+
+def is_artifact(folder: Path) -> bool:
+    """Whether the folder has a manifest."""
+    return (folder / MANIFEST_FILE).is_file()
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A new folder beside `out` to fill; takes its place when the block ends well, else vanishes.
+def writing(out: Path, *, force: bool, ours: Callable[[Path], bool] = is_artifact) -> Iterator[Path]:
+    """A new folder to fill; takes the place of `out` when the block ends well, else vanishes.
 
     Killed at any moment, `out` is the old artifact or the new one. What a killed run left behind
     is removed by the next one.
 
+    Args:
+        out: the place.
+        force: replace what another run has written there meanwhile.
+        ours: whether a folder that is there may be replaced.
+
     Raises:
-        ArtifactError: the operating system refused (a full disk, a lost permission).
+        ArtifactError: the operating system refused (a full disk, a lost permission), or `out` must not be replaced.
     """
     with os_errors(out), scratch_beside(out) as scratch:
-        prepare(out)
         scratch.mkdir()
         yield scratch
         _sync(scratch)
-        _swap(scratch, out)
+        put_folder(scratch, out, force=force, ours=ours)
 
 
 def _sync(folder: Path) -> None:
@@ -175,36 +243,3 @@ def _sync(folder: Path) -> None:
         if file.is_file():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
-
-
-def _swap(new: Path, out: Path) -> None:
-    """Puts `new` at `out`; the old folder, if any, ends at `new`'s name for the caller to remove."""
-    if not out.exists():
-        new.rename(out)
-    elif not _exchange(new, out):
-        # No atomic exchange here: the old folder waits under a name that `_finish_swap` knows.
-        old = out.parent / f".{out.name}.replaced"
-        remove(old)
-        out.rename(old)
-        new.rename(out)
-        remove(old)
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Exchanges two names in one step (Linux renameat2); False where the system or disk cannot."""
-    if not sys.platform.startswith("linux"):
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_cwd, exchange = -100, 2
-    return renameat2 is not None and renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange) == 0
-
-
-def _finish_swap(out: Path) -> None:
-    """Ends what a run killed in `_swap` began: the old folder comes back, or goes if the new one stands."""
-    old = out.parent / f".{out.name}.replaced"
-    if old.is_dir():
-        with contextlib.suppress(OSError):
-            if out.exists():
-                remove(old)
-            else:
-                old.rename(out)

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from msgspec.structs import replace as replace_fields
 
 from ..calibration.calibration_options import CalibrationOptions
 from ..core.errors import ArtifactError, ExportError, UnavailableError
-from ..core.output_path import scratch_beside
+from ..core.output_path import os_errors, put_folder, scratch_beside
 from ..core.progress import Progress, silent
 from ..core.records import parse
 from ..core.verdict.sections import VerdictSection
@@ -29,6 +29,7 @@ from .artifact import (
     Artifact,
     check_writable,
     describe_files,
+    is_artifact,
     writing,
 )
 from .clock import Clock
@@ -196,19 +197,23 @@ class _Build:
         flavour = self.api.flavour if self.api else self.request.engine.flavour or "tensorrt"
         dynamic = any(isinstance(size, str) for size in source.manifest.input.shape)
         words = command_line(flavour, target / MODEL_FILE, target / PLAN_FILE, profile, dynamic, self.request.engine)
+        in_place = target.absolute() == source.path.absolute()
+        force = in_place or self.request.export.output.force
         if self.api is None:
-            if target.absolute() != source.path.absolute():
-                with writing(target) as folder:
-                    _take(source, folder, copy=True)
+            if not in_place:
+                with writing(target, force=force) as folder:
+                    with source.one_version():
+                        _take(source, folder, copy=True)
                     (folder / MANIFEST_FILE).write_text(source.manifest.to_json() + "\n", encoding="utf-8")
             artifact = Artifact(target, source.manifest)
             return EngineReport(artifact, None, None, reused, words, self.clock.seconds, self.notices)
         # What is replaced, or was exported for this, is no other artifact's: its files need no copy.
-        own = not reused or target.absolute() == source.path.absolute()
-        check_writable(target, force=True, need_bytes=2 * sum(f.bytes for f in source.manifest.files.values()))
-        with writing(target) as folder:
-            _take(source, folder, copy=not own)
-            engine = self._add(folder, source, profile, self.api)
+        own = not reused or in_place
+        check_writable(target, force=force, need_bytes=2 * sum(f.bytes for f in source.manifest.files.values()))
+        with writing(target, force=force) as folder:
+            with source.one_version():
+                _take(source, folder, copy=not own)
+                engine = self._add(folder, source, profile, self.api)
             files, verdict = describe_files(folder), None
             manifest = source.manifest.replace(engine=engine, files=files)
             if self.request.export.checks.parity and self.gpu is not None:
@@ -307,15 +312,15 @@ def _onnx_first(target: Path) -> Iterator[Path]:
 
     Where the engine fails and nothing stands at `target`, the ONNX artifact goes there.
     """
-    with scratch_beside(target) as scratch:
-        scratch.mkdir(parents=True)
-        staged = scratch / target.name
+    with ExitStack() as held:
+        with os_errors(target):
+            staged = held.enter_context(scratch_beside(target))
         try:
             yield staged
         except BaseException:
-            if staged.exists() and not target.exists():
-                with suppress(OSError):
-                    staged.rename(target)
+            if staged.exists():
+                with suppress(OSError, ArtifactError):
+                    put_folder(staged, target, force=False, ours=is_artifact)
             raise
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.errors import ArtifactError, ConfigError, ImageError
-from ..core.output_path import check_place, os_errors, prepare, scratch_beside
+from ..core.output_path import check_file, os_errors, put_file, scratch_beside
 from ..core.phrases import printable
 from ..core.progress import Progress, silent
 from .runtime.encoder import Encoder
@@ -86,8 +86,10 @@ def encode_images(
     size = batch_size if batch_size is not None else encoder.batch[0]
     if size < 1:
         raise ConfigError(f"--batch-size must be at least 1; found {batch_size}")
-    file = _FeatureFile(out, list(paths), encoder.shape, _metadata(encoder))
-    _check_output(out, paths.values(), force=force, need_bytes=file.bytes_needed)
+    file = _FeatureFile(out, list(paths), encoder.shape, _metadata(encoder), force=force)
+    check_file(out, force=force, need_bytes=file.bytes_needed)
+    if any(path.exists() and out.exists() and path.samefile(out) for path in paths.values()):
+        raise ArtifactError(f"{out} is one of the images; choose another --out")
 
     failed: list[tuple[str, str]] = []
     with file:
@@ -126,8 +128,11 @@ class _FeatureFile:
     Nothing is created before the first features.
     """
 
-    def __init__(self, out: Path, names: list[str], shape: tuple[int, int], metadata: dict[str, str]) -> None:
+    def __init__(
+        self, out: Path, names: list[str], shape: tuple[int, int], metadata: dict[str, str], *, force: bool
+    ) -> None:
         self.out = out
+        self.force = force
         self.shape = shape
         self.metadata = metadata
         self.each = shape[0] * shape[1] * 4
@@ -156,7 +161,6 @@ class _FeatureFile:
         assert features.shape == self.shape
         with os_errors(self.out):
             if self._stream is None:
-                prepare(self.out)
                 self._scratch = self._held.enter_context(scratch_beside(self.out))
                 self._stream = self._scratch.open("wb")
                 self._stream.seek(8 + self.reserved)
@@ -185,7 +189,7 @@ class _FeatureFile:
         stream.flush()
         os.fsync(stream.fileno())
         stream.close()
-        scratch.replace(self.out)
+        put_file(scratch, self.out, force=self.force)
 
 
 def _key(path: Path) -> str:
@@ -201,15 +205,3 @@ def _metadata(encoder: Encoder) -> dict[str, str]:
         "backend": encoder.chosen.name,
         "fvexport": __version__,
     }
-
-
-def _check_output(out: Path, images: Iterable[Path], *, force: bool, need_bytes: int) -> None:
-    """Fails before any image is read where `out` could not be written at the end."""
-    if out.is_dir():
-        raise ArtifactError(f"{out} is a folder; name a .safetensors file with --out")
-    if out.exists() or out.is_symlink():
-        if not force:
-            raise ArtifactError(f"{out} exists; replace it with --force or choose another --out")
-        if any(path.exists() and out.exists() and path.samefile(out) for path in images):
-            raise ArtifactError(f"{out} is one of the images; choose another --out")
-    check_place(out, need_bytes)

@@ -96,7 +96,9 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
     if not isinstance(artifact, Artifact):
         artifact = Artifact.open(artifact)
     manifest = artifact.manifest
-    model = read_graph(artifact.model_path, manifest)
+    with artifact.one_version():
+        model = read_graph(artifact.model_path, manifest)
+        files = {file.name: file.stat().st_size for file in sorted(artifact.path.iterdir()) if file.is_file()}
     graph = model.graph
     inputs, outputs = [tensor_spec(v) for v in graph.input], [tensor_spec(v) for v in graph.output]
     frame = manifest.preprocessor
@@ -124,7 +126,7 @@ def inspect_artifact(artifact: str | os.PathLike[str] | Artifact) -> Inspection:
         parameters=sum(s.parameters for s in stages),
         gmacs=round(sum(s.gmacs for s in stages), 9),
         activation_bytes=sum(s.activation_bytes for s in stages),
-        files={file.name: file.stat().st_size for file in sorted(artifact.path.iterdir()) if file.is_file()},
+        files=files,
         stages=stages,
     )
 

@@ -14,7 +14,7 @@ from ..calibration.calibration_options import DEFAULT_SAMPLES, FP16_SAMPLES, Cal
 from ..calibration.equalize import KINDS, equalize
 from ..calibration.findings import Fp16Plan
 from ..calibration.fp16 import fit_fp16, plan_fp16
-from ..calibration.observe import model_input, observe, observe_peaks
+from ..calibration.observe import check_layers, model_input, observe, observe_peaks
 from ..calibration.photos import calibration_data
 from ..calibration.policy import SCHEMES
 from ..calibration.quantize import quantizable, quantize
@@ -114,16 +114,18 @@ def _frame(checkpoint: Checkpoint, height: int, width: int) -> Preprocessor:
 def _peaks(fused: FastViTHD, job: _Job, notices: list[str]) -> dict[str, float]:
     calibration = job.calibration
     if calibration.ranges is not None:
-        return _stats(job.checkpoint, Path(calibration.ranges), job.frame).amax
+        return _stats(fused, job, Path(calibration.ranges)).amax
     data = calibration_data(calibration.calib, calibration.samples or FP16_SAMPLES, seed=calibration.seed)
     if calibration.calib is not None:
         notices += data.notices
     return observe_peaks(fused, data, job.frame, progress=job.progress)
 
 
-def _stats(checkpoint: Checkpoint, ranges: Path, frame: Preprocessor) -> Stats:
+def _stats(fused: FastViTHD, job: _Job, ranges: Path) -> Stats:
     stats = load_ranges(ranges)
-    stats.check(checkpoint.info.sha256, frame.height, frame.width, frame.config.key)
+    frame = job.frame
+    stats.check(job.checkpoint.info.sha256, frame.height, frame.width, frame.config.key)
+    check_layers(stats, fused)
     return stats
 
 
@@ -161,7 +163,7 @@ def _quantized(fused: FastViTHD, job: _Job) -> Prepared:
     result = Prepared(fused)
     policy = options.policy
     if calibration.ranges is not None:
-        stats = _stats(job.checkpoint, Path(calibration.ranges), job.frame)
+        stats = _stats(fused, job, Path(calibration.ranges))
     else:
         data = calibration_data(calibration.calib, calibration.samples or DEFAULT_SAMPLES, seed=calibration.seed)
         result.notices += data.notices

@@ -8,7 +8,6 @@ looked up by name, because equal ones are stored once.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import torch
 from onnx import NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ..calibration.qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
 from ..core.errors import ArtifactError
 from ..encoder.fastvithd import AttentionBlock, FastViTHD
 from .artifact import Artifact
+from .model_file import read_model
 
 ONNX_EPS = 1e-5
 """What LayerNormalization takes where a file names no epsilon."""
@@ -103,7 +103,7 @@ class _File:
 
     def __init__(self, artifact: Artifact) -> None:
         self.where = artifact.model_path
-        graph = onnx.load(str(self.where)).graph
+        graph = read_model(artifact).graph
         self.nodes = {node.name: node for node in graph.node}
         self.producers = {output: node for node in graph.node for output in node.output}
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}

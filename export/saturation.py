@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from .artifact import Artifact
 from .manifest import Saturation
+from .model_file import read_model
 
 MAX_PAIR = 128
 """255 * 128 = 32640 fits 16 bits, 255 * 129 = 32895 does not."""
@@ -58,4 +59,4 @@ def saturation_of(artifact: Artifact) -> Saturation:
     quantization = artifact.manifest.quantization
     if quantization is not None and quantization.saturation is not UNSET:
         return quantization.saturation
-    return count_saturating(onnx.load(str(artifact.model_path)))
+    return count_saturating(read_model(artifact))

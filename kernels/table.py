@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.cache import cache_folder
+from ..core.cache import cache_folder, is_trusted
 from ..core.input_file import read_json
 from ..core.records import Record, parse
 from ..core.versions import versions_of
@@ -209,8 +209,9 @@ def sources() -> Iterator[str]:
 
 @functools.lru_cache
 def tuned(device: torch.device) -> dict[str, Config]:
-    """The user's own search for this GPU, by key; empty where there is none, or none that can be read."""
-    return {key: row.config for key, row in read_tuned(cache_file(device)).items()}
+    """The user's own search for this GPU, by key; empty where there is none, or none that can be read or trusted."""
+    file = cache_file(device)
+    return {key: row.config for key, row in read_tuned(file).items()} if is_trusted(file) else {}
 
 
 class TunedRow(Record, frozen=True, kw_only=True):

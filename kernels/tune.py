@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.cache import make_cache
 from ..core.errors import UnavailableError, first_line
-from ..core.output_path import os_errors, prepare, scratch_beside
+from ..core.output_path import os_errors, put_file, scratch_beside
 from ..core.progress import Progress, silent
 from ..core.records import plain
 from ..encoder.config import FastViTHDConfig
@@ -173,6 +174,8 @@ def tune(
     device = torch.device("cuda", torch.cuda.current_device())
     bench = Bench(arch_of(device), "cuda", default_clock(), time.monotonic() + budget_s)
     out, environment = cache_file(device), environment_of(device)
+    with os_errors(out):
+        make_cache(out)
     try:
         with Compilers(jobs, COMPILE_S) as compilers, torch.inference_mode():
             return bench.run(
@@ -408,9 +411,9 @@ def write(out: Path, environment: dict[str, Any], found: dict[str, Search]) -> N
         assert result.config is not None
         configs[key] = result.config.to_dict() | {"ms": result.ms, "default_ms": result.start_ms}
     with os_errors(out), scratch_beside(out) as scratch:
-        prepare(out)
         scratch.write_text(json.dumps({"environment": environment, "configs": configs}, indent=1), encoding="utf-8")
-        scratch.replace(out)
+        scratch.chmod(0o600)
+        put_file(scratch, out)
 
 
 def check_gpu() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import hashlib
 import importlib
 import importlib.util
-import json
 import os
 import re
 import runpy
@@ -73,29 +71,12 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def torchlib_once() -> Iterator[None]:
-    """Has `torch.onnx` read its table of translations once, not anew for each export, of which it is a quarter.
+    """Has `torch.onnx` read its table of translations once, not anew for each export; see torchlib_table.py.
 
-    Where torch's table is another than expected it is read anew. Commands that tests start as processes export without
-    this.
+    Commands that tests start as processes export without this.
     """
-    from torch.onnx._internal.exporter import _registration
-
-    registry = _registration.ONNXRegistry
-    make, made = registry.from_torchlib, dict[str, Any]()
-
-    def from_torchlib(**options: Any) -> Any:
-        key = repr(options)
-        if key not in made:
-            made[key] = make(**options)
-        table = made[key]
-        if not isinstance(getattr(table, "functions", None), dict):
-            return make(**options)
-        own = copy.copy(table)  # an export adds its own translations
-        own.functions = {target: list(functions) for target, functions in table.functions.items()}
-        return own
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "from_torchlib", staticmethod(from_torchlib))
+        patch.setattr(*runpy.run_path(str(Path(__file__).parent / "torchlib_table.py"))["read_once"]())
         yield
 
 
@@ -318,60 +299,10 @@ def without_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
 
 
-CHATML = {"<|endoftext|>": "pad", "<|im_start|>": None, "<|im_end|>": "eos"}
-SENTENCES = (
-    "You are a helpful assistant.", "What is in this picture?", "A cat sits on the mat and looks at the camera.",
-    "How many people are there?", "The rocket stands on its pad, and nobody is near it.",
-    "Was ist auf dem Bild zu sehen?", "Describe the image in detail.", "user", "assistant", "system",
-)  # fmt: skip
-
-
 @pytest.fixture(scope="session")
 def write_tokenizer() -> Callable[..., None]:
-    """`write_tokenizer(folder, image_token=False, files="tokenizer.json")`: a ChatML tokenizer for the golden models.
-
-    Byte-level BPE as Qwen2's: its pattern, its special tokens, 319 tokens in all; as one `tokenizer.json`, or as
-    `vocab.json` and `merges.txt`. With `image_token` the 320th is `<image>`, as in transformers' form.
-    """
-
-    def write(folder: Path, *, image_token: bool = False, files: str = "tokenizer.json") -> None:
-        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-
-        pattern = (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-            r"|\s+(?!\S)|\s+"
-        )
-        own = Tokenizer(models.BPE())
-        own.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-        own.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-        own.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        own.train_from_iterator(
-            SENTENCES * 2,
-            trainers.BpeTrainer(vocab_size=319 - len(CHATML), initial_alphabet=alphabet, show_progress=False),
-        )
-        own.add_special_tokens([*CHATML, *(["<image>"] if image_token else [])])
-        assert own.token_to_id("<|im_end|>") == 318
-        added = {
-            str(own.token_to_id(token)): AddedToken(token, special=True).__getstate__()
-            for token in (*CHATML, *(["<image>"] if image_token else []))
-        }
-        config = {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "added_tokens_decoder": added,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "model_max_length": 8192,
-        }
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        if files == "tokenizer.json":
-            own.save(str(folder / "tokenizer.json"))
-        else:
-            own.model.save(str(folder))
-
-    return write
+    """`write_tokenizer(folder, image_token=False, files="tokenizer.json")`; see tokenizer_files.py."""
+    return runpy.run_path(str(Path(__file__).parent / "tokenizer_files.py"))["write_tokenizer"]
 
 
 @pytest.fixture(scope="session")

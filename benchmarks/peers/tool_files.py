@@ -16,9 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from msgspec import Meta
 
 from ...core.errors import UnavailableError
+from ...core.input_file import read_json
+from ...core.records import Name, Record, Text, matching, parse, plain
 from ...core.versions import versions_of
 from ...encoder.checkpoint import Checkpoint
 from .photos import Photographs
@@ -77,15 +81,35 @@ class Made:
     reused: bool
 
 
+class _Note(Record, frozen=True, kw_only=True):
+    """What is written beside a file when it has been made."""
+
+    path: Annotated[
+        str,
+        matching(r"\A[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_-][A-Za-z0-9._-]{0,99})*\Z", "a path in the folder"),
+    ]
+    settings: Text
+    seconds: Annotated[float, Meta(ge=0, le=1e12)]
+    versions: dict[Name, Name]
+
+
+def _read_note(note: Path) -> _Note | None:
+    """None if there is none, or none that can be read: the file is then made again."""
+    try:
+        return parse(read_json(note), _Note)
+    except (OSError, ValueError):
+        return None
+
+
 def make(tool: Tool, job: Job, folder: Path) -> Made:
     """Runs a tool, or takes the file it left in `folder` with the same settings.
 
     Raises UnavailableError where the tool is not installed and has left no file.
     """
     note = folder / MADE_FILE
-    if note.exists() and (known := json.loads(note.read_text("utf-8")))["settings"] == tool.settings:
-        path = folder / known["path"]
-        return Made(path, _size(path), known["seconds"], known["versions"], reused=True)
+    known = _read_note(note)
+    if known is not None and known.settings == tool.settings and (path := folder / known.path).is_file():
+        return Made(path, _size(path), known.seconds, known.versions, reused=True)
     missing = [name for name in tool.needs if _absent(name)]
     if missing:
         raise UnavailableError(f"{missing[0]} is not installed: {tool.install}")
@@ -97,13 +121,13 @@ def make(tool: Tool, job: Job, folder: Path) -> Made:
             path = tool.make(job, folder)
     finally:
         release()
-    made: dict[str, Any] = {
-        "path": str(path.relative_to(folder)), "settings": tool.settings, "seconds": time.perf_counter() - start,
-        "versions": versions_of("fvexport", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf",
-                                "nvidia-modelopt"),
-    }  # fmt: skip
-    note.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-    return Made(path, _size(path), made["seconds"], made["versions"], reused=False)
+    made = _Note(
+        path=str(path.relative_to(folder)), settings=tool.settings, seconds=time.perf_counter() - start,
+        versions=versions_of("fvexport", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf",
+                             "nvidia-modelopt"),
+    )  # fmt: skip
+    note.write_text(json.dumps(plain(made), indent=2) + "\n", encoding="utf-8")
+    return Made(path, _size(path), made.seconds, made.versions, reused=False)
 
 
 def release() -> None:

@@ -13,6 +13,7 @@
     tables, notes   the table of cells, and what has to be said beside it
     formatting      numbers as text
     page, markdown  the report's text; page.html.j2, macros.html.j2, style.css and script.js are the page
+    markdown_text   parts of a Markdown document, in which texts are only text
 
 May import everything but `cli`; is imported by `cli` alone.
 """

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FULL, HALF, NARROW = 950, 465, 360
 """Widths in CSS pixels: across the page, half of it, and a phone's."""
 
+NARROWEST_PANEL = 116
+"""Width in CSS pixels of a panel and the names at its axis."""
+
 CHARACTER = 6.3
 """Width of a character of the page's font in pixels, for deciding what fits."""
 
@@ -86,6 +89,11 @@ def make(
     return Plot(name, title, caption, drawn[True], drawn[False], full)
 
 
+def panels_across(count: int, width: int) -> int:
+    """How many of `count` panels fit beside one another in `width` CSS pixels; one at least."""
+    return max(1, min(count, width // NARROWEST_PANEL))
+
+
 def panels(canvas: Canvas, titles: Sequence[str], *, right: int = 12, across: int | None = None) -> list[Axes]:
     """One set of axes for each title: beside one another where there is room, else below one another.
 
@@ -96,7 +104,7 @@ def panels(canvas: Canvas, titles: Sequence[str], *, right: int = 12, across: in
         across: panels in a row.
     """
     count = len(titles)
-    columns = min(count, across or (count if canvas.wide else 1))
+    columns = min(count, across or panels_across(count, canvas.width if canvas.wide else 0))
     rows = -(-count // columns)
     width, height = canvas.width, canvas.figure.get_figheight() * 72
     left, top, bottom = 58, 26 if count > 1 else 10, 40

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...core.errors import ArtifactError
+from ...core.phrases import printable
+from ...core.plain_text import plain_line
 from ..sweep.result import Absent, Environment, Result
 from ..sweep.store import Sweep, read_sweep, results_file
 
@@ -93,8 +95,9 @@ def _read(file: Path, notices: list[str]) -> Sweep:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
             if stream.read(1) != b"\n":
+                name = shown_path(file)
                 notices.append(
-                    f"the last line of {file} was cut off and is left out; the sweep was killed or still runs"
+                    f"the last line of {name} was cut off and is left out; the sweep was killed or still runs"
                 )
     return sweep
 
@@ -167,7 +170,9 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
         lambda run: machine(run.environment),
         lambda run: f"{machine(run.environment)}, {run.environment.date[:10]}",
         lambda run: f"{machine(run.environment)}, {run.environment.date[:16].replace('T', ' ')}",
-        lambda run: f"{machine(run.environment)}, {run.environment.date[:16].replace('T', ' ')}, {run.files[0]}",
+        lambda run: (
+            f"{machine(run.environment)}, {run.environment.date[:16].replace('T', ' ')}, {shown_path(run.files[0])}"
+        ),
     )
     labels: list[str] = []
     for choice in choices:
@@ -175,6 +180,11 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
         if len(set(labels)) == len(labels):
             break
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def shown_path(path: os.PathLike[str]) -> str:
+    """A file's name as a page or table can hold it."""
+    return plain_line(printable(os.fspath(path)))
 
 
 def machine(environment: Environment) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ... import __version__
+from . import markdown_text as md
 from .compare import Comparison
-from .formatting import THIN
 from .headline import headline, reference_name
 from .load import Loaded, Run
 from .notes import notes
@@ -21,24 +21,24 @@ from .page import (
     verdict,
     with_ties,
 )  # fmt: skip
-from .tables import markdown_table, table
+from .tables import table
 
 
 def build_markdown(loaded: Loaded, comparison: Comparison | None) -> str:
     """The page without its plots."""
     runs = loaded.runs
-    parts = [f"<!-- Made by fvexport {__version__} -->\n\n# {title(runs)}\n\n{subtitle(runs)}\n"]
-    parts += [f"> {notice}\n" for notice in loaded.notices]
+    parts = [f"<!-- Made by fvexport {__version__} -->\n", md.heading(1, title(runs)), md.paragraph(subtitle(runs))]
+    parts += map(md.quote, loaded.notices)
     if comparison is not None:
-        parts.append(_differences(comparison))
+        parts += _differences(comparison)
     for run in runs:
         if len(runs) > 1:
-            parts.append(f"## {run.label}\n")
-        parts.append(_run(run))
-    return "\n".join(parts).replace(THIN, " ")
+            parts.append(md.heading(2, run.label))
+        parts += _run(run)
+    return "\n".join(parts)
 
 
-def _differences(comparison: Comparison) -> str:
+def _differences(comparison: Comparison) -> list[str]:
     rows = [difference_row(d) for d in comparison.differences]
     several = len({row.run for row in rows}) > 1
     header = ["cell", *(["run"] if several else []), "before, ms", "now, ms", "change", "95 % interval", "finding"]
@@ -50,18 +50,18 @@ def _differences(comparison: Comparison) -> str:
         for row in rows
     ]  # fmt: skip
     numbers = [False, *([False] if several else []), True, True, True, True, False]
-    return (
-        f"## Differences from {comparison.baseline}\n\n{verdict(comparison)}\n\n"
-        f"{markdown_table(header, cells, numbers)}\n{method(comparison)}\n"
-    )
+    return [
+        md.heading(2, f"Differences from {comparison.baseline}"), md.paragraph(verdict(comparison)),
+        md.table(header, cells, numbers), md.paragraph(method(comparison)),
+    ]  # fmt: skip
 
 
-def _run(run: Run) -> str:
+def _run(run: Run) -> list[str]:
     best = headline(run)
     reference = reference_name(run)
     sections = [
-        "### What is fastest, and still the same model\n",
-        (lead(best, reference) if best else no_lead(run)) + "\n",
+        md.heading(3, "What is fastest, and still the same model"),
+        md.paragraph(lead(best, reference) if best else no_lead(run)),
     ]
     if best:
         header = ("resolution", "batch", "fastest that passes", "one call", "speed-up", "SQNR",
@@ -71,25 +71,27 @@ def _run(run: Run) -> str:
              with_ties(r.float_name, r.float_ties), r.float_time, r.float_speedup)
             for r in map(headline_row, best)
         ]  # fmt: skip
-        sections.append(markdown_table(header, rows, [False, True, False, True, True, True, False, True, True]))
-        sections.append(lead_method(best, reference) + "\n")
+        sections.append(md.table(header, rows, [False, True, False, True, True, True, False, True, True]))
+        sections.append(md.paragraph(lead_method(best, reference)))
     shown = table(run)
     kept = [index for index, column in enumerate(shown.columns) if column.importance == "main"]
-    sections.append("### All cells\n")
+    sections.append(md.heading(3, "All cells"))
     sections.append(
-        markdown_table(
+        md.table(
             [shown.columns[index].title for index in kept],
             [[row[index].text for index in kept] for row in shown.rows],
             [shown.columns[index].number for index in kept],
         )
     )
-    lines = [f"- {'; '.join(n.cells)} {n.meaning}" + (f": {n.reason}" if n.reason else "") + "." for n in notes(run)]
+    lines = [
+        md.line(f"{'; '.join(n.cells)} {n.meaning}" + (f": {n.reason}" if n.reason else "") + ".") for n in notes(run)
+    ]
     for absent in run.absent:
         name = f"{absent.backend} {absent.precision or ''}".strip()
-        lines.append(f"- {name} is absent: {absent.reason}" + (f"; `{absent.install}`" if absent.install else "") + ".")
+        install = f"; {md.code(absent.install)}" if absent.install else ""
+        lines.append(md.line(f"{name} is absent: {absent.reason}") + install + ".")
     if lines:
-        sections += ["### Notes\n", "\n".join(lines) + "\n"]
-    sections.append("### Machine\n")
-    sections.append("\n".join(f"- {key}: {value}" for key, value in facts(run)) + "\n")
-    sections.append(f"### How to measure it again\n\n```console\n{run.environment.command}\n```\n")
-    return "\n".join(sections)
+        sections += [md.heading(3, "Notes"), md.bullets(lines)]
+    sections += [md.heading(3, "Machine"), md.bullets(md.line(f"{key}: {value}") for key, value in facts(run))]
+    sections += [md.heading(3, "How to measure it again"), md.console(run.environment.command)]
+    return sections

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +11,7 @@ from typing import Any
 
 from ... import __version__
 from ...core.phrases import counted, first_few
+from ...core.shell import quoted
 from ..sweep.result import Result
 from .axes import Plot
 from .bars import difference_plots
@@ -20,7 +19,7 @@ from .compare import QUIET, Comparison, Difference
 from .formatting import decibels, milliseconds, percent, percent_interval, three, times
 from .headline import Best, headline, median_ms, reference_name, speedup
 from .intervals import LEVEL, MIN_WINDOWS, RESAMPLES
-from .load import Loaded, Run
+from .load import Loaded, Run, shown_path
 from .notes import Note, name, notes
 from .plots import legend_marks, run_plots
 from .published import MACHINE
@@ -104,7 +103,7 @@ def _context(loaded: Loaded, comparison: Comparison | None) -> dict[str, Any]:
         "across": across(parts) if len(parts) > 1 else None,
         "difference_rows": [difference_row(d) for d in comparison.differences] if comparison else [],
         "several": several,
-        "sources": ", ".join(str(file) for file in files),
+        "sources": ", ".join(map(shown_path, files)),
     }  # fmt: skip
 
 
@@ -181,7 +180,7 @@ def _part(run: Run, prefix: str) -> dict[str, Any]:
         "lead_method": lead_method(best, reference_name(run)),
         "no_lead": no_lead(run),
         "facts": facts(run),
-        "files": " ".join(shlex.quote(os.fspath(file)) for file in run.files),
+        "files": " ".join(quoted(shown_path(file)) for file in run.files),
     }
 
 
@@ -314,10 +313,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
     env = run.environment
     cpu = env.cpu
     cores = f", {cpu['usable']} of {cpu['cores']} cores" if cpu.get("usable") and cpu.get("cores") else ""
-    quota = f", a quota of {cpu['quota']:g}" if isinstance(cpu.get("quota"), int | float) else ""
+    quota = f", a quota of {cpu['quota']:g}" if cpu.get("quota") else ""
     rows = [
         ("CPU", f"{cpu.get('model') or 'unknown'}{cores}{quota}"),
-        ("its vectors", ", ".join(map(str, cpu.get("features") or ()))),
+        ("its vectors", ", ".join(cpu.get("features") or ())),
         ("memory", f"{env.memory_gb:.0f} GB" if env.memory_gb else ""),
         ("GPU", "; ".join(env.gpus) or "none"),
         ("system", env.platform),
@@ -332,9 +331,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
 
 def _setting(name: str, value: Any) -> str:
     words = SETTINGS.get(name, name.replace("_", " ") + " {}")
-    if name == "tolerance":
+    if name == "tolerance" and isinstance(value, int | float):
         value = f"{100 * value:g} %"
-    return words.format(f"{value:g}" if isinstance(value, float) else value)
+    # Not by `format`: a name may hold braces.
+    return words.replace("{}", f"{value:g}" if isinstance(value, float) else str(value))
 
 
 # --- differences -------------------------------------------------------------------------------
@@ -389,14 +389,10 @@ def difference_row(difference: Difference) -> DifferenceRow:
 
 
 def _sortable(key: float | str | None) -> str:
-    if key is None:
-        return ""
     if isinstance(key, float) and math.isinf(key):
         return "1e999"
-    return str(key)
+    return "" if key is None else str(key)
 
 
 def _judged(text: str) -> str:
-    if text in ("ok", "pass"):
-        return "good"
-    return "warn" if text in ("unstable", "skipped") else "bad"
+    return "good" if text in ("ok", "pass") else "warn" if text in ("unstable", "skipped") else "bad"

@@ -12,6 +12,7 @@ from . import published
 from .axes import (
     CHARACTER,
     FULL,
+    HALF,
     Canvas,
     Plot,
     draw_bars,
@@ -20,6 +21,7 @@ from .axes import (
     make,
     name_ends,
     panels,
+    panels_across,
     resolution_axis,
     size_of,
     time_tick,
@@ -113,9 +115,10 @@ class _CurvePlot:
             for axes, batch in zip(panels(canvas, titles, right=NAMES_WIDTH if named else 14), groups, strict=True):
                 self._draw_panel(canvas, axes, kept, batch, named=named)
 
+        rows = -(-len(groups) // panels_across(len(groups), FULL if self.full else HALF))
         return make(
             self.name, self.title, self.caption, draw, prefix=prefix, full=self.full,
-            height=440 if self.full else 320, narrow_height=290 * len(groups),
+            height=(440 if self.full else 320) * rows, narrow_height=290 * len(groups),
         )  # fmt: skip
 
     def _draw_panel(self, canvas: Canvas, axes: Axes, kept: Sequence[Curve], batch: int, *, named: bool) -> None:
@@ -212,7 +215,7 @@ def memory_plot(found: Sequence[Curve], prefix: str, *, gpu: bool) -> Plot | Non
     """Largest memory of the process, or of the GPU."""
 
     def value(result: Result) -> float | None:
-        return result.peak_gpu_mb if gpu else result.peak_host_mb
+        return (result.peak_gpu_mb if gpu else result.peak_host_mb) or None  # a logarithmic axis has no 0
 
     def words(result: Result) -> str:
         return megabytes(value(result) or 0)

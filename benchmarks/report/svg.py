@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
@@ -47,6 +48,7 @@ RC: Any = {
     "xtick.minor.size": 0,
     "ytick.minor.size": 0,
     "text.color": INK["fg"],
+    "text.parse_math": False,  # a checkpoint's name may hold dollar signs
 }
 
 _XLINK = "{http://www.w3.org/1999/xlink}href"
@@ -71,7 +73,9 @@ def to_svg(figure: Figure, prefix: str, description: str, tips: Mapping[str, Seq
     """
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's font draws it
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     root = ET.fromstring(buffer.getvalue())
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...core.plain_text import plain_line
 from ..sweep.result import Result
-from .formatting import THIN, decibels, three, times
+from .formatting import decibels, three, times
 from .headline import speedup
 from .intervals import Interval
 from .load import Run
@@ -151,6 +152,10 @@ CSV_COLUMNS = (
 )  # fmt: skip
 
 
+FORMULA_STARTS = tuple("=+-@＝＋－＠")
+"""A spreadsheet takes a cell that starts like this for a formula."""
+
+
 def to_csv(runs: Sequence[Run]) -> str:
     """A line for each cell of each run; what was not measured is empty."""
     buffer = io.StringIO()
@@ -174,24 +179,15 @@ def _csv_row(run: Run, result: Result) -> dict[str, Any]:
         row |= {"speedup": over.value, "speedup_low": over.low, "speedup_high": over.high}
     if ttft:
         row |= {f"ttft_{part}_ms": getattr(ttft, f"{part}_ms") for part in ("encoder", "connector", "prefill", "total")}
-    return {name: row.get(name) for name in CSV_COLUMNS}
+    return {name: _literal(row.get(name)) for name in CSV_COLUMNS}
 
 
-# --- for Markdown ------------------------------------------------------------------------------
+def _literal(value: Any) -> Any:
+    """`value`; a text that a spreadsheet would compute gets an apostrophe in front.
 
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[bool]) -> str:
-    """A table that is aligned in a terminal too."""
-    cells = [[_escaped(text) for text in row] for row in (header, *rows)]
-    widths = [max(3, *(len(row[index]) for row in cells)) for index in range(len(header))]
-    rule = ["-" * (width - 1) + (":" if right else "-") for width, right in zip(widths, numbers, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (t.rjust(w) if right else t.ljust(w) for t, w, right in zip(row, widths, numbers, strict=True))
-        return "| " + " | ".join(padded) + " |"
-
-    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])]) + "\n"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace(THIN, " ")
+    Source: OWASP, "CSV Injection".
+    """
+    if not isinstance(value, str):
+        return value
+    plain = plain_line(value)
+    return f"'{plain}" if plain.lstrip().startswith(FORMULA_STARTS) else plain

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...core.errors import ArtifactError, UnavailableError
-from ...core.output_path import check_place, os_errors, prepare, scratch_beside
+from ...core.output_path import check_file, os_errors, put_file, scratch_beside
 from ...core.progress import Progress, silent
 from .compare import DEFAULT_THRESHOLD, Comparison, compare_runs
 from .load import Loaded, load
@@ -81,7 +81,7 @@ def write_report(
     folder = Path(out)
     files = {name: folder / name for name in (HTML, MARKDOWN, CSV)}
     for file in files.values():
-        check_place(file, 1_000_000)
+        check_file(file, force=True, need_bytes=1_000_000)
         _check_ours(file)
     progress("read results", 0, 3)
     loaded = load(results, baseline)
@@ -121,6 +121,6 @@ def _check_ours(file: Path) -> None:
 
 def _write(file: Path, text: str) -> None:
     with os_errors(file), scratch_beside(file) as scratch:
-        prepare(file)
-        scratch.write_text(text, encoding="utf-8", newline="\n")
-        scratch.replace(file)
+        # The name of a file may hold bytes that are no UTF-8.
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        put_file(scratch, file)

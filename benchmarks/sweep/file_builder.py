@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,8 @@ import msgspec
 from ...calibration.calibration_options import CalibrationOptions
 from ...core.dtypes import torch_dtype
 from ...core.errors import FvexportError
-from ...core.output_path import scratch_beside
+from ...core.input_file import read_json
+from ...core.output_path import put_file, scratch_beside
 from ...core.records import Record, parse, plain
 from ...core.verdict.reference import Reference
 from ...core.verdict.sections import FiguresSection
@@ -45,12 +45,13 @@ from .messages import (
     Weights,
     WeightSource,
 )
+from .result import Amount
 
 
 class Note(Record, frozen=True, kw_only=True):
     """What is written beside a file when it has been made: the seconds it took, and PyTorch's own figures."""
 
-    seconds: float | msgspec.UnsetType = msgspec.UNSET
+    seconds: Amount | msgspec.UnsetType = msgspec.UNSET
     torch: FiguresSection | None = None
 
 
@@ -106,7 +107,6 @@ class FileBuilder:
         if (note := _read_note(path)) is None or note.torch is None:
             fused = reparameterize(self.checkpoint.encoder)
             own = EagerReference(fused, emulate_half=None if precision == "fp32" else torch_dtype(precision))
-            path.parent.mkdir(parents=True, exist_ok=True)
             note = _write_note(path, Note(torch=self._figures(request, own)))
         return File(path=request.path, torch=note.torch)
 
@@ -165,13 +165,13 @@ class FileBuilder:
 def _read_note(path: Path) -> Note | None:
     """None if there is none, or none that can be read."""
     try:
-        return parse(json.loads(path.read_text(encoding="utf-8")), Note)
-    except (OSError, ValueError, RecursionError):
+        return parse(read_json(path), Note)
+    except (OSError, ValueError):
         return None
 
 
 def _write_note(path: Path, note: Note) -> Note:
     with scratch_beside(path) as scratch:
         scratch.write_text(json.dumps(plain(note)) + "\n", encoding="utf-8")
-        os.replace(scratch, path)  # noqa: PTH105 - over an older note, on every system
+        put_file(scratch, path)
     return note

@@ -323,6 +323,7 @@ class Processor(TypedDict, total=False):
     model: Text | None
     cores: Count | None
     usable: Count | None
+    quota: Amount | None
     features: list[Name] | None
 
 

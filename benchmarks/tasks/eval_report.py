@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.errors import ArtifactError
 from . import answers, captions
 from .contenders import Contender
 from .items import Item, Task, read_items
@@ -18,6 +19,7 @@ from .rows import read_rows
 
 RECALL_AT = (1, 5, 10)
 NEIGHBOURS = max(RECALL_AT)
+ANOTHER = "choose another --out"
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,14 @@ def _caption(items: Sequence[Item], out: Path, names: Sequence[str]) -> tuple[di
     return {"cider_d": cider, "bleu_4": bleu, "rouge_l": rouge}, agreement
 
 
+def _vectors(out: Path, name: str, items: Sequence[Item]) -> np.ndarray:
+    """The features of an encoder (items, C); raises ArtifactError if they have several lengths."""
+    each = [unpacked(row["features"]) for row in _said(out, name, items)]
+    if len({len(vector) for vector in each}) > 1:
+        raise ArtifactError(f"{out} holds features of several lengths for {name}; {ANOTHER}")
+    return np.stack(each)
+
+
 def _retrieval(items: Sequence[Item], out: Path, names: Sequence[str]) -> tuple[dict[str, _Metric], Agreement]:
     # An image without a label has one of its own, so that no other can carry it.
     labels = [f"\0{item.line}" if item.label is None else item.label for item in items]
@@ -192,7 +202,9 @@ def _retrieval(items: Sequence[Item], out: Path, names: Sequence[str]) -> tuple[
     agreement: Agreement = {}
     eager: tuple[np.ndarray, np.ndarray] | None = None
     for name in names:
-        vectors = np.stack([unpacked(row["features"]) for row in _said(out, name, items)])
+        vectors = _vectors(out, name, items)
+        if eager is not None and vectors.shape != eager[0].shape:
+            raise ArtifactError(f"{out} holds features of other lengths for {name} than for {names[0]}; {ANOTHER}")
         found = nearest(vectors, NEIGHBOURS)
         eager = eager or (vectors, found)
         for k, metric in recall.items():

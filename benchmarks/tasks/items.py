@@ -11,18 +11,32 @@ metrics alone, not for agreement. `id` and other entries are the user's own.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ...core.errors import ConfigError
+from ...core.input_file import open_regular, parse_json
+from ...core.plain_text import SURROGATES
+from ..json_lines import limited_lines
 
 Task = Literal["vqa", "caption", "retrieval"]
 TASKS: tuple[Task, ...] = get_args(Task)
 Kind = Literal[Task, "ask"]
 """What the data is for, which says what a line must hold."""
+
+MOST_IMAGES = 1000
+"""Of one line."""
+LONGEST_PATH = 4096
+LONGEST_QUESTION = 1_000_000
+"""Characters: more than any model's context holds."""
+MOST_REFERENCES = 1000
+LONGEST_REFERENCE = 10_000
+"""Characters of an answer, caption or label: comparing two texts takes time proportional to the product of lengths."""
 
 _REFERENCES: dict[Kind, tuple[str, str]] = {"vqa": ("answers", "answer"), "caption": ("captions", "caption")}
 _EXAMPLES: dict[Kind, str] = {
@@ -80,8 +94,8 @@ def read_items(file: Path, kind: Kind) -> Iterator[Item]:
     Raises ConfigError for a file that cannot be read, and with the number of the first line that is not as it must be.
     """
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, text in enumerate(lines, 1):
+        with io.TextIOWrapper(open_regular(file), encoding="utf-8-sig") as lines:
+            for number, text in enumerate(limited_lines(lines, file), 1):
                 if text.strip():
                     yield _item(file, number, text, kind)
     except UnicodeDecodeError:
@@ -95,20 +109,24 @@ def _item(file: Path, number: int, text: str, kind: Kind) -> Item:
         return ConfigError(f"{file}, line {number}: {what}; a line is like {_EXAMPLES[kind]}")
 
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        data = parse_json(text)
+    except ValueError as error:
         raise wrong(f"not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise wrong("not a JSON object")
     images = data.get("image", data.get("images"))
     images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not images or not all(isinstance(path, str) and path for path in images):
+    if not isinstance(images, list) or not images or not all(map(_is_path, images)):
         raise wrong('"image" must be a path or a list of paths')
+    if len(images) > MOST_IMAGES:
+        raise wrong(f"it has {len(images)} images, more than {MOST_IMAGES}")
     if kind == "retrieval" and len(images) > 1:
         raise wrong("retrieval takes one image a line")
     question = data.get("question", "") if kind in ("ask", "vqa") else ""
     if kind in ("ask", "vqa") and not (isinstance(question, str) and question.strip()):
         raise wrong('"question" must be a text')
+    if not _is_text(question, LONGEST_QUESTION):
+        raise wrong(f'"question" must be a text of at most {LONGEST_QUESTION} characters, without lone surrogates')
     try:
         references = _references(data, *_REFERENCES[kind]) if kind in _REFERENCES else ()
         label = _text(data["label"]) if kind == "retrieval" and data.get("label") is not None else None
@@ -126,13 +144,28 @@ def _references(data: Mapping[str, Any], several: str, one: str) -> tuple[str, .
         return ()
     try:
         each = found if isinstance(found, list) else [found]
+        if len(each) > MOST_REFERENCES:
+            raise TypeError
         texts = tuple(_text(entry[one] if isinstance(entry, dict) else entry) for entry in each)
     except (TypeError, KeyError):
-        raise TypeError(f'"{several}" must be a list of texts') from None
+        what = f"a list of at most {MOST_REFERENCES} texts of {LONGEST_REFERENCE} characters"
+        raise TypeError(f'"{several}" must be {what}, without lone surrogates') from None
     return texts
 
 
 def _text(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError('"label" must be a text or a number')
-    return str(value)
+    text = str(value)
+    if not _is_text(text, LONGEST_REFERENCE):
+        raise TypeError(f'"label" must be a text of at most {LONGEST_REFERENCE} characters, without lone surrogates')
+    return text
+
+
+def _is_path(value: Any) -> bool:
+    """Whether it can be a path, whose undecodable bytes are lone surrogates."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_PATH and "\0" not in value
+
+
+def _is_text(text: str, longest: int) -> bool:
+    return len(text) <= longest and not re.search(f"[{SURROGATES}]", text)

@@ -11,13 +11,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, cast
+
+import numpy as np
+from msgspec import UNSET, Meta, UnsetType
 
 from ...core.errors import ArtifactError
+from ...core.input_file import parse_json
 from ...core.locks import locked
-from ...core.output_path import check_place, os_errors, prepare, scratch_beside
+from ...core.output_path import check_file, os_errors, put_file, scratch_beside
+from ...core.records import Record, parse
 from ..json_lines import complete_lines, drop_torn_line
 from .items import Item
+from .retrieval import unpacked
 
 Row = dict[str, Any]
 
@@ -39,12 +45,10 @@ class Rows:
         self.runs = dict(runs)
         self.kept = 0
         self._done: dict[tuple[str, int], str] = {}
-        if out.is_dir():
-            raise ArtifactError(f"{out} is a folder; name a .jsonl file with --out")
-        check_place(out, 0)
+        check_file(out, force=True)
         lock = out.with_name(f".{out.name}.lock")
         with os_errors(out), contextlib.ExitStack() as held:
-            prepare(out)
+            out.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(
                 locked(lock, f"another run is writing {out}; wait for it or choose another --out", keep=False)
             )
@@ -65,7 +69,7 @@ class Rows:
                     fresh.writelines(_line(row) for row in self._rows() if not self._is_stale(row))
                     fresh.flush()
                     os.fsync(fresh.fileno())
-                scratch.replace(self.out)
+                put_file(scratch, self.out)
         stream = self.out.open("ab+")
         drop_torn_line(stream)
         return stream
@@ -115,12 +119,46 @@ class Rows:
             self._held.close()
 
 
+class _Known(Record, frozen=True, kw_only=True):
+    """What is read of a row again.
+
+    Attributes:
+        encoder, line: whose row of which item.
+        run: fingerprint of everything that it depends on.
+        key: of its item, see `Item.key`.
+        error: why there is no result.
+        answer, token_ids: of a model that was asked.
+        features: see `retrieval.packed`.
+    """
+
+    encoder: str
+    line: Annotated[int, Meta(ge=1, le=1 << 53)]
+    run: str
+    key: str = ""
+    error: str | UnsetType = UNSET
+    answer: str | UnsetType = UNSET
+    token_ids: tuple[Annotated[int, Meta(ge=0, le=1 << 31)], ...] | UnsetType = UNSET
+    features: str | UnsetType = UNSET
+
+    def check(self) -> None:
+        """Raises ValueError for a row that is no result: either an error, or an answer, or finite features."""
+        if sum(found is not UNSET for found in (self.error, self.answer, self.features)) != 1:
+            raise ValueError("expected one of error, answer and features")
+        if self.answer is UNSET and self.token_ids is not UNSET:
+            raise ValueError("expected an answer beside token_ids")
+        if self.features is not UNSET and not np.isfinite(unpacked(self.features)).all():
+            raise ValueError("expected finite features")
+
+
 def read_rows(out: Path, encoder: str) -> Iterator[Row]:
-    """The rows with an encoder, one in memory at a time."""
-    for _, text in complete_lines(out):
-        row = _parsed(text)
-        if row is not None and row["encoder"] == encoder:
-            yield row
+    """The rows with an encoder, one in memory at a time; raises ArtifactError if the file cannot be read."""
+    try:
+        for _, text in complete_lines(out):
+            row = _parsed(text)
+            if row is not None and row["encoder"] == encoder:
+                yield row
+    except OSError as error:
+        raise ArtifactError(f"cannot read {out} ({error.strerror or error}); check its owner and mode") from None
 
 
 def _line(row: Row) -> bytes:
@@ -131,11 +169,10 @@ def _line(row: Row) -> bytes:
 
 
 def _parsed(text: str) -> Row | None:
+    """The row of a line; None if no run wrote it."""
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError):
+        row = parse_json(text)
+        parse(row, _Known).check()
+    except ValueError:
         return None
-    kinds = {"encoder": str, "line": int, "run": str}
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), kind) for name, kind in kinds.items()):
-        return None
-    return row
+    return cast("Row", row)

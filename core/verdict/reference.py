@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..output_path import scratch_beside
+from ..output_path import put_file, scratch_beside
 from .figures import Comparison, Figures
 
 
@@ -33,11 +33,10 @@ class Reference:
 
     def save(self, file: Path) -> None:
         """Writes an `.npz` file; killed at any moment, `file` is whole or not there."""
-        file.parent.mkdir(parents=True, exist_ok=True)
         with scratch_beside(file) as scratch:
             with scratch.open("wb") as stream:
                 np.savez(stream, values=self.values, features=self.features, seen=self.seen)
-            scratch.replace(file)
+            put_file(scratch, file)
 
     @classmethod
     def load(cls, file: str) -> Reference:

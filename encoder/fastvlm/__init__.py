@@ -2,6 +2,7 @@
 
     model       `FastVLM`: encode images, build the prompt, answer
     load        `load_fastvlm`: both public checkpoint forms, one tensor at a time
+    records     the JSON files as structs: types and bounds of what is used
     language    Qwen2 through transformers: its config and tensors in a checkpoint
     tokenizer   the tokenizer beside the weights, and what ends an answer
     prompt      a conversation -> ChatML -> token ids with marks for images

@@ -62,13 +62,13 @@ def _file_name(own: str, names: Collection[str]) -> str:
     return next(prefix + own[len(start) :] for prefix, start in naming.items() if own.startswith(start))
 
 
-def read_config(source: str, main: Mapping[str, Any], *, has_head: bool) -> Any:
+def read_config(source: str, main: Mapping[str, Any], store: TensorStore) -> Any:
     """The `Qwen2Config` that config.json speaks of.
 
     Args:
         source: for messages.
         main: config.json.
-        has_head: whether the file holds `lm_head.weight`; without a word in config.json, that decides about tying.
+        store: tells whether there is a `lm_head.weight`, which decides about tying if config.json does not.
 
     Raises:
         CheckpointError: no config.json, another language model, or values that Qwen2 cannot have.
@@ -86,7 +86,8 @@ def read_config(source: str, main: Mapping[str, Any], *, has_head: bool) -> Any:
         # transformers' form says it at the top, in the text's own part, or in both; a file without a head says it too.
         tied = [entries.tie_word_embeddings, parse(main, LlavaEntries).tie_word_embeddings]
         told = [tie for tie in tied if not isinstance(tie, UnsetType)]
-        return _config({**plain(entries), "tie_word_embeddings": any(told) if told else not has_head})
+        tie = any(told) if told else not any(own_name(name) == _HEAD for name in store.names)
+        return _config({**plain(entries), "tie_word_embeddings": tie})
 
 
 def _config(values: Mapping[str, Any]) -> Any:
@@ -115,20 +116,18 @@ def stored_dtype(main: Mapping[str, Any]) -> torch.dtype:
 
 
 def load_language_model(
-    source: str, store: TensorStore, main: Mapping[str, Any], *, dtype: torch.dtype, device: torch.device,
-    progress: Progress,
+    source: str, store: TensorStore, config: Any, *, dtype: torch.dtype, device: torch.device, progress: Progress
 ) -> tuple[Any, str | None]:  # fmt: skip
     """The checkpoint's `Qwen2ForCausalLM`; every tensor goes from the file to its place, and one is held beside it.
 
     Returns it and what a person has to know of it, if anything.
 
     Raises:
-        CheckpointError: see `read_config`; adapter layers, quantized weights; a config.json that contradicts the
-            tensors; missing, surplus or unfit tensors, all in one error.
+        CheckpointError: adapter layers, quantized weights; a config.json (`config`, see `read_config`) that contradicts
+            the tensors; missing, surplus or unfit tensors, all in one error.
     """
     names = {own: name for name in store.names if (own := own_name(name)) is not None}
     check_names(source, [store.original(name) for name in names.values()], "its language model")
-    config = read_config(source, main, has_head=_HEAD in names)
     described = store.describe(names.values())
     notice = None
     if config.tie_word_embeddings and _HEAD in names:

@@ -22,7 +22,7 @@ from ..checkpoint.source import locate
 from ..checkpoint.tensors import FLOATS, TensorStore
 from ..checkpoint.weights_files import Located
 from ..qwen2 import import_qwen2
-from .language import OWN_CONFIG, load_language_model, own_name, stored_dtype
+from .language import OWN_CONFIG, load_language_model, own_name, read_config, stored_dtype
 from .model import FastVLM
 from .prompt import MARK
 from .records import MAX_CONTEXT, LlavaEntries
@@ -70,19 +70,19 @@ def load_fastvlm(
     store = TensorStore(located)
     if not any(own_name(name) for name in store.names):
         raise unfit(located.source, "has no language model", "give a FastVLM checkpoint such as apple/FastVLM-0.5B")
+    config = read_config(located.source, main, store)
+    stops = stop_ids(located.source, config, generation, words)
+    if words is not None:
+        check_fits(located.source, words, config.vocab_size)
     checkpoint = load_located(located, store, require_connector=True, progress=progress)
     assert checkpoint.connector is not None  # it was required
     side = checkpoint.info.resolution or RESOLUTION
     tiling = Tiling.from_config(main, (side, side))
     language_model, notice = load_language_model(
-        located.source, store, main, dtype=kept, device=place, progress=progress
+        located.source, store, config, dtype=kept, device=place, progress=progress
     )
     info = _with_notice(checkpoint.info, notice)
-    config = language_model.config
     _check_width(located, checkpoint.connector.config.out_channels, config.hidden_size)
-    if words is not None:
-        check_fits(located.source, words, config.vocab_size)
-    stops = stop_ids(located.source, config, generation, words)
     vision = torch.bfloat16 if kept == torch.bfloat16 else torch.float32
     return FastVLM(
         info=info,

@@ -6,11 +6,13 @@ Source: template `qwen_2` of apple/ml-fastvlm (`llava/conversation.py`), `predic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from ...core.errors import CheckpointError, PromptError, first_line
 from ...core.phrases import counted
+from ...core.plain_text import SURROGATES
 from .tokenizer import MEND
 
 Message: TypeAlias = Mapping[str, Any]
@@ -96,6 +98,8 @@ def _turns(conversation: Conversation) -> list[tuple[str, str]]:
         expected = "assistant" if index % 2 else "user"
         if role != expected:
             raise PromptError(f"turn {index + 1} of the conversation must be the {expected}'s; found {role!r}")
+        if re.search(f"[{SURROGATES}]", text):
+            raise PromptError(f"turn {index + 1} of the conversation has bytes that are no UTF-8; give text in UTF-8")
         if role == "user" and not text.replace(MARK, "").strip():
             raise PromptError(f"turn {index + 1} of the conversation asks nothing; give a question")
     if len(turns) < 2 or turns[-1][0] != "user":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...core.errors import UnavailableError
+from ...core.home import expand_home
 from ...core.input_file import read_bytes
 from ...core.records import RecordError, parse
 from ..checkpoint.hub import locate_files
@@ -46,7 +47,7 @@ def load_tokenizer(located: Located) -> Any:
 
 def tokenizer_from(source: str | os.PathLike[str]) -> Any:
     """The tokenizer of another folder or hub id, for weights that came without one."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
         return _opened(str(source), [path / name for name in FILES if os.path.lexists(path / name)])
     if os.path.lexists(path) or not isinstance(source, str) or "/" not in source:
@@ -108,9 +109,7 @@ def stop_ids(source: str, config: Any, generation: GenerationEntries, tokenizer:
     """
     found = {*token_ids(config.eos_token_id), *token_ids(generation.eos_token_id)}
     if beyond := [token for token in sorted(found) if token >= config.vocab_size]:
-        problem = (
-            f"{GENERATION} has eos_token_id {beyond[0]}, and the model only the tokens 0 to {config.vocab_size - 1}"
-        )
+        problem = f"{GENERATION} has eos_token_id {beyond[0]}, and the model only {config.vocab_size} tokens"
         raise unfit(source, problem, "correct that file")
     if tokenizer is not None:
         found.add(tokenizer.get_vocab()[END])

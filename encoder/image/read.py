@@ -22,6 +22,7 @@ import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ...core.errors import ImageError, ImageWarning, first_line
+from ...core.input_file import open_regular
 from . import jpeg, wide
 from .inputs import ArrayLike, ImageLike, as_array, encoded_bytes, file_name, is_encoded, is_tensor, not_an_image
 from .levels import from_array, from_wide_mode, to_levels
@@ -140,7 +141,7 @@ def _read(source: str | os.PathLike[str], notices: list[str]) -> Image.Image:
             raise ImageError(f"{path} is a folder: name an image file in it")
         if not stat.S_ISREG(mode):  # opening a pipe could wait for ever
             raise ImageError(f"{path} is no regular file: save the image to a file first")
-        with path.open("rb") as file, _quiet():
+        with open_regular(path) as file, _quiet():
             return _decode(file, str(path), notices)
     except FileNotFoundError:
         raise ImageError(missing(os.fsdecode(source))) from None

@@ -14,10 +14,10 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from ...core.cache import cache_folder
-from ...core.errors import ConfigError
+from ...core.cache import cache_folder, make_cache
+from ...core.errors import ArtifactError, ConfigError
 from ...core.input_file import read_bytes
-from ...core.output_path import prepare, scratch_beside
+from ...core.output_path import put_file, scratch_beside
 from .api import Api
 from .engine_section import TimingCacheUse
 
@@ -62,7 +62,10 @@ class TimingCache:
         """
         stored = b""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.named:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                make_cache(self.path)
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, "no permission in its folder")
             if self.path.exists():
@@ -73,7 +76,7 @@ class TimingCache:
                     self.loaded_bytes = len(stored)
                     return
                 aside = self.path.with_name(f"{self.path.name}.refused")
-                self.path.replace(aside)
+                put_file(self.path, aside)
                 self.notices.append(
                     f"the timing cache {self.path} is damaged, or of another TensorRT or GPU; it is now {aside.name}"
                 )
@@ -95,7 +98,6 @@ class TimingCache:
         import filelock
 
         try:
-            prepare(self.path)
             with ExitStack() as held, scratch_beside(self.path) as scratch:
                 lock = filelock.FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=LOCK_SECONDS)
                 with suppress(filelock.Timeout):  # another build that saves now; one that hangs holds up no engine
@@ -105,9 +107,12 @@ class TimingCache:
                     if other is not None:
                         cache.combine(other, True)
                 scratch.write_bytes(bytes(cache.serialize()))
-                scratch.replace(self.path)
-        except OSError as error:
-            self.notices.append(f"the timing cache {self.path} was not written: {error.strerror}")
+                if not self.named:
+                    scratch.chmod(0o600)
+                put_file(scratch, self.path)
+        except (OSError, ArtifactError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.notices.append(f"the timing cache {self.path} was not written: {reason}")
 
     @property
     def use(self) -> TimingCacheUse:

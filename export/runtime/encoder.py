@@ -13,7 +13,7 @@ from ...core.errors import ArtifactError, ConfigError, PlacementWarning
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.image import ImageLike, as_images
 from ...encoder.preprocess import Preprocessor
-from ..artifact import AGAIN, Artifact
+from ..artifact import AGAIN, OPENINGS, Artifact
 from ..export_options import AUTO
 from ..placement import choose_backend, runtime_notices
 from .backends import make_backend
@@ -58,12 +58,17 @@ class Encoder(Opened):
         resolution: tuple[int, int] | None = None, threads: int | None = None,
         checkpoint: Checkpoint | str | None = None,
     ) -> None:  # fmt: skip
-        self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
-        manifest = self.artifact.manifest
-        self.preprocessor = preprocessor_of(self.artifact, resolution)
-        self.uint8 = manifest.input.dtype == "uint8"
-        self.chosen = choose_backend(self.artifact, backend)
-        self.backend = make_backend(self.artifact, self.chosen.name, threads=threads, checkpoint=checkpoint)
+        for opening in range(OPENINGS):
+            self.artifact = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+            self.preprocessor = preprocessor_of(self.artifact, resolution)
+            try:
+                self.chosen = choose_backend(self.artifact, backend)
+                self.backend = make_backend(self.artifact, self.chosen.name, threads=threads, checkpoint=checkpoint)
+                break
+            except ArtifactError:  # another run replaced it meanwhile: open it again
+                if isinstance(artifact, Artifact) or self.artifact.is_current() or opening == OPENINGS - 1:
+                    raise
+        self.uint8 = self.artifact.manifest.input.dtype == "uint8"
         for notice in runtime_notices(self.artifact, self.chosen.name):
             warnings.warn(notice, PlacementWarning, stacklevel=2)
         self.batch = _batch_limits(self.artifact, self.backend)

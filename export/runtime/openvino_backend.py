@@ -9,10 +9,12 @@ import numpy as np
 
 from ...core.errors import ArtifactError, FvexportError, UnavailableError
 from ...core.hardware import quota_threads
+from ...core.utf8_path import utf8_path
 from ...encoder.layers import encoder_layers
 from ..artifact import AGAIN, Artifact
 from ..backend_table import get_backend, has_bf16, import_openvino, require, stored_precision
 from ..manifest import Manifest
+from ..model_file import has_linked_weights, read_model
 from .pickling import Opened
 
 REQUESTS = 2
@@ -63,10 +65,15 @@ class OpenVinoBackend(Opened):
         quantized = {"int8": f"int8, all else in {words}", "fp8": f"{words}, rounded to FP8 at each Q/DQ pair"}
         self.computes = quantized.get(manifest.precision, words)
         try:
-            model = core.read_model(str(artifact.model_path))
-            self.edit(model, artifact)
-            self.input_dtype = _input_dtype(model, artifact, openvino)
-            self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
+            with artifact.one_version():
+                if has_linked_weights(artifact):
+                    model = core.read_model(read_model(artifact).SerializeToString())
+                else:
+                    with utf8_path(artifact.model_path) as file:
+                        model = core.read_model(file)
+                self.edit(model, artifact)
+                self.input_dtype = _input_dtype(model, artifact, openvino)
+                self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)
         except Exception as error:  # RuntimeError, mostly; its Python part raises others
             if isinstance(error, FvexportError):
                 raise

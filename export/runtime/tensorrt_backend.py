@@ -16,6 +16,7 @@ from torch import Tensor
 from ...core.dtypes import torch_dtype
 from ...core.errors import ArtifactError
 from ...core.hashing import file_sha256
+from ...core.utf8_path import utf8_path
 from ...kernels.capture import captured
 from ..artifact import PLAN_FILE, Artifact
 from ..backend_table import get_backend, require
@@ -64,15 +65,17 @@ class TensorRTBackend(Opened):
         api = load_api("tensorrt-rtx" if target == "tensorrt-rtx" else "tensorrt", to_build=False)
         check_binding(str(artifact.path), manifest.engine, api, current_gpu())
         plan = artifact.path / PLAN_FILE
-        if PLAN_FILE not in manifest.files or file_sha256(plan) != manifest.files[PLAN_FILE].sha256:
-            raise ArtifactError(f"{plan} was changed after it was built (SHA-256 differs): {REBUILD}")
+        with artifact.one_version():
+            if PLAN_FILE not in manifest.files or file_sha256(plan) != manifest.files[PLAN_FILE].sha256:
+                raise ArtifactError(f"{plan} was changed after it was built (SHA-256 differs): {REBUILD}")
         self.name, self._api = target, api
         self.profile = manifest.engine.profile
         self.computes = f"{api.title}, {manifest.precision}" + (", CUDA graphs" if cuda_graph else "")
         self.device = torch.device("cuda", 0)
         self._cuda_graph = cuda_graph
         self._log = _Messages()
-        self._engine = _load(api.trt, plan, artifact, self._log, manifest.engine.options)
+        with artifact.one_version():
+            self._engine = _load(api.trt, plan, artifact, self._log, manifest.engine.options)
         self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._dtypes = {name: _torch_dtype(self._engine.get_tensor_dtype(name)) for name in (INPUT_NAME, OUTPUT_NAME)}
         self._shapes: dict[tuple[int, ...], _Shape] = {}
@@ -184,7 +187,9 @@ def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: Engi
     if options.strip:
         refitter = trt.Refitter(engine, logger)
         weights = trt.OnnxParserRefitter(refitter, logger)
-        if not (weights.refit_from_file(str(artifact.model_path)) and refitter.refit_cuda_engine()):
+        with utf8_path(artifact.model_path) as file:
+            read = weights.refit_from_file(file)
+        if not (read and refitter.refit_cuda_engine()):
             raise ArtifactError(f"the weights of {artifact.model_path} do not fit {plan}: {log.reason()}; {REBUILD}")
     return engine
 

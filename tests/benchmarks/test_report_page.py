@@ -11,12 +11,17 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
+from fvexport import __version__
 from fvexport.benchmarks.report.axes import log_ticks
 from fvexport.benchmarks.report.formatting import THIN, milliseconds, percent, three, times
+from fvexport.benchmarks.report.load import Loaded, Run
+from fvexport.benchmarks.report.markdown import build_markdown
 from fvexport.benchmarks.report.series import COLOURS, MARKERS, curves
+from fvexport.benchmarks.report.tables import to_csv
 from fvexport.benchmarks.report.write import Report, write_report
-from fvexport.benchmarks.sweep.result import Cell, Latency, Record, Result, Window
+from fvexport.benchmarks.sweep.result import Absent, Cell, Environment, Latency, Record, Result, Window
 from fvexport.benchmarks.sweep.store import append
 from fvexport.core.errors import ArtifactError
 
@@ -163,18 +168,100 @@ def test_nothing_was_measured(synthetic, write: Write) -> None:
     assert "No cell was measured; the notes say why." in report.html.read_text(encoding="utf-8")
 
 
-def test_foreign_text_is_text(synthetic, write: Write) -> None:
-    """A reason or command with HTML in it is shown, not run."""
-    environment, *records = synthetic(resolutions=(256,))
-    bad = "<script>alert('1')</script> | &"
-    results = [replace(r, reason=bad) if isinstance(r, Result) and r.status == "crashed" else r for r in records]
-    environment = replace(environment, command=bad)
-    results = [replace(r, environment=environment.id) for r in results]
-    report = write([environment, *results])
-    page = report.html.read_text(encoding="utf-8")
-    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
-    table = report.markdown.read_text(encoding="utf-8")
-    assert bad in table
+HOSTILE = (
+    "<script>alert('1')</script> | &amp;", "[link](javascript:alert) ![](x:y)", "<img src=x onerror=alert>", "``` `x`",
+    "# heading", "- list", "1. list", "=HYPERLINK(1)", "@SUM(1)", "+1", "-1+2", "＝1", "$\\frac$", "$x_{$", "{0} {x}",
+    "https://example.com www.example.com", "*bold* _it_ ~no~", "' onload='alert'", '" onload="alert"', "]]> --> </svg>",
+)  # fmt: skip
+
+
+def hostile(records: Sequence[Record], bad: str) -> list[Record]:
+    """The same with `bad` wherever a file may hold any text."""
+
+    def changed(record: Result | Absent) -> Result | Absent:
+        if isinstance(record, Absent):
+            return replace(record, reason=bad, install=bad, environment=environment.id)
+        text = {"variant": bad, "checkpoint": bad + str(record.cell.samples), "weights": bad, "form": record.cell.form}
+        text |= {"form": bad} if record.cell.backend == "openvino" else {}
+        text |= {"llm": bad} if record.cell.llm else {}
+        latency = record.latency and replace(record.latency, timer=bad, reference=bad)
+        return replace(
+            record, cell=replace(record.cell, **text), reason=bad, computes=bad, latency=latency,
+            environment=environment.id,
+        )  # fmt: skip
+
+    first, *others = records
+    assert isinstance(first, Environment)
+    environment = replace(
+        first, command=bad, gpus=(bad,), platform=bad, python=bad, versions={bad: bad},
+        cpu={"model": bad, "features": [bad]}, settings={bad: bad, "tolerance": bad, "window_s": True},
+    )  # fmt: skip
+    return [environment, *(changed(r) for r in others if isinstance(r, Result | Absent))]
+
+
+@pytest.mark.parametrize("bad", [" ".join(HOSTILE[::2]), " ".join(HOSTILE[1::2])])
+def test_foreign_text_is_text(full, synthetic, write: Write, bad: str) -> None:
+    """On the page there is nothing but what a sound page has, and no formula of TeX was drawn."""
+
+    class Parts(HTMLParser):
+        def __init__(self, page: str) -> None:
+            super().__init__()
+            self.tags, self.text = set[tuple[str, str]](), ""
+            self.feed(page)
+
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            self.tags |= {(tag, ""), *((tag, name) for name, _ in attrs)}
+
+        def handle_data(self, data: str) -> None:
+            self.text += data
+
+    page, sound = (Parts(report.html.read_text(encoding="utf-8")) for report in (
+        write(hostile(synthetic(resolutions=(256,)), bad)), full[0]
+    ))  # fmt: skip
+    assert page.tags <= sound.tags
+    assert page.text.count(bad) > 10
+
+
+@pytest.mark.parametrize("bad", HOSTILE)
+def test_foreign_text_is_no_formula(synthetic, bad: str) -> None:
+    """Of a spreadsheet, in which numbers stay numbers."""
+    environment, *records = hostile(synthetic(resolutions=(256,)), bad)
+    results = tuple(r for r in records if isinstance(r, Result))
+    for row in csv.DictReader(io.StringIO(to_csv([Run(bad, environment, results, (), ())]))):
+        assert bad in row["reason"] and bad in row["machine"] and bad in row["checkpoint"]
+        for value in row.values():
+            assert not value.startswith(("=", "+", "@", "＝", "\t", "\r")) and (value[:1] != "-" or float(value) < 0)
+        assert row["threads"] == "2"
+
+
+@pytest.mark.parametrize("bad", HOSTILE)
+def test_foreign_text_is_no_markdown(synthetic, bad: str) -> None:
+    environment, *records = hostile(synthetic(resolutions=(256,)), bad)
+    run = Run(bad, environment, *(tuple(r for r in records if isinstance(r, kind)) for kind in (Result, Absent)), ())
+    document = build_markdown(Loaded((run, run), (bad,)), None)
+    blocks = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(document)
+    tokens = [inner for block in blocks for inner in (block, *(block.children or ()))]
+    kinds = {token.type for token in tokens}
+    assert not kinds & {
+        "html_inline",
+        "link_open",
+        "image",
+        "em_open",
+        "strong_open",
+        "s_open",
+        "hr",
+        "ordered_list_open",
+    }
+    assert [token.content for token in tokens if token.type == "html_block"] == [
+        f"<!-- Made by fvexport {__version__} -->\n"
+    ]
+    assert [token.tag for token in tokens if token.type == "heading_open"].count("h1") == 1
+    assert all(token.level < 2 for token in tokens if token.type == "bullet_list_open")
+    shown = " ".join("".join(c.content for c in token.children or ()) for token in tokens if token.type == "inline")
+    assert bad in shown
+    assert [token.content for token in tokens if token.type == "fence"] == [f"{bad}\n"] * 2
+    # Links that only GitHub's Markdown makes.
+    assert not re.search(r"(https?|ftp)://|www\.", re.sub("(?s)`+.*?`+", "", document))
 
 
 def test_two_runs(synthetic, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fvexport.benchmarks.sweep.environment import find_environment
 from fvexport.benchmarks.sweep.result import (
     Cell,
     Environment,
@@ -23,7 +24,8 @@ from fvexport.benchmarks.sweep.result import (
     percentile,
     to_line,
 )
-from fvexport.benchmarks.sweep.store import RESULTS_FILE, append, read_sweep
+from fvexport.benchmarks.sweep.store import RESULTS_FILE, ROUNDS_FILE, Rounds, append, read_sweep
+from fvexport.benchmarks.sweep.sweep_options import Measuring
 from fvexport.core.errors import ArtifactError
 
 Synthetic = Callable[..., list[Record]]
@@ -109,6 +111,45 @@ def test_a_wrong_value_is_named_by_its_path(synthetic: Synthetic, change: dict[s
         from_line(json.dumps(line), "here")
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("status",), "failed", r"\$\.latency: a cell with the status failed has a latency"),
+        (("latency",), None, r"\$\.latency: a cell with the status ok has none"),
+        (("latency", "count"), 41, r"\$\.latency\.count: expected the 40 calls of its windows, found 41"),
+        (("latency", "min_ms"), 1e9, r"\$\.latency: expected min_ms <= p50_ms"),
+        (("latency", "p50_ms"), 0, r"\$\.latency\.p50_ms: expected float >= 1e-06, found 0"),
+        (("latency", "p90_ms"), -3.5, r"p90_ms: expected float >= 1e-06, found -3.5"),
+        (("latency", "p99_ms"), float("nan"), r"p99_ms: expected float >= 1e-06, found NaN"),
+        (("latency", "p99_ms"), 10**400, r"p99_ms: Number out of range"),
+        (("latency", "windows", 3, "round"), 2, r"\$\.latency\.windows: expected rounds in their order"),
+        (
+            ("latency", "windows", 3, "reference_ms"),
+            float("inf"),
+            r"windows\[3\]\.reference_ms: expected float <= 1000000000000\.0, found Infinity",
+        ),
+        (("latency", "windows", 0, "median_ms"), 1e-3, r"min_ms: expected no more than the median of any window"),
+        (("cell", "precision"), "fp64", r"\$\.cell\.precision: unknown value 'fp64'"),
+        (("cell", "backend"), "$\\frac$", r"\$\.cell\.backend: expected a name of lower-case letters"),
+        (("cell", "llm"), "qwen2", r"\$\.cell\.llm: expected for cells of kind ttft"),
+        (("cell", "height"), 2**40, r"\$\.cell\.height: expected int <= 1048576, found 1099511627776"),
+        (("reason",), "two\nlines", r"\$\.reason: expected one line of text"),
+        (("computes",), "\x1b[31m", r"\$\.computes: expected one line of text"),
+        (("date",), "yesterday", r"\$\.date: expected a date of ISO 8601"),
+        (("parity", "cosine"), 2, r"\$\.parity\.cosine: expected float <= 1\.001"),
+    ],
+)
+def test_figures_that_cannot_be(synthetic: Synthetic, path: tuple[str | int, ...], value: object, said: str) -> None:
+    line = json.loads(to_line(next(r for r in synthetic() if isinstance(r, Result))))
+    from_line(json.dumps(line), "here")
+    inner = line
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(ArtifactError, match=said):
+        from_line(json.dumps(line), "here")
+
+
 def test_cells_that_differ_have_ids_that_differ() -> None:
     changed = {
         "kind": "ttft", "backend": "eager", "precision": "fp32", "height": 512, "width": 512, "batch": 8, "threads": 1,
@@ -146,7 +187,7 @@ def test_the_last_line_of_a_cell_counts(synthetic: Synthetic, tmp_path: Path) ->
     assert len(read.absent) == 2 and len(read.environments) == 1
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(cut=st.integers(min_value=1, max_value=400))
 def test_a_line_cut_off_by_a_kill_is_dropped(
     synthetic: Synthetic, tmp_path_factory: pytest.TempPathFactory, cut: int
@@ -167,6 +208,46 @@ def test_no_results_is_said(tmp_path: Path) -> None:
         read_sweep(tmp_path)
 
 
+WINDOW = {
+    "environment": "e",
+    "cell": "ours eager",
+    "round": 0,
+    "times_ms": [1.5, 2.5],
+    "reference": "r",
+    "reference_ms": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ([{"times_ms": []}], r"\$\.times_ms: expected array of length >= 1"),
+        ([{"times_ms": [0]}], r"\$\.times_ms\[0\]: expected float >= 1e-06"),
+        ([{"times_ms": ["1"]}], "expected float, found str"),
+        ([{"reference_ms": float("nan")}], r"\$\.reference_ms: expected float"),
+        ([{"round": 1}, {"round": 1}], r"\$\.round: expected more than 1, the cell's last, found 1"),
+        ([{"parts_ms": [[1, 2, 3]]}], r"\$\.parts_ms: expected for cells of kind ttft"),
+        ([{"reference_ms": None}], r"\$\.reference_ms: expected beside a reference"),
+        ([{"cell": ["x"]}], r"\$\.cell: expected str, found array"),
+    ],
+)
+def test_rounds_that_cannot_be(tmp_path: Path, changes: list[dict[str, object]], said: str) -> None:
+    (tmp_path / ROUNDS_FILE).write_text("".join(json.dumps(WINDOW | change) + "\n" for change in changes))
+    with pytest.raises(ArtifactError, match=f"line {len(changes)} of .* is damaged .*{said}.*; remove that file"):
+        Rounds(tmp_path, "e")
+    (tmp_path / ROUNDS_FILE).write_text(json.dumps(WINDOW) + "\n")
+    assert Rounds(tmp_path, "e").windows.keys() == {"ours eager"} and not Rounds(tmp_path, "another").windows
+
+
+def test_any_command_line_can_be_written_and_read(tmp_path: Path) -> None:
+    """With the bytes of a name that is no UTF-8, and a line break in another."""
+    environment = find_environment(Measuring(), "fvexport sweep --out 'a\udcff\n\x1b[31mb'")
+    append(tmp_path / RESULTS_FILE, environment)
+    (read,) = read_sweep(tmp_path).environments.values()
+    assert read == environment and read.command == "fvexport sweep --out 'a\\udcff b'"
+
+
+@settings(deadline=None)
 @given(
     values=st.lists(st.floats(min_value=0, max_value=1e6), min_size=1, max_size=30),
     share=st.floats(min_value=0, max_value=1),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fvexport.benchmarks.tasks.items import Item, count_items, read_items
+from fvexport.benchmarks.tasks.retrieval import packed
 from fvexport.benchmarks.tasks.rows import Rows, read_rows
 from fvexport.core.errors import ArtifactError, ConfigError
 
@@ -71,6 +74,16 @@ def test_a_byte_order_mark_is_none_of_the_data(tmp_path: Path) -> None:
         ("caption", {"image": "a.png", "captions": [True]}, '"captions"'),
         ("retrieval", {"image": ["a.png", "b.png"]}, "one image"),
         ("retrieval", {"image": "a.png", "label": ["cat"]}, '"label"'),
+        ("ask", {"image": "a\0.png", "question": "What?"}, '"image"'),
+        ("ask", {"image": "x" * 5000, "question": "What?"}, '"image"'),
+        ("ask", {"image": ["a.png"] * 1001, "question": "What?"}, "1001 images"),
+        ("ask", {"image": "a.png", "question": "\ud800"}, "lone surrogates"),
+        ("vqa", {"image": "a.png", "question": "What?", "answers": ["\udcff"]}, "lone surrogates"),
+        ("vqa", {"image": "a.png", "question": "What?", "answers": ["x" * 10_001]}, '"answers"'),
+        ("vqa", {"image": "a.png", "question": "What?", "answers": ["x"] * 1001}, '"answers"'),
+        ("retrieval", {"image": "a.png", "label": "\ud800"}, '"label"'),
+        ("ask", "[" * 100_000, "nested too deeply"),
+        ("ask", '{"image": "a.png", "question": "What?", "id": ' + "9" * 5000 + "}", "not valid JSON"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, kind, line: object, part: str) -> None:
@@ -91,6 +104,16 @@ def test_no_data(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_bytes(b'{"image": "\xff"}\n')
     with pytest.raises(ConfigError, match="not UTF-8"):
         count_items(tmp_path / "data.jsonl", "ask")
+
+
+def test_what_is_no_file_of_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="a FIFO, not a regular file"):
+        count_items(tmp_path / "pipe", "ask")
+    monkeypatch.setattr("fvexport.benchmarks.json_lines.LONGEST_LINE", 1 << 20)
+    file = data(tmp_path, {"image": "a.png", "question": "What?", "note": "x" * (1 << 20)})
+    with pytest.raises(ConfigError, match="longer than 1 MB"):
+        count_items(file, "ask")
 
 
 # --- results -------------------------------------------------------------------------------------
@@ -148,7 +171,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert out.read_bytes() == before
     with pytest.raises(ArtifactError, match="is a folder"):
         Rows(tmp_path, RUNS)
-    for content in ("[1]\n", '{"image": "a.png"}\n', "text\n"):
+    whose = {"encoder": "eager", "line": 1, "run": "run-1"}
+    wrong = (
+        {}, {"answer": 3}, {"answer": "x", "line": True}, {"answer": "x", "line": 0}, {"answer": "x", "key": []},
+        {"error": None}, {"error": ["x"]}, {"answer": "x", "error": "y"}, {"token_ids": [1]},
+        {"answer": "x", "token_ids": [-1]}, {"answer": "x", "token_ids": "1"}, {"features": "no base64"},
+        {"features": packed(np.array([np.nan]))}, {"features": "AAA="},
+    )  # fmt: skip
+    for content in ("[1]\n", '{"image": "a.png"}\n', "text\n", *(json.dumps(whose | row) + "\n" for row in wrong)):
         out.write_text(content)
         with pytest.raises(ArtifactError, match=r"line 1 is no result of this command; choose another --out"):
             Rows(out, RUNS)

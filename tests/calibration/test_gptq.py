@@ -13,6 +13,7 @@ from torch import Tensor
 from fvexport.calibration.gptq import CLIPS, RoundedWeight, round_weight, weight_scale
 from fvexport.calibration.histograms import Moments
 from fvexport.calibration.qdq import FP8, FP8_MAX
+from fvexport.core.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -171,6 +172,14 @@ def test_correlations_that_are_no_covariance() -> None:
     found = round_weight(weight, torch.zeros(6), moments, torch.int8)
     check_sound(found, weight, torch.int8)
     assert (found.dequantized() - weight).abs().max() < 0.2
+
+
+@pytest.mark.timeout(20)
+def test_a_covariance_at_the_end_of_float32_is_refused() -> None:
+    moments = moments_of(torch.randn(40, 8, generator=torch.Generator().manual_seed(5)))
+    moments.outer = moments.outer.sign() * 3e38
+    with pytest.raises(ConfigError, match="vary too much for float32"):
+        round_weight(torch.ones(4, 8), torch.zeros(4), moments, torch.int8)
 
 
 # --- scales -----------------------------------------------------------------------------------

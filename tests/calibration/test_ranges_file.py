@@ -214,6 +214,16 @@ def rewritten(file: Path, change: Any) -> Path:
         lambda about, _: about.update(rows={"elsewhere:in": 4}),
         lambda _, tensors: tensors.pop("a.fc1/limit"),
         lambda _, tensors: tensors.update({"b.fc1:in/correlation": torch.zeros(3, dtype=torch.float16)}),
+        lambda _, tensors: tensors.update({"b.fc1:in/mean": torch.zeros(10**6)}),  # whose square takes 4 TB
+        lambda _, tensors: tensors.update({"b.fc1:in/low": torch.zeros(5, dtype=torch.complex64)}),
+        lambda _, tensors: tensors.update({"b.fc1:in/low": torch.full((5,), torch.nan)}),
+        lambda _, tensors: tensors.update({"b.fc1:in/low": torch.full((5,), 1e30)}),
+        lambda _, tensors: tensors.update({"b.fc1:in/power": torch.full((5,), -1.0)}),
+        lambda _, tensors: tensors.update({"a.fc1/counts": torch.zeros(1, 2047)}),
+        lambda _, tensors: tensors.update({"a.fc1/limit": torch.zeros(0)}),
+        lambda about, _: about["key"].update(samples="three"),
+        lambda about, _: about["amax"].update(x=float("inf")),
+        lambda about, _: about.update(histograms="a.fc1"),
     ],
 )
 def test_parts_that_do_not_fit(stats: Stats, tmp_path: Path, change: Any) -> None:

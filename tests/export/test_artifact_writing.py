@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from fvexport.core import output_path
 from fvexport.core.errors import ArtifactError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export import artifact as module
@@ -28,20 +29,21 @@ SMALL = ExportOptions(height=64, width=64)
 CHILD = """
 import shutil, sys
 from pathlib import Path
+from fvexport.core import output_path
 from fvexport.export import artifact
 source, out, exchange = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "exchange"
 if not exchange:
-    artifact._exchange = lambda a, b: False
+    output_path._renameat2 = lambda a, b, flag: False
 print("ready", flush=True)
 while True:
-    with artifact.writing(out) as folder:
+    with artifact.writing(out, force=True) as folder:
         for file in source.iterdir():
             shutil.copy(file, folder / file.name)
 """
 
 
 def write(out: Path, text: str = "{}") -> None:
-    with writing(out) as folder:
+    with writing(out, force=True) as folder:
         (folder / MANIFEST_FILE).write_text(text)
 
 
@@ -53,7 +55,7 @@ def listing(folder: Path) -> list[str]:
 def out(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A path to write, with and without the atomic exchange."""
     if request.param == "two renames":
-        monkeypatch.setattr(module, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(output_path, "_renameat2", lambda a, b, flag: False)
     return tmp_path / "x[1] é"
 
 
@@ -67,7 +69,7 @@ def test_new_and_replaced(out: Path) -> None:
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_interrupted_block_leaves_the_old_one(out: Path, error: type[BaseException]) -> None:
     write(out, "old")
-    with pytest.raises(error), writing(out) as folder:  # noqa: PT012
+    with pytest.raises(error), writing(out, force=True) as folder:  # noqa: PT012
         (folder / MANIFEST_FILE).write_text("new")
         raise error
     assert (out / MANIFEST_FILE).read_text() == "old"
@@ -76,7 +78,7 @@ def test_interrupted_block_leaves_the_old_one(out: Path, error: type[BaseExcepti
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_refusal_of_the_system_is_ours_to_tell(out: Path, number: int) -> None:
-    with pytest.raises(ArtifactError, match="the disk is full; free some space"), writing(out):
+    with pytest.raises(ArtifactError, match="the disk is full; free some space"), writing(out, force=True):
         raise OSError(number, os.strerror(number))
     assert listing(out.parent) == []
 
@@ -84,29 +86,14 @@ def test_refusal_of_the_system_is_ours_to_tell(out: Path, number: int) -> None:
 def test_failed_rename_leaves_the_old_one(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(out, "old")
 
-    def refuse(new: Path, old: Path) -> None:
+    def refuse(new: Path, old: Path, **_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module, "_swap", refuse)
-    with pytest.raises(ArtifactError, match="Permission denied"):
+    monkeypatch.setattr(module, "put_folder", refuse)
+    with pytest.raises(ArtifactError, match=r"Permission denied; check the permissions of \S+ or choose"):
         write(out, "new")
     assert (out / MANIFEST_FILE).read_text() == "old"
     assert listing(out.parent) == [out.name]
-
-
-def test_scratch_of_killed_runs_goes_and_that_of_living_ones_stays(out: Path) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    mine = f".{out.name}.writing-{os.getpid()}-00ff"  # a killed run that had our number, as happens in containers
-    for name in (
-        f".{out.name}.writing-{dead.pid}-0a",
-        mine,
-        f".{out.name}.writing-{os.getppid()}-1b",
-        ".y.writing-1-2",
-    ):
-        (out.parent / name).mkdir()
-    write(out)
-    assert listing(out.parent) == sorted([f".{out.name}.writing-{os.getppid()}-1b", ".y.writing-1-2", out.name])
 
 
 def test_two_threads_write_the_same_place(out: Path) -> None:
@@ -114,7 +101,7 @@ def test_two_threads_write_the_same_place(out: Path) -> None:
 
     def run(text: str) -> None:
         try:
-            with writing(out) as folder:
+            with writing(out, force=True) as folder:
                 both.wait(timeout=20)
                 (folder / MANIFEST_FILE).write_text(text)
                 both.wait(timeout=20)
@@ -140,15 +127,34 @@ def test_link_is_replaced_and_its_folder_left_alone(out: Path) -> None:
     assert listing(out.parent) == ["real", out.name]
 
 
-def test_killed_between_two_renames(tmp_path: Path, static: Artifact) -> None:
-    out, waiting = tmp_path / "a", tmp_path / ".a.replaced"
-    shutil.copytree(static.path, waiting)  # as `_swap` leaves it when killed after its first rename
+def test_a_killed_run_s_old_folder_is_read_where_it_waits_and_put_back_by_a_writer(
+    tmp_path: Path, static: Artifact
+) -> None:
+    out, scratch = tmp_path / "a", tmp_path / ".a.writing-00c0ffee"
+    scratch.mkdir()
+    (scratch / "lock").touch()
+    shutil.copytree(static.path, scratch / "replaced")  # killed between its two renames
     assert Artifact.open(out, verify=True).manifest == static.manifest
-    assert listing(tmp_path) == ["a"]
-    shutil.copytree(static.path, waiting)  # after its second one
+    assert listing(tmp_path) == [scratch.name]
     with pytest.raises(ArtifactError, match="replace it with --force"):
         check_writable(out, force=False)
     assert listing(tmp_path) == ["a"]
+    shutil.copytree(static.path, scratch / "replaced")  # killed after the second one
+    (scratch / "lock").touch()
+    Artifact.open(out)
+    assert listing(tmp_path) == [scratch.name, "a"]
+    check_writable(out, force=True)
+    assert listing(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("name", [".a.replaced", ".a.writing-00c0ffee", ".a.writing-1-b234af20"])
+def test_opening_leaves_folders_alone_that_may_be_the_user_s(tmp_path: Path, static: Artifact, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis").write_text("mine")
+    with pytest.raises(ArtifactError, match="no artifact at"):
+        Artifact.open(tmp_path / "a")
+    write(tmp_path / "a")
+    assert (tmp_path / name / "thesis").read_text() == "mine"
 
 
 @pytest.mark.parametrize("how", ["exchange", "renames"])
@@ -167,7 +173,7 @@ def test_kill_at_any_moment(tmp_path: Path, static: Artifact, how: str) -> None:
         child.stdout.close()
         assert Artifact.open(out, verify=True).manifest == static.manifest
     check_writable(out, force=True)
-    with writing(out) as folder:
+    with writing(out, force=True) as folder:
         shutil.copytree(static.path, folder, dirs_exist_ok=True)
     assert listing(tmp_path) == ["a"]
 
@@ -244,7 +250,7 @@ def test_disk_that_fills_up(small_disk: Path, tiny: Checkpoint, monkeypatch: pyt
     write(small_disk / "a", "old")
     usage: Any = shutil.disk_usage(small_disk)._replace(free=10**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(ArtifactError, match=r"cannot write .*free some space or choose another --out"):
+    with pytest.raises(ArtifactError, match=r"cannot write \S+: the disk is full; free some space or choose another"):
         export_onnx(tiny, small_disk / "a", options=SMALL, force=True, parity=False)
     assert listing(small_disk) == ["a"]
     assert (small_disk / "a" / MANIFEST_FILE).read_text() == "old"

@@ -188,7 +188,7 @@ def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, encoder, monke
     if moment == "fsync":
         monkeypatch.setattr(os, "fsync", full)
     else:
-        monkeypatch.setattr(features, "prepare", full)
+        monkeypatch.setattr(features, "scratch_beside", full)
     with pytest.raises(ArtifactError, match="the disk is full"):
         features.encode_images([image], encoder, out, force=True)
     assert out.read_text() == "old"

@@ -19,7 +19,7 @@ def _folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(_folders: Path, request: pytest.FixtureRequest) -> Path:
     """An empty folder for all inputs of a test; made of a wider scope, since hypothesis runs a test many times."""
-    path = _folders / request.node.name
+    path = _folders / f"{request.path.stem}-{request.node.name}"
     path.mkdir()
     return path
 

@@ -179,7 +179,10 @@ def test_shard_without_what_its_index_promises(llava: Tensors, write_shards: Cal
     assert lost.numel()
 
 
-@pytest.mark.parametrize("shard", ["../x.safetensors", "/etc/passwd", "a/../../x", "C:\\x", "..\\x", "", 7, None])
+@pytest.mark.parametrize(
+    "shard",
+    ["../x.safetensors", "/etc/passwd", "a/../../x", "C:\\x", "..\\x", "", 7, None, "é" * 130, "a\0b", "\ud800"],
+)
 def test_index_that_leaves_its_folder(
     llava: Tensors, write_shards: Callable[[list[Tensors]], Path], shard: object
 ) -> None:
@@ -194,6 +197,61 @@ def test_index_that_leaves_its_folder(
 def test_index_without_a_map(tmp_path: Path, content: dict) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(content))
     refusal(tmp_path, "model.safetensors.index.json has no weight_map")
+
+
+# --- names and files that no checkpoint has ------------------------------------------------------
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json", "config.json", "0.safetensors"])
+def test_a_fifo_in_a_folder(write: Write, timm: Tensors, name: str) -> None:
+    """Refused without waiting for a writer."""
+    folder = write(timm, config={})
+    (folder / "model.safetensors").rename(folder / "0.safetensors")
+    if not name.startswith("model"):
+        index = {"weight_map": dict.fromkeys(timm, "0.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    refusal(folder, f"{name} cannot be read (is a FIFO, not a regular file)")
+
+
+def test_paths_that_are_too_long(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 300), Path("x/" * 3000)):
+        refusal(path, "File name too long")
+
+
+NINES = "9" * 5000  # more digits than Python makes a number of
+
+
+@pytest.mark.parametrize("name", ["stages.{}.x", "stages.0.blocks.{}.mlp.fc1.weight"])
+def test_names_with_large_numbers(write: Write, timm: Tensors, name: str) -> None:
+    refusal(write(timm | {name.format("9" * 900): torch.zeros(3)}), "1 surplus (stages")
+    refusal(write(timm | {name.format(NINES): torch.zeros(3)}), "a tensor with a name of 50")
+
+
+@pytest.mark.timeout(20)
+def test_names_of_any_length(write: Write, timm: Tensors) -> None:
+    name = "image_encoder." * 200_000  # a pattern that is looked for in it would take hours
+    refusal(write(timm | {name: torch.zeros(1)}), "a tensor with a name of 2800000 characters, image_encoder")
+
+
+def test_shapes_of_any_size(write: Write, llava: Tensors) -> None:
+    """Tensors without values may have any: a layer that wide has more weights than 64 bits can count."""
+    connector = {name: torch.zeros(2**40, 0) for name in llava if "mm_projector" in name}
+    refusal(write(llava | connector), "4 of wrong shape (model.mm_projector.0.weight is (1099511627776, 0)")
+    refusal(write({name: torch.zeros(2**62, 0) for name in llava}), "shapes are all damaged")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["mlp0x_gelu", "mlp17x_gelu", "mlp1000000x_gelu", f"mlp{NINES}x_gelu"])
+def test_connectors_of_any_depth(write: Write, llava: Tensors, kind: str) -> None:
+    refusal(write(llava, config={"mm_projector_type": kind}), "unknown connector 'mlp", "mlp1x_gelu to mlp16x_gelu")
+
+
+@pytest.mark.parametrize("tower", [f"x_{NINES}", "x_0", "x_64000", "x_100", "x_٦٤"])
+def test_towers_of_no_resolution(write: Write, llava: Tensors, tower: str) -> None:
+    assert load_checkpoint(write(llava, config={"mm_vision_tower": tower})).info.resolution is None
 
 
 # --- pickles -----------------------------------------------------------------------------------
@@ -380,7 +438,7 @@ def test_names_of_both_vocabularies_do_not_meet(llava: Tensors, write: Write) ->
 
 
 def test_names_cannot_break_the_line(llava: Tensors, write: Write) -> None:
-    refusal(write(llava | {f"{LLAVA}\n\x1b[31m{'x' * 5000}": torch.ones(1)}), "1 surplus")
+    refusal(write(llava | {f"{LLAVA}\n\x1b[31m{'x' * 900}": torch.ones(1)}), "1 surplus")
 
 
 def test_pickle_values_that_are_no_tensors(llava: Tensors, write: Write) -> None:
@@ -456,3 +514,26 @@ def test_connector_of_another_encoder(golden: Callable[[str], Tensors], write: W
     refusal(write(tensors | {name: torch.ones(())}), f"{name} is (), not (64, 256)")
     stray = "model.multi_modal_projector.linear_3.weight"
     refusal(write(tensors | {stray: torch.ones(64, 64)}), f"1 surplus ({stray})")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("key", ["state_dict", "other"])
+def test_pickles_within_themselves(tmp_path: Path, timm: Tensors, key: str) -> None:
+    content: dict[str, Any] = {"model": {}}
+    content["model"][key] = content
+    torch.save(content, tmp_path / "a.pt")
+    refusal(tmp_path / "a.pt", "a.pt: ")
+    torch.save(timm | {"extra": content}, tmp_path / "b.pt")
+    refusal(tmp_path / "b.pt", "1 surplus (extra)")
+
+
+@pytest.mark.timeout(20)
+def test_pickled_tensors_without_their_values(tmp_path: Path, timm: Tensors) -> None:
+    """Of one value that is repeated, of other layouts, and without any."""
+    name = "stages.0.blocks.0.mlp.fc1.weight"
+    for tensor in (
+        torch.zeros(1).expand(2**40), torch.zeros(2**30, device="meta"), torch.zeros_like(timm[name]).to_sparse(),
+        torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    ):  # fmt: skip
+        torch.save(timm | {name: tensor}, tmp_path / "a.pt")
+        refusal(tmp_path / "a.pt", f"1 not floating point ({name} (without plain values))")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -332,6 +333,73 @@ def test_unfit_checkpoints(changed: Callable[..., Path], change: Change, message
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_hidden_layers", 10_000_000), ("num_hidden_layers", 2.0), ("num_attention_heads", 0),
+        ("num_attention_heads", -1), ("num_attention_heads", 64), ("num_attention_heads", 3),
+        ("num_key_value_heads", 0), ("num_key_value_heads", 3), ("vocab_size", 2**62), ("vocab_size", -1),
+        ("hidden_size", 10**400), ("intermediate_size", True), ("rms_norm_eps", float("nan")), ("rms_norm_eps", -1),
+        ("max_position_embeddings", "512"), ("rope_theta", None), ("rope_theta", 0), ("rope_scaling", "yarn"),
+        ("rope_parameters", {"rope_type": ""}), ("rope_parameters", {"rope_theta": None}),
+        ("rope_parameters", {"rope_type": "linear"}), ("rope_parameters", {"rope_type": "yarn", "factor": 1e300}),
+        ("layer_types", ["full_attention"]), ("layer_types", ["", ""]), ("hidden_act", ""), ("use_sliding_window", 1),
+        ("sliding_window", -1), ("eos_token_id", -1), ("eos_token_id", 320), ("eos_token_id", [2, "3"]),
+    ],
+)  # fmt: skip
+def test_settings_that_no_qwen2_has(changed: Callable[..., Path], name: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json describes no Qwen2") as raised:
+        load_fastvlm(changed(lambda t, c: c.update({name: value})), tokenizer=False)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(("name", "value"), [("pad_token_id", -(2**63)), ("bos_token_id", "x"), ("id2label", 7)])
+def test_settings_that_are_not_used(changed: Callable[..., Path], name: str, value: object) -> None:
+    load_fastvlm(changed(lambda t, c: c.update({name: value})), tokenizer=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("tokenizer_model_max_length", 0), ("mm_use_im_start_end", "no"), ("tie_word_embeddings", "no")]
+)
+def test_settings_that_no_llava_has(changed: Callable[..., Path], name: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"config.json is not LLaVA's .*{name}"):
+        load_fastvlm(changed(lambda t, c: c.update({name: value})), tokenizer=False)
+
+
+@pytest.mark.parametrize("newline", [torch.zeros(65), torch.zeros(64, dtype=torch.int32), torch.zeros(2, 64)])
+def test_a_newline_that_is_none(changed: Callable[..., Path], newline: Tensor) -> None:
+    with pytest.raises(CheckpointError, match=r"its model\.image_newline is .*, not 64 floating-point values"):
+        load_fastvlm(changed(lambda t, c: t.update({"model.image_newline": newline})), tokenizer=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (-1, "eos_token_id: expected int >= 0"), (320, "eos_token_id 320, and the model only 320 tokens"),
+        ([5, 2**62], r"eos_token_id\[1\]: expected int"), ("5", "found str"), ([[5]], "found array"),
+        (True, "found bool"),
+    ],
+)  # fmt: skip
+def test_stop_tokens_that_the_model_does_not_have(
+    fastvlm_dir: Path, tmp_path: Path, value: object, message: str
+) -> None:
+    shutil.copytree(fastvlm_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(CheckpointError, match=f"generation_config.json has .*{message}"):
+        load_fastvlm(tmp_path, tokenizer=False)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+def test_a_fifo_among_the_small_files(fastvlm_dir: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(fastvlm_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match="is a FIFO, not a regular file"):
+        load_fastvlm(tmp_path)
+
+
 def test_a_connector_of_another_width(changed: Callable[..., Path]) -> None:
     def narrow(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         tensors["model.mm_projector.0.weight"] = torch.zeros(32, 256)
@@ -364,6 +432,11 @@ def test_tokenizers(golden_dir: Path, fastvlm_dir: Path, tmp_path: Path, write_t
     (tmp_path / "damaged" / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="its tokenizer cannot be read"):
         load_fastvlm(bare, tokenizer=tmp_path / "damaged")
+
+    write_tokenizer(tmp_path / "long")
+    (tmp_path / "long" / "tokenizer_config.json").write_text('{"model_max_length": "\\u001b[31m"}')
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json has a wrong value .*model_max_length"):
+        load_fastvlm(bare, tokenizer=tmp_path / "long")
 
     write_tokenizer(tmp_path / "plain", files="vocab.json")
     settings = tmp_path / "plain" / "tokenizer_config.json"

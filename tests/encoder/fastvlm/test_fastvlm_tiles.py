@@ -172,6 +172,26 @@ def test_what_a_checkpoint_says() -> None:
         ({"image_grid_pinpoints": "(1x1),...,(6x6)"}, "pairs of width and height"),
         ({"image_grid_pinpoints": None}, "pairs of width and height; found None"),
         ({"image_grid_pinpoints": [[300, 300]]}, "300x300, which tiles of"),
+        ({"image_grid_pinpoints": [[336, 336 << 10]]}, "grids need 1 to 64 tiles"),
+        *(
+            ({"image_grid_pinpoints": value}, "pairs of width and height")
+            for value in (
+                "-" * 100_000 + "1",
+                "[" * 2000,
+                "[(336, " + "9" * 5000 + ")]",
+                "[(1, 2)].__class__",
+                "",
+                [[1e999, 256]],
+                [[336, 10**400]],
+                [[-336, 336]],
+                [[0, 336]],
+                [],
+                [[336]],
+                [[336, 336]] * 300,
+                7,
+                "[(336, 336) (1, 2)]",
+            )
+        ),
         ({"mm_patch_merge_type": "maxpool2x2"}, "unknown merge 'maxpool2x2'"),
     ):
         with pytest.raises(ConfigError, match=message):

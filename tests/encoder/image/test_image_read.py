@@ -8,7 +8,6 @@ import random
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,7 +265,7 @@ def test_no_permission(saved, monkeypatch):
     def denied(*_args, **_kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # tests may run as root, whom no mode stops
+    monkeypatch.setattr("os.open", denied)  # tests may run as root, whom no mode stops
     refused(saved, "permission", str(saved), "chmod")
 
 
