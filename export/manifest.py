@@ -266,9 +266,9 @@ def _check_tensors(manifest: Manifest) -> None:
     prepared, config = manifest.preprocessor, manifest.architecture
     height, width = prepared.height, prepared.width
     config.check_resolution(height, width)
-    connector, channels = manifest.options.connector, config.out_channels
-    if manifest.options.projector:
-        channels = connector.out_channels if connector else None
+    connector = manifest.options.connector
+    projected = connector.out_channels if connector else None
+    channels = projected if manifest.options.projector else config.out_channels
     expected: tuple[Any, ...] = (
         ("input", INPUT_NAME, INPUT_TYPES, (("batch", None), 3, ("height", height), ("width", width))),
         ("output", OUTPUT_NAME, OUTPUT_TYPES, (("batch", None), ("tokens", config.tokens(height, width)), channels)),
