@@ -65,7 +65,7 @@ class OnnxRuntimeBackend(Opened):
         self.name = target
         self.computes = f"float32, each stored value rounded to {DTYPES[precision]}" if rounds else "natively"
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, too
         options.add_session_config_entry(STOP_SPINNING, "1")
         options.intra_op_num_threads = threads or quota_threads() or 0
         exact = may_saturate(artifact, target)
