@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_written_to(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate_module.os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(ArtifactError, match="no permission .*; choose another --out"):
+    with pytest.raises(ArtifactError, match=r"no permission .*; choose another --out"):
         calibrate(checkpoint, tmp_path / "r.json", height=64, width=64)
 
 
