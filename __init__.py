@@ -9,8 +9,16 @@
 Names load on first use, so that `import fvexport` costs nothing.
 """
 
-import lazy_loader as _lazy
-
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)
+
+def __getattr__(name: str) -> object:
+    import lazy_loader  # here, since the command handles signals before it imports anything else
+
+    names = ("__getattr__", "__dir__", "__all__")
+    globals().update(zip(names, lazy_loader.attach_stub(__name__, __file__), strict=True))
+    return globals()[name] if name in names else globals()["__getattr__"](name)
+
+
+def __dir__() -> list[str]:
+    return list(__getattr__("__all__"))  # type: ignore[call-overload]

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..core.cache import cache_folder
-from ..core.errors import ConfigError
+from ..core.cache import cache_folder, is_trusted, make_cache
+from ..core.errors import ArtifactError, ConfigError
+from ..core.output_path import put_file
 from ..core.progress import Progress, silent
 from ..encoder.checkpoint import CheckpointInfo
 from ..encoder.exact import exact_float32
@@ -109,18 +110,22 @@ def model_input(model: FastViTHD, levels: np.ndarray, preprocessor: Preprocessor
 def _keep(stats: Stats, file: Path) -> None:
     """Saves the state. A disk that is full or read-only costs the chance to go on from here, not the calibration."""
     try:
+        make_cache(file)
         stats.save(file)
-    except ConfigError as error:
+        file.chmod(0o600)
+    except (OSError, ArtifactError, ConfigError) as error:
         logging.getLogger("fvexport").info("this calibration could not be resumed: %s", error)
 
 
 def _resumed(file: Path, key: Key) -> Stats | None:
-    """The state that an earlier run left, if it is whole and of the same key; a damaged one is set aside."""
+    """The state that an earlier run left, if it is whole, this user's and of this key; a damaged one is set aside."""
+    if not is_trusted(file):
+        return None
     try:
         stats = Stats.load(file)
     except ConfigError:
-        with suppress(OSError):  # there is none, or another run took it away
-            file.replace(file.with_suffix(".damaged"))
+        with suppress(OSError, ArtifactError):  # there is none, or another run took it away
+            put_file(file, file.with_suffix(".damaged"))
         return None
     return stats if stats.key == key else None
 

@@ -24,6 +24,7 @@ from ..core.errors import ConfigError, first_line
 from ..core.input_file import check_regular, parse_json
 from ..core.output_path import put_file, scratch_beside
 from ..core.records import parse, plain
+from ..core.utf8_path import utf8_path
 from .histograms import BINS, TENSOR_BINS, Histogram, Moments
 from .ranges_record import StatisticsHeader
 
@@ -146,7 +147,8 @@ class Stats:
         path.touch()
         mode = path.stat().st_mode
         try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={METADATA: json.dumps(about)})
+            with utf8_path(path) as file:
+                save_file({k: v.contiguous() for k, v in tensors.items()}, file, metadata={METADATA: json.dumps(about)})
         except safetensors.SafetensorError as error:
             match = re.search(r"os error (\d+)", str(error))
             number = int(match[1]) if match else errno.EIO
@@ -159,7 +161,7 @@ class Stats:
         again = "run `fvexport calibrate` again"
         try:
             check_regular(path)
-            with safetensors.safe_open(path, framework="pt") as file:
+            with utf8_path(path) as name, safetensors.safe_open(name, framework="pt") as file:
                 about = parse_json((file.metadata() or {})[METADATA])
                 if isinstance(about, dict) and isinstance(about.get("format"), int) and about["format"] != FORMAT:
                     raise ConfigError(f"{path} is of another version of fvexport; {again}")

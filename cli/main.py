@@ -1,7 +1,7 @@
 """The group of commands, and the one place where errors become messages and exit codes.
 
-0 done, 1 something for the user to mend, 2 wrong usage, 130 interrupted. Any other exception is a bug of ours and
-keeps its traceback.
+0 done, 1 an error that the user can fix, 2 wrong usage, 130 interrupted, 143 terminated, 129 hung up. Any other
+exception is a bug of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .. import __version__
 from ..core.errors import FvexportError
 from ..core.hardware import quota_threads
 from ..core.phrases import did_you_mean
-from . import printing
+from . import printing, signals
 from .ask_command import ask
 from .calibrate_command import calibrate
 from .doctor_command import doctor
@@ -62,10 +62,14 @@ class Commands(click.Group):
             with printed_warnings():
                 return super().invoke(ctx)
         except FvexportError as found:
+            if signals.received() is not None:  # an interrupt that became an error on its way
+                raise signals.Ended from found
             if is_verbose(ctx):
                 printing.write_text("".join(traceback.format_exception(found)), err=True, end="")
             printing.error(str(found))
             ctx.exit(1)
+        except KeyboardInterrupt:
+            raise signals.Ended from None  # click would print a blank line
 
 
 @click.group(
@@ -100,15 +104,29 @@ def main(args: Sequence[str] | None = None) -> None:
         # A terminal or pipe that cannot show a character of ours, or of a file name, shows another instead.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if args is None:
+        signals.end_on_signals()
+    try:
+        with signals.working():
+            code = _run(args)
+    except (click.Abort, KeyboardInterrupt, signals.Ended):
+        code = signals.report()
+    except Exception:
+        if signals.received() is None:
+            raise
+        code = signals.report()
+    sys.exit(code)
+
+
+def _run(args: Sequence[str] | None) -> int:
+    """Runs a command and returns its exit code."""
+    code: Any
     try:
         code = cli.main(None if args is None else list(args), prog_name="fvexport", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         printing.error(_usage(error))
         code = error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        printing.write_line("interrupted", err=True)
-        code = 130
     except BrokenPipeError:
         # The reader is gone (`| head`). Python would complain at exit when it flushes what is left.
         with contextlib.suppress(OSError, ValueError):
@@ -122,7 +140,7 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         printing.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
         code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

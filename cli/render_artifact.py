@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 from ..core.phrases import first_few
+from ..core.shell import quoted
 from ..export.artifact import Artifact
 from ..export.inspection import Inspection
 from ..export.manifest import Manifest, TensorSpec
@@ -155,4 +155,4 @@ def _share(part: float, whole: float) -> str:
 
 
 def _quoted(path: object) -> str:
-    return shlex.quote(str(path))
+    return quoted(path)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import Any
 
 from ..core.phrases import first_few
+from ..core.shell import quoted
 from ..export.engine_export import EngineReport
 from ..export.engines.engine_section import EngineSection
 from ..export.engines.summary import EngineSummary
@@ -58,7 +58,7 @@ def engine_report(report: EngineReport, *, served: Path | None = None) -> None:
     if report.verdict is not None:
         verdict(report.verdict)
     notices(report.notices)
-    where = shlex.quote(str(report.artifact.path))
+    where = quoted(report.artifact.path)
     if manifest.engine is None:
         write_line(f"next: {report.trtexec}")
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 
 from msgspec import UNSET
@@ -12,6 +11,7 @@ from ..calibration.calibrate import CalibrationReport
 from ..calibration.calibration_options import METHODS
 from ..calibration.findings import LayerNoise
 from ..calibration.ranges_record import TensorRange
+from ..core.shell import command_line
 from ..export.manifest import QuantizationSection
 from ..export.parity import Verdict
 from .printing import facts, notices, size, table, write_line
@@ -61,7 +61,7 @@ def _next(report: CalibrationReport) -> str:
     words += ["--ranges", str(report.out)]
     if report.method != METHODS[0]:
         words += ["--method", report.method]
-    return shlex.join(words)
+    return command_line(words)
 
 
 def _span(low: float, high: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Collection
 
 from ..benchmarks.report.headline import speedup
@@ -11,6 +10,7 @@ from ..benchmarks.report.write import Report
 from ..benchmarks.sweep.result import Result
 from ..benchmarks.sweep.run import SweepReport
 from ..core.phrases import counted, first_few
+from ..core.shell import quoted
 from . import printing
 
 
@@ -31,8 +31,8 @@ def sweep(found: SweepReport, report: Report) -> None:
         words = " ".join(filter(None, (entry.backend, entry.precision)))
         told.append(f"{words} is absent: {entry.reason}" + (f"; `{entry.install}`" if entry.install else ""))
     printing.notices(told)
-    where = shlex.quote(str(found.out))
-    printing.write_line(f"report: {shlex.quote(str(report.html))} (also .md and .csv)")
+    where = quoted(found.out)
+    printing.write_line(f"report: {quoted(report.html)} (also .md and .csv)")
     printing.write_line(f"next: fvexport report {where} OTHER_SWEEP  # another machine or date, with the differences")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..benchmarks.sweep.sweep_options import (
     Measuring,
     SweepOptions,
 )
+from ..core.shell import command_line
 from ..core.threads import MAX_THREADS
 from ..export.precision import PRECISIONS
 from .option_groups import add, group, names_of, passed_as
@@ -210,4 +210,4 @@ def sweep(options: SweepOptions, measuring: Measuring, out: Path, as_json: bool)
 
 def _command() -> str:
     """What the user typed, for the report."""
-    return shlex.join(["fvexport", *sys.argv[1:]])
+    return command_line(["fvexport", *sys.argv[1:]])

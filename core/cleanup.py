@@ -12,15 +12,25 @@ from contextlib import contextmanager, suppress
 _pending: dict[object, Callable[[], object]] = {}
 
 
-@contextmanager
-def undone(undo: Callable[[], object]) -> Iterator[None]:
-    """Registers `undo` while the block runs; it is called only if the process is ended within the block."""
+def register(undo: Callable[[], object]) -> Callable[[], None]:
+    """Has `undo` called if the process is ended by a signal; returns what takes that back."""
     key = object()
     _pending[key] = undo
+
+    def forget() -> None:
+        _pending.pop(key, None)
+
+    return forget
+
+
+@contextmanager
+def undone(undo: Callable[[], object]) -> Iterator[None]:
+    """Has `undo` called if the process is ended by a signal within the block."""
+    forget = register(undo)
     try:
         yield
     finally:
-        _pending.pop(key, None)
+        forget()
 
 
 def undo_all() -> None:

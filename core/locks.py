@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+from .cleanup import undone
 from .errors import ArtifactError
 
 
@@ -32,7 +33,8 @@ def locked(file: Path, busy: str, *, keep: bool = True) -> Iterator[None]:
     except filelock.Timeout:
         raise ArtifactError(busy) from None
     try:
-        yield
+        with nullcontext() if keep else undone(file.unlink):
+            yield
     finally:
         if not keep:
             with suppress(OSError):  # Windows removes no open file, but filelock does at the release

@@ -110,20 +110,18 @@ def scratch_beside(out: Path) -> Iterator[Path]:
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
-    folder, descriptor = _new_scratch(out)
-    scratch = folder / out.name
-
-    def remove_all() -> None:
-        _remove_scratch(folder, descriptor)
-
-    with undone(remove_all):
+    made = _Scratch()
+    with undone(made.remove):
         try:
-            yield scratch
-        except FvexportError as error:
-            error.args = (str(error).replace(str(scratch), str(out)), *error.args[1:])
-            raise
+            made.make(out)
+            scratch = made.folder / out.name
+            try:
+                yield scratch
+            except FvexportError as error:
+                error.args = (str(error).replace(str(scratch), str(out)), *error.args[1:])
+                raise
         finally:
-            remove_all()
+            made.remove()
 
 
 def remove_leftovers(out: Path) -> None:
@@ -322,29 +320,54 @@ def _scratch_folders(out: Path) -> list[Path]:
     return [path for path in beside if pattern.fullmatch(path.name) and not path.is_symlink() and path.is_dir()]
 
 
-def _new_scratch(out: Path) -> tuple[Path, int | None]:
-    """A new scratch folder, and the descriptor of its lock; None where the file system has no locks."""
-    for _ in range(TRIES):
-        folder = _new_name(out)
-        folder.mkdir()
-        lock = folder / LOCK
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileNotFoundError:  # another run took the empty folder for a leftover
-            continue
-        except BaseException:
-            with suppress(OSError):
-                folder.rmdir()
-            raise
-        locked = try_lock(descriptor)
-        if locked is None:
+class _Scratch:
+    """A scratch folder and the lock that says that this run lives.
+
+    Attributes:
+        folder: known before it is made, so that it can be removed whenever this run is interrupted.
+        descriptor: of the lock; None where the file system has no locks.
+    """
+
+    def __init__(self, folder: Path = Path(), descriptor: int | None = None) -> None:
+        self.folder, self.descriptor = folder, descriptor
+
+    def make(self, out: Path) -> None:
+        """Makes a folder beside `out` and locks it; raises OSError."""
+        for _ in range(TRIES):
+            self.folder = _new_name(out)
+            self.folder.mkdir()
+            lock = self.folder / LOCK
+            try:
+                self.descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileNotFoundError:  # another run took the empty folder for a leftover
+                continue
+            locked = try_lock(self.descriptor)
+            if locked is None:
+                self._close()
+                lock.unlink()  # other runs leave a folder without a lock alone
+                return
+            if locked and os.path.lexists(lock):
+                return
+            self._close()  # another run locked it first, and removes it as a leftover
+        raise OSError(errno.EBUSY, "other runs remove its temporary files", os.fspath(out))
+
+    def remove(self) -> None:
+        """Removes the folder, its lock last: if this run is killed meanwhile, the next one goes on."""
+        if self.folder == Path():
+            return
+        with suppress(OSError):
+            for path in self.folder.iterdir():
+                if path.name != LOCK:
+                    remove(path)
+        self._close()
+        with suppress(OSError):
+            (self.folder / LOCK).unlink(missing_ok=True)
+            self.folder.rmdir()
+
+    def _close(self) -> None:
+        if self.descriptor is not None:
+            descriptor, self.descriptor = self.descriptor, None
             os.close(descriptor)
-            lock.unlink()  # other runs leave a folder without a lock alone
-            return folder, None
-        if locked and os.path.lexists(lock):
-            return folder, descriptor
-        os.close(descriptor)  # another run locked it first, and removes it as a leftover
-    raise OSError(errno.EBUSY, "other runs remove its temporary files", os.fspath(out))
 
 
 def _remove_leftover(folder: Path, out: Path) -> None:
@@ -360,18 +383,4 @@ def _remove_leftover(folder: Path, out: Path) -> None:
     old = folder / REPLACED
     if old.is_dir() and not os.path.lexists(out):
         old.rename(out)
-    _remove_scratch(folder, descriptor)
-
-
-def _remove_scratch(folder: Path, descriptor: int | None) -> None:
-    """Removes a scratch folder, its lock last: if this run is killed meanwhile, the next one goes on."""
-    with suppress(OSError):
-        for path in folder.iterdir():
-            if path.name != LOCK:
-                remove(path)
-    if descriptor is not None:
-        with suppress(OSError):  # closed before
-            os.close(descriptor)
-    with suppress(OSError):
-        (folder / LOCK).unlink(missing_ok=True)
-        folder.rmdir()
+    _Scratch(folder, descriptor).remove()

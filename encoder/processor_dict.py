@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..core.errors import ConfigError
-from .preprocess_config import OPENAI_MEAN, OPENAI_STD, RESAMPLES, PreprocessConfig, ResizeMode, check_size, is_number
+from .preprocess_config import OPENAI_MEAN, OPENAI_STD, RESAMPLES, PreprocessConfig, ResizeMode, is_number
 
 LABELS = ("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys")
 """Entries of a `preprocessor_config.json` that name classes and change no pixel."""
@@ -92,11 +92,10 @@ def from_dict(data: Mapping[str, Any]) -> tuple[int, int, PreprocessConfig]:
     Of our own entries, earlier versions wrote `image_aspect_ratio` alone. Raises ConfigError, naming the entry, for
     every other kind of preprocessing.
     """
-    try:
-        size = data["crop_size"]
-        height, width = int(size["height"]), int(size["width"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"preprocessing lacks crop_size (height, width): {error}") from None
+    size = _sides(data.get("crop_size"), "preprocessing", "crop_size")
+    if size is None or "height" not in size:
+        raise ConfigError("preprocessing lacks crop_size (height, width)")
+    height, width = size["height"], size["width"]
     mode = _MODES.get(str(data.get("image_aspect_ratio")))
     if mode is None:
         raise ConfigError(
@@ -112,7 +111,6 @@ def from_dict(data: Mapping[str, Any]) -> tuple[int, int, PreprocessConfig]:
         fill=levels(data.get("fill_color", [0, 0, 0]), "preprocessing", "fill_color"),
         rounding=data.get("center_rounding", "down"),
     )
-    check_size(height, width)
     done = to_dict(config, height, width)
     if "crop_pct" not in data:  # by an earlier version, which named one class and one kind of size
         square = height == width

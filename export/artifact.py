@@ -31,6 +31,7 @@ from ..core.output_path import (
     scratch_beside,
     waiting_folder,
 )
+from ..core.shell import quoted
 from .manifest import FileEntry, Manifest
 
 MODEL_FILE = "encoder.onnx"
@@ -41,10 +42,6 @@ MANIFEST_FILE = "manifest.json"
 OPENINGS = 5
 """How often an artifact that another run replaces at the same moment is opened."""
 AGAIN = "export it again with `fvexport onnx --force`"
-
-
-class _MissingError(ArtifactError):
-    """There is no artifact, or another run has moved it away for a moment."""
 
 
 class _ReplacedError(ArtifactError):
@@ -94,7 +91,9 @@ class Artifact:
             folder = waiting_folder(given) or given  # where another run has moved it away for a moment
             try:
                 return cls._opened(folder, verify=verify)
-            except (_MissingError, _ReplacedError) as error:
+            except ArtifactError as error:
+                if not isinstance(error, _ReplacedError) and os.path.lexists(folder):
+                    raise
                 problem = error
         assert problem is not None
         raise problem
@@ -106,7 +105,7 @@ class Artifact:
                 raise ArtifactError(f"{folder} is a file; an artifact is the folder that `fvexport onnx --out` writes")
             held = HeldFolder(folder)
         except FileNotFoundError:
-            raise _MissingError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
+            raise ArtifactError(f"no artifact at {folder}; make one with `fvexport onnx --out {folder}`") from None
         except OSError as error:
             raise ArtifactError(f"cannot open {folder}: {error.strerror or error}") from None
         try:
@@ -161,16 +160,20 @@ class Artifact:
 
 
 def _check_member(file: Path) -> None:
-    """Raises ArtifactError unless a file that the manifest names is a regular file, and no link.
+    """Raises ArtifactError unless a file that the manifest names is a regular file.
 
-    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to.
+    Commands copy an artifact's files, and runtimes read them: a link would give both what it leads to. So the only
+    links that are accepted are those of the Hugging Face cache, whose files are
+    `models--<id>/snapshots/<commit>/<path>`, each a link to `models--<id>/blobs/<hash>`.
     """
     try:
-        if stat.S_ISLNK(file.lstat().st_mode):
-            raise ArtifactError(
-                f"{file} is a link, and would give away what it leads to; put the file itself there "
-                "(`cp -rL` copies a folder so)"
-            )
+        if file.is_symlink():
+            target, folders = file.resolve(), file.parent.resolve().parents
+            if not any(folder.name == "snapshots" and target.parent == folder.parent / "blobs" for folder in folders):
+                raise ArtifactError(
+                    f"{file} is a link to {target}, and would give away what it leads to; put the file itself there "
+                    f"(`cp -rL {quoted(file.parent)} COPY` copies a folder so)"
+                )
         check_regular(file)
     except (FileNotFoundError, ValueError):
         raise ArtifactError(f"{file} is gone; copy the folder whole, or {AGAIN}") from None

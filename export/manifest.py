@@ -237,9 +237,8 @@ class Manifest(Document, frozen=True, kw_only=True):
         if not isinstance(data, dict) or "schema_version" not in data:
             raise ArtifactError(f"{where} is not an fvexport manifest; {AGAIN}")
         if data["schema_version"] != SCHEMA_VERSION:
-            raise ArtifactError(
-                f"{where} has schema version {data['schema_version']!r}, this fvexport reads {SCHEMA_VERSION}; {AGAIN}"
-            )
+            found = repr(data["schema_version"])[:60]
+            raise ArtifactError(f"{where} has schema version {found}, this fvexport reads {SCHEMA_VERSION}; {AGAIN}")
         try:
             _check_numbers(data)
             manifest = cls.from_dict(data)
@@ -267,9 +266,9 @@ def _check_tensors(manifest: Manifest) -> None:
     prepared, config = manifest.preprocessor, manifest.architecture
     height, width = prepared.height, prepared.width
     config.check_resolution(height, width)
-    connector, channels = manifest.options.connector, config.out_channels
-    if manifest.options.projector:
-        channels = connector.out_channels if connector else None
+    connector = manifest.options.connector
+    projected = connector.out_channels if connector else None
+    channels = projected if manifest.options.projector else config.out_channels
     expected: tuple[Any, ...] = (
         ("input", INPUT_NAME, INPUT_TYPES, (("batch", None), 3, ("height", height), ("width", width))),
         ("output", OUTPUT_NAME, OUTPUT_TYPES, (("batch", None), ("tokens", config.tokens(height, width)), channels)),
@@ -324,9 +323,14 @@ def _check_values(manifest: Manifest) -> None:
             raise RecordError(f"$.engine.profile.batch: expected {MAX_SIZE} at most, found {profile.batch[2]}")
 
 
-def _check_numbers(data: Any, path: str = "$") -> None:
+def _check_numbers(data: Any) -> None:
     """Raises RecordError for an integer that no computation here could take."""
-    if isinstance(data, int) and abs(data) >= 1 << 63:
-        raise RecordError(f"{path}: expected a number of 64 bits, found one of {data.bit_length()}")
-    for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
-        _check_numbers(value, f"{path}.{key}" if isinstance(data, dict) else f"{path}[{key}]")
+    waiting = [("$", data)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, int) and abs(value) >= 1 << 63:
+            raise RecordError(f"{path}: expected a number of 64 bits, found one of {value.bit_length()}")
+        if isinstance(value, dict):
+            waiting += [(f"{path}.{key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}[{index}]", inner) for index, inner in enumerate(value)]

@@ -21,6 +21,7 @@ from ..core.errors import CheckpointError, ExportError
 from ..core.progress import Progress, silent
 from ..core.records import parse
 from ..core.threads import torch_threads
+from ..core.utf8_path import utf8_path
 from ..core.verdict.sections import VerdictSection
 from ..core.versions import versions_of
 from ..encoder.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ from .backend_table import get_backend, why_absent
 from .clock import Clock
 from .export_options import ExportOptions
 from .manifest import METADATA_KEY, CheckpointSection, GraphSection, Manifest, RecordedOptions, TensorSpec
+from .model_file import read_model
 from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
 from .placement import export_notices
 from .prepare import Prepared, prepare
@@ -142,7 +144,7 @@ def run_export(request: ExportRequest, progress: Progress = silent) -> ExportRep
             proto = _checked(folder, checkpoint, options, prepared)
             manifest = _draft(checkpoint, options, graph, tensors, prepared)
             if manifest.quantization is not None and options.precision == "int8":
-                saturation = count_saturating(onnx.load(str(folder / MODEL_FILE)))
+                saturation = count_saturating(read_model(Artifact(folder, manifest)))
                 manifest = manifest.replace(quantization=replace(manifest.quantization, saturation=saturation))
         verdict = None
         if parity:
@@ -169,7 +171,8 @@ def _check_request(request: ExportRequest, options: ExportOptions) -> dict[str, 
 
 def _checked(folder: Path, checkpoint: Checkpoint, options: ExportOptions, prepared: Prepared) -> onnx.ModelProto:
     """The graph that was written, without its weights; raises ExportError if it breaks a rule."""
-    onnx.checker.check_model(str(folder / MODEL_FILE), full_check=True)
+    with utf8_path(folder / MODEL_FILE) as file:
+        onnx.checker.check_model(file, full_check=True)
     proto = onnx.load(str(folder / MODEL_FILE), load_external_data=False)
     check_rules(
         proto, checkpoint.encoder.config, projector=options.projector, attention_plugin=options.attention_plugin

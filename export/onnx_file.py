@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
 from onnx import TensorProto
@@ -27,9 +27,6 @@ from ..encoder.config import FastViTHDConfig
 from .manifest import AGAIN, Manifest, TensorSpec
 from .operators import operators
 from .tensor_names import PLUGIN_DOMAIN, PLUGIN_NAME
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 LIMIT = 256 << 20
 """Most bytes of the graph's file, whose weights lie beside it."""
@@ -189,7 +186,7 @@ def _check_messages(model: onnx.ModelProto) -> None:
                     raise _RefusedError(f"a {name} has a {field.name} that is not UTF-8")
 
 
-def _messages(message: Message) -> Iterator[Message]:
+def _messages(message: Any) -> Iterator[Any]:
     """A message, and all within it."""
     yield message
     for field, value in message.ListFields():

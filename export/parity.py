@@ -21,6 +21,7 @@ from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..core.records import plain
 from ..core.threads import check_threads, torch_threads
+from ..core.utf8_path import utf8_path
 from ..core.verdict.figures import Comparison, Figures, relative_l2
 from ..core.verdict.judging import THRESHOLDS, Status, Thresholds, judge, unmeasured
 from ..encoder.checkpoint import Checkpoint
@@ -202,7 +203,10 @@ def _block_scales(artifact: Artifact) -> dict[str, np.ndarray]:
     """Block -> (C, 1, 1) or (1, 1, 1) factor of its output over the checkpoint's, where it has one."""
     file = artifact.path / BLOCK_SCALES_FILE
     with artifact.one_version():
-        scales = load_file(file) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        with utf8_path(file) as path:
+            scales = load_file(path)
     return {name: scale[:, None, None] for name, scale in scales.items()}
 
 

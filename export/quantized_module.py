@@ -8,7 +8,6 @@ looked up by name, because equal ones are stored once.
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import torch
 from onnx import NodeProto, TensorProto, numpy_helper
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ..calibration.qdq import FP8, QuantizedConv, QuantizedLinear, Quantizer
 from ..core.errors import ArtifactError
 from ..encoder.fastvithd import AttentionBlock, FastViTHD
 from .artifact import Artifact
+from .model_file import read_model
 
 ONNX_EPS = 1e-5
 """What LayerNormalization takes where a file names no epsilon."""
@@ -57,22 +57,30 @@ def _read(file: _File, name: str, layer: nn.Conv2d | nn.Linear | nn.LayerNorm) -
     if isinstance(layer, nn.LayerNorm):
         node = file.node(f"{name}/LayerNormalization")
         layer.eps = next((a.f for a in node.attribute if a.name == "epsilon"), ONNX_EPS)
-        return _filled(file, name, layer, file.tensor(node.input[1]), file.tensor(node.input[2]))
+        return _filled(file, name, layer, file.input(node, 1), file.input(node, 2))
     if isinstance(layer, nn.Conv2d):
         node = file.node(f"{name}/Conv")
-        bias = file.tensor(node.input[2])
+        bias = file.input(node, 2)
     else:
         node = file.node(f"{name}/MatMul")
-        bias = next(t for t in map(file.constant, file.node(f"{name}/Add").input) if t is not None)
-    quantized = file.producers.get(node.input[1])
+        constants = [t for t in map(file.constant, file.node(f"{name}/Add").input) if t is not None]
+        if len(constants) != 1:
+            raise file.damaged(f"{name} has {len(constants)} biases")
+        bias = constants[0]
+    quantized = file.producers.get(node.input[1]) if len(node.input) > 1 else None
     if quantized is None or quantized.op_type != "DequantizeLinear":
-        weight = file.tensor(node.input[1])
+        weight = file.input(node, 1)
         return _filled(file, name, layer, weight if isinstance(layer, nn.Conv2d) else weight.T, bias)
-    weight, scale = (file.tensor(value) for value in quantized.input[:2])
+    weight, scale = file.input(quantized, 0), file.input(quantized, 1)
     expected = layer.weight.shape if isinstance(layer, nn.Conv2d) else layer.weight.T.shape
     if weight.dtype != FP8 or weight.shape != expected:
         raise file.damaged(f"{name} has a weight {tuple(weight.shape)} in {weight.dtype}")
-    step = file.tensor(file.node(f"{name}.input_quantizer/QuantizeLinear").input[1])
+    outputs = len(layer.weight)
+    if bias.shape != (outputs,) or scale.numel() not in (1, outputs):
+        raise file.damaged(f"{name} has a bias {tuple(bias.shape)} and scales {tuple(scale.shape)}")
+    step = file.input(file.node(f"{name}.input_quantizer/QuantizeLinear"), 1)
+    if step.numel() != 1 or not 0 < float(step) < float("inf"):
+        raise file.damaged(f"{name} quantizes its input by {step.flatten()[:3].tolist()}")
     quantizer = Quantizer(float(step), 0, FP8)
     kind = QuantizedConv if isinstance(layer, nn.Conv2d) else QuantizedLinear
     return kind(weight, scale.float(), bias.float(), quantizer)
@@ -95,8 +103,7 @@ class _File:
 
     def __init__(self, artifact: Artifact) -> None:
         self.where = artifact.model_path
-        with artifact.one_version():
-            graph = onnx.load(str(self.where)).graph
+        graph = read_model(artifact).graph
         self.nodes = {node.name: node for node in graph.node}
         self.producers = {output: node for node in graph.node for output in node.output}
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
@@ -113,6 +120,12 @@ class _File:
         if found is None:
             raise self.damaged(f"{value} is not a constant")
         return found
+
+    def input(self, node: NodeProto, index: int) -> Tensor:
+        """The constant that a node reads; raises ArtifactError if there is none."""
+        if index >= len(node.input):
+            raise self.damaged(f"{node.name} has {len(node.input)} inputs")
+        return self.tensor(node.input[index])
 
     def constant(self, value: str) -> Tensor | None:
         """The constant of that name, through a Transpose if there is one; None for what is computed."""

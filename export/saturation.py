@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from .artifact import Artifact
 from .manifest import Saturation
+from .model_file import read_model
 
 MAX_PAIR = 128
 """255 * 128 = 32640 fits 16 bits, 255 * 129 = 32895 does not."""
@@ -38,7 +39,9 @@ def count_saturating(model: onnx.ModelProto) -> Saturation:
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or node.input[0] not in weights:
             continue
-        weight, reader = numpy_helper.to_array(weights[node.input[0]]), readers[node.output[0]]
+        weight, reader = numpy_helper.to_array(weights[node.input[0]]), readers.get(node.output[0])
+        if reader is None:
+            continue  # nothing computes with it
         if weight.ndim == 4 and weight.shape[1] > 1:
             matrix = weight.reshape(len(weight), -1)
         elif weight.ndim == 2:
@@ -56,6 +59,4 @@ def saturation_of(artifact: Artifact) -> Saturation:
     quantization = artifact.manifest.quantization
     if quantization is not None and quantization.saturation is not UNSET:
         return quantization.saturation
-    with artifact.one_version():
-        model = onnx.load(str(artifact.model_path))
-    return count_saturating(model)
+    return count_saturating(read_model(artifact))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ..core.errors import ArtifactError, ExportError
 from ..core.hardware import quota_threads
+from ..core.utf8_path import utf8_path
 from ..core.verdict.figures import compare
 from ..core.verdict.judging import THRESHOLDS
 from ..encoder.config import FastViTHDConfig
@@ -94,7 +95,7 @@ def _output(model: ir.Model, options: ExportOptions) -> np.ndarray:
     """The features of one seeded input at the size that the graph was traced for."""
     import onnxruntime as ort
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, utf8_path(folder) as place:
         write_graph(model, Path(folder))
         proto = onnx.load(str(Path(folder) / MODEL_FILE), load_external_data=False)
         if options.float_precision != "fp32":
@@ -102,7 +103,7 @@ def _output(model: ir.Model, options: ExportOptions) -> np.ndarray:
         settings = ort.SessionOptions()
         settings.log_severity_level = 4
         settings.intra_op_num_threads = quota_threads() or 0
-        settings.add_session_config_entry(EXTERNAL_FOLDER, folder)
+        settings.add_session_config_entry(EXTERNAL_FOLDER, place)
         if options.precision == "fp8":
             settings.add_session_config_entry(QDQ_AS_WRITTEN, "1")
         session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])

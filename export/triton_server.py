@@ -23,7 +23,7 @@ from typing import get_args
 from .. import __version__
 from ..core.dtypes import BITS, DTYPES
 from ..core.errors import ArtifactError, ConfigError, one_line
-from ..core.output_path import check_place, new_scratch
+from ..core.output_path import check_place
 from ..encoder.config import FastViTHDConfig
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
 from .backend_table import get_backend
@@ -180,17 +180,13 @@ def _check_model_folder(out: Path, *, force: bool, need_bytes: int) -> None:
     size = len(os.fsencode(out.name))
     if size > MAX_NAME:
         raise ConfigError(f"a model's name has {MAX_NAME} bytes at most; found {size}: shorten the name of --out")
-    try:
-        new_scratch(out).exists()
-    except OSError as error:
-        raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another repository") from None
+    check_place(out, need_bytes)
     if out.exists() or out.is_symlink():
         empty = out.is_dir() and not any(out.iterdir())
         if not empty and not _is_model(out):
             raise ArtifactError(f"{out} exists and is no model of Triton Inference Server; choose another repository")
         if not empty and not force:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another repository")
-    check_place(out, need_bytes)
 
 
 def _is_model(folder: Path) -> bool:

@@ -20,7 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.cache import cache_folder
+from ..core.cache import cache_folder, is_trusted
+from ..core.input_file import read_json
+from ..core.records import Record, parse
 from ..core.versions import versions_of
 from .dispatch import OPS
 
@@ -132,6 +134,14 @@ class _Chosen:
     config: Config
 
 
+BOUNDS = {
+    "BLOCK_M": (16, 256), "BLOCK_N": (16, 256), "BLOCK_K": (16, 128), "BLOCK_H": (16, 128), "GROUP_M": (4, 16),
+    "BLOCK": (256, 4096), "SPLITS": (1, 16), "SPLIT_N": (1, 4), "PERSISTENT": (0, 1),
+    "ROWS": (1, 8), "GROUPS": (1, 32), "BLOCK_W": (4, 64), "BLOCK_C": (16, 256),
+    "num_warps": (1, 16), "num_stages": (1, 6),
+}  # fmt: skip
+"""Smallest and largest value of each size that is tried; sizes of other names stay as they are."""
+
 MOST_CHOSEN = 4096
 _chosen: dict[tuple[Any, ...], _Chosen] = {}
 
@@ -199,11 +209,49 @@ def sources() -> Iterator[str]:
 
 @functools.lru_cache
 def tuned(device: torch.device) -> dict[str, Config]:
-    """The user's own search for this GPU, by key; empty where there is none, or none that can be read."""
+    """The user's own search for this GPU, by key; empty where there is none, or none that can be read or trusted."""
+    file = cache_file(device)
+    return {key: row.config for key, row in read_tuned(file).items()} if is_trusted(file) else {}
+
+
+class TunedRow(Record, frozen=True, kw_only=True):
+    """What a search found: a configuration, and its time and the committed one's in milliseconds."""
+
+    blocks: dict[str, int]
+    num_warps: int
+    num_stages: int
+    ms: float | None = None
+    default_ms: float | None = None
+
+    @property
+    def config(self) -> Config:
+        return Config(self.blocks, self.num_warps, self.num_stages)
+
+
+class _TunedFile(Record, frozen=True, kw_only=True):
+    configs: dict[str, TunedRow]
+
+
+def read_tuned(file: Path) -> dict[str, TunedRow]:
+    """Rows of a cache file, by key, without those that no search makes; empty where there is none that can be read.
+
+    It is a cache: what is left out is searched for again.
+    """
     try:
-        data = json.loads(cache_file(device).read_text(encoding="utf-8"))
-        return {str(key): Config.from_dict(row) for key, row in data["configs"].items()}
-    except FileNotFoundError:
+        rows = parse(read_json(file), _TunedFile).configs
+    except (OSError, ValueError):
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}  # a cache: what cannot be read is searched for again
+    return {key: row for key, row in rows.items() if key.partition(" ")[0] in OPS and _is_possible(key, row.config)}
+
+
+def _is_possible(key: str, config: Config) -> bool:
+    """Whether a search could find this: the sizes of a committed row, each within its bounds or as committed."""
+    known = [row.config.arguments for row in committed(key.partition(" ")[0])]
+    found = config.arguments
+    if not any(found.keys() == row.keys() for row in known):
+        return False
+    return all(
+        (low <= size <= high) or any(row.get(name) == size for row in known)
+        for name, size in found.items()
+        for low, high in [BOUNDS.get(name, (1, 0))]
+    )

@@ -22,25 +22,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.cache import make_cache
 from ..core.errors import UnavailableError, first_line
 from ..core.output_path import os_errors, put_file, scratch_beside
 from ..core.progress import Progress, silent
+from ..core.records import plain
 from ..encoder.config import FastViTHDConfig
 from . import language
 from .dispatch import DEFAULTS, SWITCH, modes_for, switched_on
 from .launches import Call, encoder_calls
 from .share import predicted_us, used
-from .table import Config, arch_of, cache_file, default_config, dtype_class, environment_of, key_of, tuned
+from .table import (
+    BOUNDS,
+    Config,
+    arch_of,
+    cache_file,
+    default_config,
+    dtype_class,
+    environment_of,
+    key_of,
+    read_tuned,
+    tuned,
+)
 from .timing import Clock, Replay, check_alive, default_clock
 from .warm import Built, Compilers
-
-BOUNDS = {
-    "BLOCK_M": (16, 256), "BLOCK_N": (16, 256), "BLOCK_K": (16, 128), "BLOCK_H": (16, 128), "GROUP_M": (4, 16),
-    "BLOCK": (256, 4096), "SPLITS": (1, 16), "SPLIT_N": (1, 4), "PERSISTENT": (0, 1),
-    "ROWS": (1, 8), "GROUPS": (1, 32), "BLOCK_W": (4, 64), "BLOCK_C": (16, 256),
-    "num_warps": (1, 16), "num_stages": (1, 6),
-}  # fmt: skip
-"""Smallest and largest value of each size that is tried; sizes of other names stay as they are."""
 
 WORTH = 0.98
 """A change has to bring a time under this share of the best one so far: less is the clock's noise."""
@@ -169,6 +174,8 @@ def tune(
     device = torch.device("cuda", torch.cuda.current_device())
     bench = Bench(arch_of(device), "cuda", default_clock(), time.monotonic() + budget_s)
     out, environment = cache_file(device), environment_of(device)
+    with os_errors(out):
+        make_cache(out)
     try:
         with Compilers(jobs, COMPILE_S) as compilers, torch.inference_mode():
             return bench.run(
@@ -399,15 +406,13 @@ def write(out: Path, environment: dict[str, Any], found: dict[str, Search]) -> N
 
     Raises ArtifactError where it cannot be written.
     """
-    try:
-        configs = dict(json.loads(out.read_text(encoding="utf-8"))["configs"])
-    except (OSError, ValueError, KeyError, TypeError):
-        configs = {}
+    configs = {key: plain(row) for key, row in read_tuned(out).items()}
     for key, result in found.items():
         assert result.config is not None
         configs[key] = result.config.to_dict() | {"ms": result.ms, "default_ms": result.start_ms}
     with os_errors(out), scratch_beside(out) as scratch:
         scratch.write_text(json.dumps({"environment": environment, "configs": configs}, indent=1), encoding="utf-8")
+        scratch.chmod(0o600)
         put_file(scratch, out)
 
 

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.cleanup import register
 from ..core.errors import UnavailableError, first_line
 from ..core.hardware import usable_processes
 from ..core.progress import Progress, silent
@@ -376,6 +377,7 @@ class _Worker:
                 [sys.executable, "-c", code], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             )  # fmt: skip
+        self._forget = register(self.process.kill)
         self.connection = Connection(ours.detach())
         self.ready = self.ended = False
         self.task: int | None = None
@@ -405,6 +407,7 @@ class _Worker:
         self.ended, self.task = True, None
         self.process.kill()
         status = self.process.wait()
+        self._forget()
         if not self.ready:
             raise UnavailableError(f"a process that compiles kernels did not start (exit code {status})")
         return Built(self.kernel, limit_s, error=reason)
@@ -413,6 +416,7 @@ class _Worker:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+        self._forget()
 
 
 def _name(task: bytes) -> str:

@@ -131,6 +131,8 @@ class Rounds:
             raise RecordError(f"$.round: expected more than {known[-1].round}, the cell's last, found {window.round}")
         if bool(window.parts_ms) != whose.cell.startswith("ttft "):
             raise RecordError("$.parts_ms: expected for cells of kind ttft and no others")
+        if bool(window.reference) != (window.reference_ms is not None):
+            raise RecordError("$.reference_ms: expected beside a reference and nowhere else")
         known.append(window)
 
 

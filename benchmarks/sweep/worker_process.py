@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from ...core.cleanup import register
 from ...core.errors import one_line
 from ...core.hardware import has_cuda_gpu
 from .messages import A, Failed, Job, read_answer, to_line
@@ -62,6 +63,7 @@ class Worker:
                 env=os.environ | _threads(threads) | dict(environment or {}),
                 start_new_session=True,  # Ctrl-C is the parent's to handle
             )  # fmt: skip
+        self._forget = register(self.end)
         self.answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -111,6 +113,7 @@ class Worker:
         else:
             self.process.kill()
         self.process.wait()
+        self._forget()
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):  # what was not written goes nowhere

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub as hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from ...core.errors import CheckpointError
 from ...core.progress import Progress, silent
@@ -59,6 +59,8 @@ class _Remote:
         self.commit: str | None = None
         self.names: set[str] | None = None
         self.reason: Exception | None = None
+        if str(constants.HF_HUB_CACHE).startswith("~"):
+            raise unfit(repo, "no such folder, and no home folder to download to", "set HF_HOME to a folder")
         try:
             info = hub.HfApi().model_info(repo, revision=revision, timeout=30)
         except (errors.HFValidationError, errors.RevisionNotFoundError) as error:

@@ -14,6 +14,9 @@ from ..connector import Connector
 from .forms import PublicForm
 from .tensors import TensorInfo
 
+MAX_WIDTH = 1 << 20
+"""Widths of a language model believed; a damaged one beyond shows up as a tensor of wrong shape."""
+
 
 @dataclass
 class ConnectorAssignment:
@@ -58,7 +61,7 @@ def assign_connector(
     by_names = _kind(parts)
     kind = kind or by_names
     found = describe(own)
-    widths = Counter(found[n].shape[0] for n in own if n in found and found[n].shape and found[n].shape[0] > 0)
+    widths = Counter(shape[0] for n in own if n in found and (shape := found[n].shape) and 0 < shape[0] <= MAX_WIDTH)
     # Every layer puts out the LLM's width; the first layer's input alone has another.
     width = widths.most_common(1)[0][0] if widths else in_channels
     with torch.device("meta"):

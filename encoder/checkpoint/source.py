@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...core.home import expand_home
 from ...core.progress import Progress, silent
 from .converted import ADAPTER_FILES, refuse_adapter
 from .messages import shown, unfit
@@ -24,7 +25,7 @@ def locate(source: str | Path, *, revision: str | None = None, progress: Progres
     text = str(source)
     if not text.strip():
         raise unfit("checkpoint", "its path is empty", "give a file, a folder or a hub id such as apple/FastVLM-0.5B")
-    path = Path(text).expanduser()
+    path = expand_home(text)
     try:
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
     except (OSError, ValueError) as error:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...core.input_file import open_regular
+from ...core.utf8_path import utf8_path
 from .containers import Contents, contents
 from .converted import ORIGINAL
 from .messages import shown, some, unfit
@@ -30,6 +31,9 @@ from .weights_files import INDEX, Located, check_shard_name, parse_json, unreada
 
 CHUNK = 8 << 20
 """Bytes read through one opening of a file, or a sixteenth of what is wanted where that is more."""
+
+LONGEST_TENSOR_NAME = 1000
+"""Characters of a tensor's name; several patterns are looked for in each, in time that can grow with its square."""
 
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 """The dtypes that weights are saved in; narrower ones come with scales, which no form has."""
@@ -79,7 +83,11 @@ class TensorStore:
     def unwrapped(self) -> Unwrapped:
         """The names, and what was removed from them; no shard is opened."""
         if self._unwrapped is None:
-            self._unwrapped = unwrap(self._open(self._whole) if self._whole else self._shards)
+            names = self._open(self._whole) if self._whole else self._shards
+            if long := next((name for name in names if len(name) > LONGEST_TENSOR_NAME), None):
+                problem = f"has a tensor with a name of {len(long)} characters, {shown(long, 40)}"
+                raise unfit(self._source, problem, "give another checkpoint")
+            self._unwrapped = unwrap(names)
         return self._unwrapped
 
     @property
@@ -254,7 +262,7 @@ def _opened(source: str, file: Path, kind: str) -> Iterator[Callable[[str, slice
 @contextmanager
 def _safetensors(source: str, file: Path) -> Iterator[Any]:
     try:
-        with safe_open(file, framework="pt") as handle:
+        with utf8_path(file) as path, safe_open(path, framework="pt") as handle:
             yield handle
     except OSError as error:
         raise unfit(
@@ -272,9 +280,9 @@ def _pickled(source: str, file: Path, kind: str) -> Contents:
     if kind == "zip" and (foreign := _foreign_archive(file)):
         raise unfit(source, f"{file.name} is {foreign}, not PyTorch's", "give a .safetensors, .pt, .pth or .bin file")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), utf8_path(file) as path:
             warnings.simplefilter("ignore")  # advice on torch.load, which the errors below give in our words
-            content = torch.load(str(file), map_location="cpu", weights_only=True, mmap=_can_map(file, kind))
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(file, kind))
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
         asks = f"asks for {wanted[1]}" if wanted else "holds more than tensors"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...core.errors import UnavailableError
+from ...core.home import expand_home
 from ...core.input_file import read_bytes
 from ...core.records import RecordError, parse
 from ..checkpoint.hub import locate_files
@@ -46,7 +47,7 @@ def load_tokenizer(located: Located) -> Any:
 
 def tokenizer_from(source: str | os.PathLike[str]) -> Any:
     """The tokenizer of another folder or hub id, for weights that came without one."""
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` raises for a name that is too long
         return _opened(str(source), [path / name for name in FILES if os.path.lexists(path / name)])
     if os.path.lexists(path) or not isinstance(source, str) or "/" not in source:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from ...core.errors import ExportError, first_line
 from ...core.progress import Progress
+from ...core.utf8_path import utf8_path
 from ..tensor_names import INPUT_NAME
 from .api import Api
 from .engine_options import EngineOptions, Profile
@@ -21,7 +22,7 @@ from .timing_cache import TimingCache
 
 T = TypeVar("T")
 
-MEMORY = {"weights": r"Total Weights Memory: (\d+)", "activations": r"Total Activation Memory: (\d+)"}
+MEMORY = {"weights": r"Total Weights Memory: (\d{1,18})", "activations": r"Total Activation Memory: (\d{1,18})"}
 """What a build's log says of device memory, in bytes."""
 
 
@@ -114,7 +115,9 @@ def build_plan(
     network = api.create_network(builder)
     parser = trt.OnnxParser(network, logger)
     progress("parse", 0, None)
-    if not parser.parse_from_file(str(model)):
+    with utf8_path(model) as file:
+        parsed = parser.parse_from_file(file)
+    if not parsed:
         raise ExportError(f"{api.title} refuses {model}: {parser_errors(parser)}")
     config = _config(trt, builder, network, profile, options)
     if cache is not None:
@@ -249,4 +252,7 @@ def _inspected(trt: Any, logger: Any, plan: bytes) -> list[EngineLayer]:
     if engine is None:
         return []
     inspector = engine.create_engine_inspector()
-    return from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    try:
+        return from_inspector(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    except ValueError:  # another release's form
+        return []

@@ -6,15 +6,20 @@ its log, one layer a line, which is how an engine built without a GPU is describ
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from ...core.dtypes import BITS
+from ...core.input_file import parse_json
+from ...core.records import Record, parse
 
+MAX_ELEMENTS = 1 << 48
+"""Of a tensor; no GPU holds more."""
 NAMES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16"}
 """Format as TensorRT writes it -> our name, if it has another."""
 PRODUCTS = ("Conv", "MatMul", "Gemm", "ConvTranspose")
@@ -96,6 +101,33 @@ class EngineLayer:
         return asdict(self) | {"precision": self.precision}
 
 
+class _ReportTensor(Record, frozen=True, kw_only=True):
+    name: str = msgspec.field(default="", name="Name")
+    shape: Annotated[tuple[Annotated[int, msgspec.Meta(ge=-1, le=1 << 40)], ...], msgspec.Meta(max_length=16)] = (
+        msgspec.field(default=(), name="Dimensions")
+    )
+    dtype: str = msgspec.field(default="", name="Datatype")
+    format: str = msgspec.field(default="", name="Format/Datatype")
+
+
+_Tensors = tuple[_ReportTensor | str | float | bool | None, ...] | None
+
+
+class _ReportLayer(Record, frozen=True, kw_only=True):
+    name: str = msgspec.field(default="", name="Name")
+    kind: str = msgspec.field(default="", name="LayerType")
+    inputs: _Tensors = msgspec.field(default=None, name="Inputs")
+    outputs: _Tensors = msgspec.field(default=None, name="Outputs")
+    constants: _Tensors = msgspec.field(default=None, name="Constants")
+    metadata: str = msgspec.field(default="", name="Metadata")
+
+
+class _Report(Record, frozen=True, kw_only=True):
+    """What TensorRT's inspector writes."""
+
+    layers: tuple[_ReportLayer | str, ...] = msgspec.field(default=(), name="Layers")
+
+
 def _widest(tensors: Iterable[LayerTensor]) -> str:
     return max((t.dtype for t in tensors), key=lambda dtype: BITS.get(dtype, 0), default="none")
 
@@ -106,20 +138,23 @@ def from_log(lines: Iterable[str]) -> list[EngineLayer]:
 
 
 def from_inspector(text: str) -> list[EngineLayer]:
-    """Layers of `EngineInspector.get_engine_information` in JSON; without detailed verbosity they are names alone."""
+    """Layers of `EngineInspector.get_engine_information` in JSON; without detailed verbosity they are names alone.
+
+    Raises ValueError for a text of another form.
+    """
     layers = []
-    for entry in json.loads(text).get("Layers", []):
+    for entry in parse(parse_json(text), _Report).layers:
         if isinstance(entry, str):
             layers.append(EngineLayer(entry, "", (), (), (), tuple(_nodes(entry)) or (entry,)))
             continue
         layers.append(
             EngineLayer(
-                entry.get("Name", ""),
-                entry.get("LayerType", ""),
-                _json_tensors(entry.get("Inputs")),
-                _json_tensors(entry.get("Outputs")),
-                _json_tensors(entry.get("Constants")),
-                tuple(_nodes(entry.get("Metadata", "") or entry.get("Name", ""))),
+                entry.name,
+                entry.kind,
+                _json_tensors(entry.inputs),
+                _json_tensors(entry.outputs),
+                _json_tensors(entry.constants),
+                tuple(_nodes(entry.metadata or entry.name)),
             )
         )
     return layers
@@ -141,16 +176,17 @@ def _from_line(line: str) -> EngineLayer:
 
 
 def _line_tensors(text: str) -> tuple[LayerTensor, ...]:
-    found = re.findall(r"Name: ([^,]*), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\](.*?)(?=\}|$)", text)
+    pattern = r"Name: ([^,]*), (?:Location: \w+, )?Dimensions: \[((?:-?\d{1,12},?){0,16})\](.*?)(?=\}|$)"
+    found = re.findall(pattern, text)
     return tuple(_tensor(name, [int(d) for d in dims.split(",") if d], rest) for name, dims, rest in found)
 
 
-def _json_tensors(entries: Any) -> tuple[LayerTensor, ...]:
+def _json_tensors(entries: Iterable[Any] | None) -> tuple[LayerTensor, ...]:
     return tuple(
-        _tensor(entry.get("Name", ""), entry.get("Dimensions", []),
-                f"Datatype: {entry.get('Datatype', '')}, Format: {entry.get('Format/Datatype', '')}")
-        for entry in entries or () if isinstance(entry, Mapping)
-    )  # fmt: skip
+        _tensor(entry.name, entry.shape, f"Datatype: {entry.dtype}, Format: {entry.format}")
+        for entry in entries or ()
+        if isinstance(entry, _ReportTensor)
+    )
 
 
 def _tensor(name: str, dims: Iterable[int], rest: str) -> LayerTensor:
@@ -159,7 +195,10 @@ def _tensor(name: str, dims: Iterable[int], rest: str) -> LayerTensor:
         r"\b(FP32|FP16|BF16|FP8|INT8|INT32|INT64|BOOL|UINT8)\b", rest, re.I
     )
     dtype = match[1].lower() if match else "unknown"
-    return LayerTensor(name, NAMES.get(dtype, dtype), tuple(int(d) for d in dims))
+    tensor = LayerTensor(name, NAMES.get(dtype, dtype), tuple(dims))
+    if tensor.elements > MAX_ELEMENTS:
+        raise ValueError(f"{name[:100]} has the shape {list(tensor.shape)}")
+    return tensor
 
 
 def _nodes(text: str) -> list[str]:

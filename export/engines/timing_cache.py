@@ -14,13 +14,16 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from ...core.cache import cache_folder
-from ...core.errors import ConfigError
+from ...core.cache import cache_folder, make_cache
+from ...core.errors import ArtifactError, ConfigError
+from ...core.input_file import read_bytes
 from ...core.output_path import put_file, scratch_beside
 from .api import Api
 from .engine_section import TimingCacheUse
 
 LOCK_SECONDS = 60.0
+LIMIT = 1 << 30
+"""Most bytes of a cache; a build adds a few megabytes."""
 
 
 def default_path(api: Api, gpu: str | None) -> Path:
@@ -59,18 +62,21 @@ class TimingCache:
         """
         stored = b""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self.named:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            else:
+                make_cache(self.path)
             if not os.access(self.path.parent, os.W_OK):
                 raise PermissionError(errno.EACCES, "no permission in its folder")
             if self.path.exists():
-                stored = self.path.read_bytes()
+                stored = read_bytes(self.path, LIMIT)
             if stored:
                 cache = _parsed(config, stored)
                 if cache is not None and not refused() and config.set_timing_cache(cache, False):
                     self.loaded_bytes = len(stored)
                     return
                 aside = self.path.with_name(f"{self.path.name}.refused")
-                self.path.replace(aside)
+                put_file(self.path, aside)
                 self.notices.append(
                     f"the timing cache {self.path} is damaged, or of another TensorRT or GPU; it is now {aside.name}"
                 )
@@ -97,13 +103,16 @@ class TimingCache:
                 with suppress(filelock.Timeout):  # another build that saves now; one that hangs holds up no engine
                     held.enter_context(lock)
                 if self.path.is_file():
-                    other = _parsed(config, self.path.read_bytes())
+                    other = _parsed(config, read_bytes(self.path, LIMIT))
                     if other is not None:
                         cache.combine(other, True)
                 scratch.write_bytes(bytes(cache.serialize()))
+                if not self.named:
+                    scratch.chmod(0o600)
                 put_file(scratch, self.path)
-        except OSError as error:
-            self.notices.append(f"the timing cache {self.path} was not written: {error.strerror}")
+        except (OSError, ArtifactError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            self.notices.append(f"the timing cache {self.path} was not written: {reason}")
 
     @property
     def use(self) -> TimingCacheUse:

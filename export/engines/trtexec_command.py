@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
+from ...core import shell
 from ..tensor_names import INPUT_NAME
 from .engine_options import EngineOptions, Flavour, Profile
 
@@ -40,4 +40,4 @@ def command_line(
     if options.strip:
         words.append("--stripWeights")
     words.append("--profilingVerbosity=detailed")
-    return shlex.join(words)
+    return shell.command_line(words)

@@ -12,8 +12,10 @@ import onnx
 from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError, UnavailableError, first_line
 from ...core.hardware import quota_threads
-from ..artifact import AGAIN, Artifact
+from ...core.utf8_path import utf8_path
+from ..artifact import AGAIN, MODEL_FILE, Artifact
 from ..backend_table import BackendInfo, get_backend, require, rtx_devices
+from ..model_file import has_linked_weights, located_graph
 from ..placement import may_saturate
 from .emulate_half import with_rounding
 from .pickling import Opened
@@ -73,18 +75,22 @@ class OnnxRuntimeBackend(Opened):
         self.where = artifact.model_path
         with artifact.one_version():
             self.source: str | bytes = str(artifact.model_path)
-            if edits := self.edits(artifact, precision if rounds else None, exact=exact):
-                options.add_session_config_entry(EXTERNAL_FOLDER, str(artifact.path.resolve()))
-                model = onnx.load(str(artifact.model_path), load_external_data=False)
+            edits, folder = self.edits(artifact, precision if rounds else None, exact=exact), artifact.path
+            if edits or has_linked_weights(artifact):
+                model, folder = located_graph(artifact)
                 for edit in edits:
                     model = edit(model)
                 self.source = model.SerializeToString()
-            try:
-                self.session = ort.InferenceSession(self.source, options, **_providers(row, precision, options))
-            except Exception as error:  # onnxruntime's exceptions share no public base
-                raise ArtifactError(
-                    f"onnxruntime refuses {artifact.model_path}: {first_line(error)}; {AGAIN}"
-                ) from None
+            with utf8_path(folder.resolve()) as opened:
+                source: str | bytes = f"{opened}/{MODEL_FILE}"
+                if isinstance(self.source, bytes):
+                    source = self.source
+                    options.add_session_config_entry(EXTERNAL_FOLDER, opened)
+                try:
+                    self.session = ort.InferenceSession(source, options, **_providers(row, precision, options))
+                except Exception as error:  # onnxruntime's exceptions share no public base
+                    reason = first_line(error)
+                    raise ArtifactError(f"onnxruntime refuses {artifact.model_path}: {reason}; {AGAIN}") from None
         if row.provider is not None and row.provider not in self.session.get_providers():
             raise ArtifactError(f"onnxruntime could not use {row.provider}; `{row.install}`")
         entry = self.session.get_inputs()[0]

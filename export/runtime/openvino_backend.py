@@ -9,10 +9,12 @@ import numpy as np
 
 from ...core.errors import ArtifactError, FvexportError, UnavailableError
 from ...core.hardware import quota_threads
+from ...core.utf8_path import utf8_path
 from ...encoder.layers import encoder_layers
 from ..artifact import AGAIN, Artifact
 from ..backend_table import get_backend, has_bf16, import_openvino, require, stored_precision
 from ..manifest import Manifest
+from ..model_file import has_linked_weights, read_model
 from .pickling import Opened
 
 REQUESTS = 2
@@ -64,7 +66,11 @@ class OpenVinoBackend(Opened):
         self.computes = quantized.get(manifest.precision, words)
         try:
             with artifact.one_version():
-                model = core.read_model(str(artifact.model_path))
+                if has_linked_weights(artifact):
+                    model = core.read_model(read_model(artifact).SerializeToString())
+                else:
+                    with utf8_path(artifact.model_path) as file:
+                        model = core.read_model(file)
                 self.edit(model, artifact)
                 self.input_dtype = _input_dtype(model, artifact, openvino)
                 self.model = core.compile_model(_float32_outputs(model, openvino), row.provider, settings)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.cache import keep_compilers_caches
 from ...core.dtypes import torch_dtype
 from ...core.errors import UnavailableError, first_line
 from ...core.threads import fewer_torch_threads, torch_threads
@@ -96,6 +97,7 @@ class PyTorchBackend(Opened):
             self._prepare = _as_it_is
         self._turn: AbstractContextManager[object] = nullcontext()
         if compiles:
+            keep_compilers_caches()
             if self.device.type == "cuda":
                 self._turn = _Turn(self.device)
             # With CUDA graphs where there is a GPU; on a CPU the modes are alike.

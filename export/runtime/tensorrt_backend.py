@@ -16,6 +16,7 @@ from torch import Tensor
 from ...core.dtypes import torch_dtype
 from ...core.errors import ArtifactError
 from ...core.hashing import file_sha256
+from ...core.utf8_path import utf8_path
 from ...kernels.capture import captured
 from ..artifact import PLAN_FILE, Artifact
 from ..backend_table import get_backend, require
@@ -180,10 +181,15 @@ def _load(trt: Any, plan: Any, artifact: Artifact, log: _Messages, options: Engi
     engine = runtime.deserialize_cuda_engine(plan.read_bytes())
     if engine is None:
         raise ArtifactError(f"TensorRT refuses {plan}: {log.reason()}; {REBUILD}")
+    names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    if names != {INPUT_NAME, OUTPUT_NAME}:
+        raise ArtifactError(f"{plan} has other inputs and outputs than {INPUT_NAME} and {OUTPUT_NAME}; {REBUILD}")
     if options.strip:
         refitter = trt.Refitter(engine, logger)
         weights = trt.OnnxParserRefitter(refitter, logger)
-        if not (weights.refit_from_file(str(artifact.model_path)) and refitter.refit_cuda_engine()):
+        with utf8_path(artifact.model_path) as file:
+            read = weights.refit_from_file(file)
+        if not (read and refitter.refit_cuda_engine()):
             raise ArtifactError(f"the weights of {artifact.model_path} do not fit {plan}: {log.reason()}; {REBUILD}")
     return engine
 

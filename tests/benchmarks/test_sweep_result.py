@@ -227,6 +227,7 @@ WINDOW = {
         ([{"reference_ms": float("nan")}], r"\$\.reference_ms: expected float"),
         ([{"round": 1}, {"round": 1}], r"\$\.round: expected more than 1, the cell's last, found 1"),
         ([{"parts_ms": [[1, 2, 3]]}], r"\$\.parts_ms: expected for cells of kind ttft"),
+        ([{"reference_ms": None}], r"\$\.reference_ms: expected beside a reference"),
         ([{"cell": ["x"]}], r"\$\.cell: expected str, found array"),
     ],
 )

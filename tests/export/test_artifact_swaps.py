@@ -62,7 +62,7 @@ def versions(static: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 @contextmanager
 def swapped(out: Path, versions: tuple[Path, Path], how: str) -> Iterator[Callable[[], bool]]:
-    """Another process replaces the artifact at `out` by one version after the other; yields whether it still does."""
+    """Has another process replace the artifact at `out` by one version after the other; yields whether it does."""
     shutil.copytree(versions[0], out)
     command = [sys.executable, "-c", SWAPS, str(out), *map(str, versions), how]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:

@@ -20,6 +20,8 @@ from fvexport.encoder.checkpoint.preprocessing import read_preprocessing
 from fvexport.encoder.checkpoint.settings import read_settings
 from fvexport.encoder.checkpoint.source import locate
 from fvexport.encoder.preprocess import Preprocessor
+from fvexport.encoder.preprocess_config import PreprocessConfig
+from fvexport.encoder.processor_dict import to_dict
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,6 +56,7 @@ SETTINGS: dict[str, tuple[str, str, Any]] = {
     "timm": ("timm_tiny", "config.json", {"architecture": "fastvit_mci3", "pretrained_cfg": TIMM}),
     "open_clip": ("timm_tiny", "open_clip_config.json", OPEN_CLIP),
     "preprocessor": ("llava_tiny", "preprocessor_config.json", PROCESSOR),
+    "own": ("llava_tiny", "preprocessor_config.json", to_dict(PreprocessConfig("squash", crop_pct=0.5), 256, 256)),
     "processor": ("transformers_tiny", "processor_config.json", {"image_processor": PROCESSOR}),
 }  # fmt: skip
 """By kind of settings: the golden weights that they are put beside, the file's name, and its content."""
@@ -191,6 +194,12 @@ def test_pickled_structures(content: Any, zipped: bool, folder: Path) -> None:
     (folder / "model.pt").write_bytes(file)
     with only_our_errors():
         load_checkpoint(folder / "model.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_sound_pickles_are_read(zipped: bool, tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(saved({"state_dict": STATE_DICT, "epoch": 3}, zipped=zipped))
+    assert load_checkpoint(tmp_path / "model.pt").info.form == "timm"
 
 
 SMALL = {"state_dict": {f"stages.4.blocks.0.mlp.fc{n}.weight": torch.zeros(2, 2, 1, 1) for n in (1, 2)}, "epoch": 3}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from math import log2
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -243,18 +244,45 @@ def test_a_lost_gpu_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_cache_grows_and_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "folder" / "gpu.json"
-    best = search("one", START, distance_from(BLOCK_M=128))
-    write(out, {"gpu": "a"}, {"one": best})
-    write(out, {"gpu": "a"}, {"two": search("two", START, distance_from(BLOCK_M=32))})
+    start = Config({"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 8}, 4, 2)
+    one, two = "linear half k=64 m=64 n=64", "linear half k=64 m=128 n=64"
+    best = search(one, start, distance_from(BLOCK_M=128))
+    write(out, {"gpu": "a"}, {one: best})
+    write(out, {"gpu": "a"}, {two: search(two, start, distance_from(BLOCK_M=32))})
     monkeypatch.setattr(table, "cache_file", lambda device: out)
     table.tuned.cache_clear()
     found = table.tuned(torch.device("cuda"))
     table.tuned.cache_clear()
-    assert found["one"] == best.config and found["two"].blocks["BLOCK_M"] == 32
+    assert found[one] == best.config and found[two].blocks["BLOCK_M"] == 32
     assert [file.name for file in out.parent.iterdir()] == ["gpu.json"]
     out.write_text("broken", encoding="utf-8")
-    write(out, {}, {"one": best})
-    assert list(json.loads(out.read_text(encoding="utf-8"))["configs"]) == ["one"]
+    write(out, {}, {one: best})
+    assert list(json.loads(out.read_text(encoding="utf-8"))["configs"]) == [one]
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({}, True),
+        ({"blocks": {"BLOCK_M": 1 << 20, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 8}}, False),
+        ({"blocks": {"BLOCK_M": 64}}, False),
+        ({"num_warps": 1 << 40}, False),
+        ({"num_stages": 0}, False),
+        ({"num_stages": "2"}, None),
+        ({"blocks": None}, None),
+    ],
+)
+def test_only_what_a_search_finds_is_read(tmp_path: Path, changed: dict[str, Any], kept: bool | None) -> None:
+    """A row that no search makes is left out; a file of another form is as none."""
+    row = {"blocks": {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "GROUP_M": 8}, "num_warps": 4, "num_stages": 2}
+    file, first, second = tmp_path / "gpu.json", "linear half k=64", "linear half k=128"
+    file.write_text(json.dumps({"configs": {first: row, second: row | changed, "foreign half": row}}))
+    assert list(table.read_tuned(file)) == ([] if kept is None else [first, second] if kept else [first])
+
+
+def test_a_fifo_is_no_cache(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "gpu.json")
+    assert table.read_tuned(tmp_path / "gpu.json") == {}
 
 
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:

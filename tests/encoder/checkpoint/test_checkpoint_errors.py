@@ -224,9 +224,23 @@ def test_paths_that_are_too_long(tmp_path: Path) -> None:
 NINES = "9" * 5000  # more digits than Python makes a number of
 
 
-@pytest.mark.parametrize("name", [f"stages.{NINES}.x", f"stages.0.blocks.{NINES}.mlp.fc1.weight"])
+@pytest.mark.parametrize("name", ["stages.{}.x", "stages.0.blocks.{}.mlp.fc1.weight"])
 def test_names_with_large_numbers(write: Write, timm: Tensors, name: str) -> None:
-    refusal(write(timm | {name: torch.zeros(3)}), "1 surplus (stages")
+    refusal(write(timm | {name.format("9" * 900): torch.zeros(3)}), "1 surplus (stages")
+    refusal(write(timm | {name.format(NINES): torch.zeros(3)}), "a tensor with a name of 50")
+
+
+@pytest.mark.timeout(20)
+def test_names_of_any_length(write: Write, timm: Tensors) -> None:
+    name = "image_encoder." * 200_000  # a pattern that is looked for in it would take hours
+    refusal(write(timm | {name: torch.zeros(1)}), "a tensor with a name of 2800000 characters, image_encoder")
+
+
+def test_shapes_of_any_size(write: Write, llava: Tensors) -> None:
+    """Tensors without values may have any: a layer that wide has more weights than 64 bits can count."""
+    connector = {name: torch.zeros(2**40, 0) for name in llava if "mm_projector" in name}
+    refusal(write(llava | connector), "4 of wrong shape (model.mm_projector.0.weight is (1099511627776, 0)")
+    refusal(write({name: torch.zeros(2**62, 0) for name in llava}), "shapes are all damaged")
 
 
 @pytest.mark.timeout(20)
@@ -424,7 +438,7 @@ def test_names_of_both_vocabularies_do_not_meet(llava: Tensors, write: Write) ->
 
 
 def test_names_cannot_break_the_line(llava: Tensors, write: Write) -> None:
-    refusal(write(llava | {f"{LLAVA}\n\x1b[31m{'x' * 5000}": torch.ones(1)}), "1 surplus")
+    refusal(write(llava | {f"{LLAVA}\n\x1b[31m{'x' * 900}": torch.ones(1)}), "1 surplus")
 
 
 def test_pickle_values_that_are_no_tensors(llava: Tensors, write: Write) -> None:

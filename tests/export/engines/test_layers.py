@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from fvexport.export.engines.layers import EngineLayer, LayerTensor, from_inspector, from_log
 from fvexport.export.engines.summary import summarize
 
@@ -74,3 +76,17 @@ def test_pure_data_movement() -> None:
 
 def test_sizes_known_only_at_run_time_count_nothing() -> None:
     assert LayerTensor("x", "fp16", (-1, 3, 64, 64)).bytes == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", '{"Layers": 1}', '{"Layers": [1]}', '{"Layers": [{"Name": 1}]}', "[" * 100_000, "null",
+        '{"Layers": [{"Inputs": [{"Dimensions": "x"}]}]}', '{"Layers": [{"Inputs": [{"Dimensions": [1e999]}]}]}',
+        '{"Layers": [{"Inputs": [{"Dimensions": [1099511627776, 1099511627776]}]}]}',
+        f'{{"Layers": [{{"Inputs": [{{"Dimensions": [{"9" * 5000}]}}]}}]}}',
+    ],
+)  # fmt: skip
+def test_reports_of_another_form_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        from_inspector(text)
