@@ -20,14 +20,14 @@ Exits with 1 if anything failed. The folders of failed cases stay in build/campa
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 import time
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import inputs
 import table
-from cases import run_cases
+from cases import Row, run_cases
 from commands import warm_up
 
 COUNT = 50
@@ -47,29 +47,32 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="keep the folders of all cases")
     options = parser.parse_args()
     only = [word.strip() for word in options.only.split(",") if word.strip()]
-    started = time.monotonic()
-    out = options.out.resolve()
-    inputs.use_folder(out / "inputs")
-    warm_up()
-    rows = []
-    for part in PARTS:
-        if only and not any(fnmatchcase(part, word.split(".")[0]) for word in only):
-            continue
-        module = __import__(part)
-        cases = [
+    started, out = time.monotonic(), options.out.resolve()
+    cases = {
+        part: [
             case
-            for case in module.make_cases((options.fuzz or 30 * options.count) if part == "fuzz" else options.count)
+            for case in importlib.import_module(part).make_cases(
+                (options.fuzz or 30 * options.count) if part == "fuzz" else options.count
+            )
             if (not only or case.matches(only)) and options.index in (None, case.index)
         ]
-        if not cases:
-            continue
-        print(f"{part}: {len(cases)} cases ", end="", flush=True, file=sys.stderr)
-        began = time.monotonic()
-        module.prepare({case.name for case in cases})
-        rows += run_cases(cases, out / "cases", seed=options.seed, jobs=options.jobs, keep=options.keep)
-        print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        for part in PARTS
+    }
+    if not any(cases.values()):
+        print(f"no case is named {options.only}, with index {options.index}", file=sys.stderr)
+        return 2
+    inputs.use_folder(out / "inputs")
+    warm_up()
+    rows: list[Row] = []
+    for part in PARTS:
+        if cases[part]:
+            began = time.monotonic()
+            print(f"{part}: {len(cases[part])} cases ", end="", flush=True, file=sys.stderr)
+            importlib.import_module(part).prepare({case.name for case in cases[part]})
+            rows += run_cases(cases[part], out / "cases", seed=options.seed, jobs=options.jobs, keep=options.keep)
+            print(f"{part}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     table.write(rows, out, seed=options.seed, seconds=time.monotonic() - started)
-    return 1 if not rows or any(row.failed for row in rows) else 0
+    return 1 if any(row.failed for row in rows) else 0
 
 
 if __name__ == "__main__":
