@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import Failed, children, end_process, expect
+from cases import Failed, children, end_process, end_with_parent, expect
 
 GRACE_S = 8.0
 """Seconds in which the processes of a command that ended have to end, too."""
@@ -57,6 +57,7 @@ def warm_up() -> None:
     import torch
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
+    import fvexport.__main__
     import fvexport.benchmarks.report.write
     import fvexport.benchmarks.sweep.run
     import fvexport.benchmarks.sweep.worker
@@ -293,6 +294,7 @@ def run(argv: Sequence[object], place: Place, how: Interference = NONE, tag: str
 
 def _child(argv: list[str], place: Place, how: Interference, tag: str) -> int:
     os.setsid()
+    end_with_parent()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python does
@@ -310,13 +312,13 @@ def _child(argv: list[str], place: Place, how: Interference, tag: str) -> int:
     _workers_as_forks()
     sys.argv = ["fvexport", *argv]
     counted = _count_operations(place, how, operations)
-    from fvexport.cli import main as entry
+    from fvexport.__main__ import main
 
     code: Any = 0
     try:
         if how.before:
             how.before()
-        entry.main(argv)
+        main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
