@@ -38,7 +38,7 @@ OPERATIONS = {
 
 
 STARTS_PROCESSES = ("openvino", "torch._inductor", "torch.distributed", "multiprocess")
-RUN = "run"
+WHOLE = "whole"
 """The tag of runs after which others can import the same."""
 
 
@@ -83,7 +83,7 @@ def warm_up() -> None:
     check_threads()
 
 
-def warm_up_by(place: Place, tag: str = RUN) -> None:
+def warm_up_by(place: Place, tag: str = WHOLE) -> None:
     """Imports what a run that ended imported."""
     for name in (place.logs / f"{tag}.modules").read_text().split():
         if name not in sys.modules and not name.startswith(STARTS_PROCESSES):
@@ -269,7 +269,7 @@ class Interference:
 NONE = Interference()
 
 
-def start(argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = RUN) -> Running:
+def start(argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = "run") -> Running:
     """Starts `fvexport ARGV` in `place`; its output goes to files named after `tag`."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -287,7 +287,9 @@ def start(argv: Sequence[object], place: Place, how: Interference = NONE, tag: s
     return Running(pid, place, tag, time.monotonic())
 
 
-def run(argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = RUN, seconds: float = 120) -> Ended:
+def run(
+    argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = "run", seconds: float = 120
+) -> Ended:
     """Runs `fvexport ARGV` to its end."""
     return start(argv, place, how, tag).wait(seconds)
 
@@ -332,7 +334,7 @@ def _child(argv: list[str], place: Place, how: Interference, tag: str) -> int:
         code = code or 120  # as Python does where the streams cannot be flushed
     with contextlib.suppress(BaseException):
         os.pwrite(operations, str(counted()).encode(), 0)
-        if tag == RUN:
+        if tag == WHOLE:
             (place.logs / f"{tag}.modules").write_text("\n".join(sys.modules))
     return code
 
