@@ -9,7 +9,11 @@
 Names load on first use, so that `import fvexport` costs nothing.
 """
 
+from .core import telemetry as _telemetry
+
 __version__ = "0.1.0"
+
+_telemetry.set_switches()  # before any of them is imported
 
 
 def __getattr__(name: str) -> object:

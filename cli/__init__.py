@@ -10,6 +10,7 @@ What lives here
     request_options
                 the options of exports, and the request that they become
     vlm_options those of `ask` and `eval`
+    signals     what SIGINT, SIGTERM and SIGHUP do
     printing    JSON, tables, notes, errors, sizes
     render_artifact
                 tables about one artifact: export, verdict, operators

@@ -6,6 +6,8 @@ Anything that is not an `FvexportError` is a bug of ours and keeps its traceback
 
 from __future__ import annotations
 
+from .plain_text import without_escapes
+
 LONGEST = 1200
 """Characters of an error's message at most; longer ones lose their middle."""
 
@@ -24,14 +26,25 @@ class FvexportError(Exception):
 
 
 def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of a foreign error's message, or its type where it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+    """The first line of a foreign error's message, without colours, or its type if it has none."""
+    return (without_escapes(str(error)).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that others were raised from or while handling: what a library's chain of errors began with."""
+    seen = {id(error)}
+    while (before := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
+        if id(before) in seen:
+            break
+        seen.add(id(before))
+        error = before
+    return error
 
 
 def one_line(text: object) -> str:
-    """`text` without line breaks, runs of blanks and control characters; names in files can hold anything."""
+    """`text` without line breaks, runs of blanks, colours and control characters; names in files can hold anything."""
     # Surrogates stand for a file name's undecodable bytes; whoever prints them decides how.
-    kept = (c if c.isprintable() or "\ud800" <= c <= "\udfff" else " " for c in str(text))
+    kept = (c if c.isprintable() or "\ud800" <= c <= "\udfff" else " " for c in without_escapes(str(text)))
     return " ".join("".join(kept).split())
 
 

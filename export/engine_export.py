@@ -128,7 +128,7 @@ def _from_artifact(build: _Build, artifact: Artifact | str | os.PathLike[str]) -
     build.profile(source)
     output = build.request.export.output
     target = Path(output.out) if output.out is not None else source.path
-    _check_target(target, source, force=output.force or build.request.dry_run)
+    _check_target(target, source, force=output.force, dry_run=build.request.dry_run)
     return build.run(source, target, reused=True)
 
 
@@ -282,11 +282,11 @@ class _Build:
 # --- what stands at the target -----------------------------------------------------------------
 
 
-def _check_target(target: Path, source: Artifact, *, force: bool) -> None:
+def _check_target(target: Path, source: Artifact, *, force: bool, dry_run: bool) -> None:
     """Fails before the build where the result could not be written."""
     if target.absolute() != source.path.absolute():
         check_writable(target, force=force)
-    else:
+    elif not dry_run:
         _check_engine(source, force=force)
 
 

@@ -20,6 +20,7 @@ from ..core.dtypes import BITS
 from ..core.errors import CheckpointError, ExportError
 from ..core.progress import Progress, silent
 from ..core.records import parse
+from ..core.temporary import check_temporary_folder
 from ..core.threads import torch_threads
 from ..core.utf8_path import utf8_path
 from ..core.verdict.sections import VerdictSection
@@ -162,6 +163,7 @@ def run_export(request: ExportRequest, progress: Progress = silent) -> ExportRep
 def _check_request(request: ExportRequest, options: ExportOptions) -> dict[str, ImageLike]:
     """Checks what can be checked before weights are read; returns the photographs that the file is judged on."""
     options.check(request.weights.architecture)
+    check_temporary_folder()
     out, force = request.output.out, request.output.force
     if out is not None and (force or not (Path(out) / MANIFEST_FILE).is_file()):
         check_writable(Path(out), force=force)

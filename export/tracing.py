@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.dtypes import torch_dtype
-from ..core.errors import ExportError, first_line
+from ..core.errors import ExportError, first_line, root_cause
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from .attention_plugin import add_function, with_attention_plugin
@@ -97,7 +97,8 @@ def trace(module: ExportModule, options: ExportOptions) -> ir.Model:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ExportError(f"torch.onnx could not export the model: {first_line(error)}") from error
+            reason = first_line(root_cause(error))  # its own message says only which of its steps failed
+            raise ExportError(f"torch.onnx could not export the model: {reason}") from error
     assert program is not None
     model = program.model
     name_after_modules(model, [name for name, _ in module.encoder.named_blocks()])

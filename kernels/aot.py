@@ -16,17 +16,16 @@ import json
 import os
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ..core.errors import FvexportError, UnavailableError, first_line
 from ..core.gpus import MAX_SHARED
+from ..core.temporary import temporary_folder
 from ..encoder.config import VARIANTS, FastViTHDConfig
 from .dispatch import DEFAULTS, SWITCH, has_fp8, modes_for, switched_on
 from .launches import TRITON_TYPES, Launch, encoder_calls, launches_of
@@ -219,8 +218,8 @@ def assemble(ptx: str, number: int) -> tuple[int, int, int]:
     ptxas = (tools.ptxas_blackwell if number >= BLACKWELL else tools.ptxas).path
     target = re.search(r"^\.target\s+(\w+)", ptx, re.M)
     assert target is not None
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.ptx"
+    with temporary_folder() as folder:
+        file = folder / "kernel.ptx"
         file.write_text(ptx, encoding="utf-8")
         command = [ptxas, "-v", f"--gpu-name={target[1]}", str(file), "-o", str(file.with_suffix(".cubin"))]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

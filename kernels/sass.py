@@ -10,13 +10,12 @@ from __future__ import annotations
 import functools
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..core.errors import UnavailableError, first_line
+from ..core.temporary import temporary_folder
 from .work import Work
 
 WARP = 32
@@ -145,8 +144,8 @@ def disassemble(cubin: bytes) -> str:
     import triton
 
     tool = triton.knobs.nvidia.nvdisasm.path
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cubin"
+    with temporary_folder() as folder:
+        file = folder / "kernel.cubin"
         file.write_bytes(cubin)
         done = subprocess.run([tool, "-c", str(file)], capture_output=True, text=True, check=False)
     if done.returncode:

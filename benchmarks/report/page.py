@@ -11,7 +11,7 @@ from typing import Any
 
 from ... import __version__
 from ...core.phrases import counted, first_few
-from ...core.shell import quoted
+from ...core.shell import command_line
 from ..sweep.result import Result
 from .axes import Plot
 from .bars import difference_plots
@@ -180,7 +180,7 @@ def _part(run: Run, prefix: str) -> dict[str, Any]:
         "lead_method": lead_method(best, reference_name(run)),
         "no_lead": no_lead(run),
         "facts": facts(run),
-        "files": " ".join(quoted(shown_path(file)) for file in run.files),
+        "files": command_line(run.files),
     }
 
 

@@ -17,6 +17,7 @@ from ...core.locks import locked
 from ...core.output_path import check_place
 from ...core.phrases import counted, printable
 from ...core.progress import Progress, silent
+from ...core.temporary import check_temporary_folder
 from .cell_files import Files
 from .environment import find_environment, now
 from .messages import A, File, Job, Load, TakeWindow, WeightSource, WindowTaken
@@ -78,9 +79,11 @@ def run_sweep(
         ArtifactError: `out` cannot be written, is something else, or another sweep is writing it.
         CheckpointError: the weights cannot be loaded.
         ConfigError: nothing can be measured here.
+        UnavailableError: nothing takes temporary files.
     """
     folder = Path(out)
     _check_out(folder)
+    check_temporary_folder()  # of files that cells run
     with _locked(folder):
         sweep = _Sweep(options, folder, measuring or Measuring(), command, worker, progress)
         try:

@@ -16,6 +16,7 @@ from ...core.dtypes import DTYPES, torch_dtype
 from ...core.errors import ConfigError
 from ...core.progress import Progress, silent
 from ...core.records import RecordError, parse
+from ...core.temporary import check_temporary_folder
 from ..checkpoint.load import CheckpointInfo, load_located
 from ..checkpoint.messages import unfit
 from ..checkpoint.source import locate
@@ -55,10 +56,11 @@ def load_fastvlm(
     What a person has to know of the weights is in the result's `info.notice`, and logged as a warning.
 
     Raises:
-        UnavailableError: transformers is not installed.
+        UnavailableError: transformers is not installed, or nothing takes temporary files.
         CheckpointError: not a FastVLM, without connector, without tokenizer, or with unfit tensors.
         ConfigError: an unknown dtype, or a way of cutting pictures that is not known.
     """
+    check_temporary_folder()  # transformers needs one
     import_qwen2()
     place = torch.device(device)
     located = locate(source if isinstance(source, str) else Path(source), revision=revision, progress=progress)

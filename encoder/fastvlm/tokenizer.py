@@ -6,7 +6,6 @@ No code of the folder is run.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from ...core.errors import UnavailableError
 from ...core.home import expand_home
 from ...core.input_file import read_bytes
 from ...core.records import RecordError, parse
+from ...core.temporary import temporary_folder
 from ..checkpoint.hub import locate_files
 from ..checkpoint.messages import shown, unfit
 from ..checkpoint.weights_files import Located, parse_json
@@ -71,6 +71,8 @@ def _opened(source: str, files: Iterable[Path]) -> Any:
             raise ValueError("negative token ids")
         # What the files say about padding, decoding and so on shows only in use.
         tokenizer.decode(tokenizer(f"{START}user\n{END}", add_special_tokens=False).input_ids)
+    except UnavailableError:  # about the temporary folder
+        raise
     except Exception as error:  # each release of transformers and tokenizers has its own kinds
         raise unfit(source, f"its tokenizer cannot be read ({shown(error)})", MEND) from None
     if lacking := [token for token in (START, END) if token not in known]:
@@ -81,9 +83,9 @@ def _opened(source: str, files: Iterable[Path]) -> Any:
 def _read(transformers: Any, files: Mapping[str, Path], settings: TokenizerEntries) -> Any:
     maker = transformers.AutoTokenizer if settings.tokenizer_class else transformers.Qwen2TokenizerFast
     # In a folder of their own: beside a config.json of LLaVA's, transformers warns of a model that it does not know.
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for name, path in files.items():
-            (Path(folder) / name).write_bytes(read_bytes(path))
+            (folder / name).write_bytes(read_bytes(path))
         return maker.from_pretrained(folder, trust_remote_code=False, model_max_length=NO_LIMIT)
 
 

@@ -12,6 +12,7 @@ import onnx
 from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError, UnavailableError, first_line
 from ...core.hardware import quota_threads
+from ...core.telemetry import stop_onnxruntime
 from ...core.utf8_path import utf8_path
 from ..artifact import AGAIN, MODEL_FILE, Artifact
 from ..backend_table import BackendInfo, get_backend, require, rtx_devices
@@ -56,6 +57,7 @@ class OnnxRuntimeBackend(Opened):
         require(row)
         import onnxruntime as ort
 
+        stop_onnxruntime(ort)
         if target != "onnxruntime-cpu" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
         precision = artifact.manifest.float_precision
@@ -63,7 +65,7 @@ class OnnxRuntimeBackend(Opened):
         self.name = target
         self.computes = f"float32, each stored value rounded to {DTYPES[precision]}" if rounds else "natively"
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors are raised, too
         options.add_session_config_entry(STOP_SPINNING, "1")
         options.intra_op_num_threads = threads or quota_threads() or 0
         exact = may_saturate(artifact, target)

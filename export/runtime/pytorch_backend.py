@@ -14,6 +14,7 @@ from torch import Tensor
 from ...core.cache import keep_compilers_caches
 from ...core.dtypes import torch_dtype
 from ...core.errors import UnavailableError, first_line
+from ...core.temporary import check_temporary_folder
 from ...core.threads import fewer_torch_threads, torch_threads
 from ...encoder.checkpoint import Checkpoint
 from ...encoder.connector import Connector
@@ -65,6 +66,8 @@ class PyTorchBackend(Opened):
                 "whose quantized weights stand in its ONNX file alone: take --backend onnxruntime-cpu"
             )
         compiles = target == "torch-compile"
+        if compiles or target == "triton":
+            check_temporary_folder()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         fp8 = manifest.precision == "fp8"
         if fp8 and target == "triton":

@@ -18,7 +18,7 @@ from fvexport.calibration.calibration_options import METHODS, CalibrationOptions
 from fvexport.calibration.policy import QUANT_TARGETS, Policy
 from fvexport.calibration.ranges import choose_range
 from fvexport.calibration.ranges_file import Stats
-from fvexport.core.errors import ConfigError, ImageError
+from fvexport.core.errors import ArtifactError, ConfigError, ImageError
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.reparameterize import reparameterize
 
@@ -162,7 +162,7 @@ def test_force_replaces_the_pair(again: Any) -> None:
     first = again()
     place, old = first.out.parent, side_of(first.out)
     (place / "ranges-0123456789ab.safetensors").write_text("mine")
-    with pytest.raises(ConfigError, match=r"ranges\.json exists; replace it with --force"):
+    with pytest.raises(ArtifactError, match=r"ranges\.json exists; replace it with --force"):
         again(samples=2)
     assert load_ranges(first.out).done == 1
     report = again(samples=2, force=True)
@@ -188,7 +188,7 @@ def test_force_over_another_file(again: Any, tmp_path: Path, content: str) -> No
 def test_a_full_disk_leaves_the_old_pair(again: Any, full_disk: AbstractContextManager[None]) -> None:
     first = again()
     before = {file: file.read_bytes() for file in first.out.parent.iterdir()}
-    with full_disk, pytest.raises(ConfigError, match=r"cannot write .*ranges\.json .*--out"):
+    with full_disk, pytest.raises(ArtifactError, match=r"cannot write .*ranges\.json: .*--out"):
         again(samples=2, force=True)
     assert {file: file.read_bytes() for file in first.out.parent.iterdir()} == before
     assert load_ranges(first.out).done == 1
@@ -209,7 +209,7 @@ def test_stopped_between_the_two_files(
         raise error
 
     monkeypatch.setattr(Path, "write_text", fail)
-    with pytest.raises(ConfigError if isinstance(error, OSError) else KeyboardInterrupt):
+    with pytest.raises(ArtifactError if isinstance(error, OSError) else KeyboardInterrupt):
         again(samples=2, force=True)
     assert {file: file.read_bytes() for file in place.iterdir()} == before
 
@@ -222,7 +222,7 @@ def test_the_same_statistics_may_stand_already(made: CalibrationReport, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", fail)
-        with pytest.raises(ConfigError, match="No space left"):
+        with pytest.raises(ArtifactError, match="the disk is full"):
             write_ranges(made)
     assert load_ranges(made.out).done == 3
 
@@ -236,7 +236,7 @@ def test_the_same_statistics_may_stand_already(made: CalibrationReport, monkeypa
         ("ranges.txt", [".json", "ranges.txt"]),
         ("ranges", [".json"]),
         ("missing/ranges.json", ["missing is no folder", "--out"]),
-        ("file/ranges.json", ["file is no folder"]),
+        ("file/ranges.json", ["file is not a folder"]),
         ("folder.json", ["folder.json is a folder"]),
     ],
 )
@@ -247,7 +247,7 @@ def test_places(
     (tmp_path / "file").write_text("mine")
     (tmp_path / "folder.json").mkdir()
     monkeypatch.setattr(calibrate_module, "observe", None)  # never gets there
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises((ArtifactError, ConfigError)) as caught:
         calibrate(checkpoint, tmp_path / out, height=64, width=64, force=force)
     assert all(part in str(caught.value) for part in parts)
     assert names(tmp_path) == {"file", "folder.json"}
@@ -257,7 +257,7 @@ def test_a_folder_that_cannot_be_written_to(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate_module.os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(ConfigError, match="cannot be written to; choose another --out"):
+    with pytest.raises(ArtifactError, match=r"no permission .*; choose another --out"):
         calibrate(checkpoint, tmp_path / "r.json", height=64, width=64)
 
 

@@ -24,6 +24,8 @@ from fvexport.export.runtime import Encoder
 from fvexport.export.runtime.onnxruntime_backend import OnnxRuntimeBackend
 from fvexport.export.runtime.openvino_backend import OpenVinoBackend
 
+SECOND = "seeded:2"
+"""Source of the second version's weights."""
 SWAPS = """
 import shutil, sys
 from pathlib import Path
@@ -54,7 +56,7 @@ def versions(static: Artifact, tmp_path_factory: pytest.TempPathFactory) -> tupl
     graph.doc_string = "second"
     (second / MODEL_FILE).write_bytes(graph.SerializeToString())
     manifest = static.manifest.replace(
-        files=describe_files(second), checkpoint=replace(static.manifest.checkpoint, source="second")
+        files=describe_files(second), checkpoint=replace(static.manifest.checkpoint, source=SECOND)
     )
     (second / MANIFEST_FILE).write_text(manifest.to_json())
     return first, second
@@ -125,7 +127,7 @@ def test_a_swap_while_a_runtime_loads(
 
     monkeypatch.setattr(reader, step, swapping)
     encoder = Encoder(out, backend)  # opens it again
-    assert swaps and encoder.artifact.manifest.checkpoint.source == "second"
+    assert swaps and encoder.artifact.manifest.checkpoint.source == SECOND
     np.testing.assert_allclose(encoder.run(pixels), features[1], rtol=1e-5, atol=1e-5)
 
 

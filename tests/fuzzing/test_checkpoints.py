@@ -97,7 +97,7 @@ def test_settings(drawn: tuple[str, str, bytes], folder: Path) -> None:
         Preprocessor(64, 128, found.config).pixels(Image.new("RGB", (40, 30)))
 
 
-@fuzz(examples=30, drawn=settings_files(), share=0.1)
+@fuzz(examples=12, drawn=settings_files(), share=0.1)
 def test_checkpoints_with_settings(drawn: tuple[str, str, bytes], folder: Path) -> None:
     form, name, content = drawn
     put(folder, {name: content}, form)
@@ -111,7 +111,7 @@ def headers(draw: st.DrawFn) -> tuple[str, bytes]:
     return form, draw(safetensors_files(WEIGHTS[form][: HEADER[form]]))
 
 
-@fuzz(examples=40, drawn=headers())
+@fuzz(examples=25, drawn=headers())
 def test_weights(drawn: tuple[str, bytes], folder: Path) -> None:
     form, header = drawn
     put(folder, {"model.safetensors": header + WEIGHTS[form][HEADER[form] :]})
@@ -134,7 +134,7 @@ def test_a_sound_index_is_read(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).info.sha256 == load_checkpoint(GOLDEN / "timm_tiny").info.sha256
 
 
-@fuzz(examples=40, content=json_files(INDEX))
+@fuzz(examples=20, content=json_files(INDEX))
 def test_index(content: bytes, folder: Path) -> None:
     put(folder, {**SHARDS, "model.safetensors.index.json": content})
     with only_our_errors():
@@ -185,7 +185,7 @@ def saved(content: Any, *, zipped: bool = True) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@fuzz(examples=60, content=contents, zipped=st.booleans())
+@fuzz(examples=40, content=contents, zipped=st.booleans())
 def test_pickled_structures(content: Any, zipped: bool, folder: Path) -> None:
     try:
         file = saved(with_cycles(content, []), zipped=zipped)

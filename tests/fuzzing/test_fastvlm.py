@@ -101,7 +101,7 @@ def test_settings(drawn: tuple[str, bytes], folder: Path) -> None:
         Tiling.from_config(main, (256, 256))
 
 
-@fuzz(examples=30, drawn=settings_files(), share=0.1)
+@fuzz(examples=12, drawn=settings_files(), share=0.1)
 def test_models(drawn: tuple[str, bytes], folder: Path) -> None:
     put(folder, {"config.json": drawn[1]}, drawn[0])
     with only_our_errors():

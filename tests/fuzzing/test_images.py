@@ -41,7 +41,7 @@ def test_sound_images_are_read(kind: str, tmp_path: Path) -> None:
     assert set(load_image(tmp_path / "image").size) == {12, 17}
 
 
-@fuzz(examples=300, content=st.sampled_from(sorted(SOUND)).flatmap(lambda kind: byte_files(SOUND[kind])))
+@fuzz(examples=150, content=st.sampled_from(sorted(SOUND)).flatmap(lambda kind: byte_files(SOUND[kind])))
 def test_image(content: bytes, folder: Path) -> None:
     (folder / "image").write_bytes(content)
     with only_our_errors():

@@ -57,7 +57,7 @@ def test_sound_ranges_are_read(sound: SimpleNamespace, tmp_path: Path) -> None:
     use(tmp_path / "r.json", sound.model)
 
 
-@fuzz(examples=100, data=st.data())
+@fuzz(examples=60, data=st.data())
 def test_json(data: st.DataObject, sound: SimpleNamespace, folder: Path) -> None:
     (folder / sound.name).write_bytes(sound.header + sound.values)
     (folder / "r.json").write_bytes(data.draw(json_files(sound.json)))
