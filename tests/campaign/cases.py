@@ -139,14 +139,18 @@ def _fork(case: Case, folder: Path, seed: int) -> int:
     found: dict[str, object] = {"tried": 1}
     try:
         os.setsid()
+        end_with_parent()
         adopt_orphans()
+        log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for stream in (1, 2):
+            os.dup2(log, stream)
         found["tried"] = case.run(folder, random.Random(f"{seed} {case.label} {case.index}")) or 1
     except Skipped as reason:
         found = {"tried": 0, "skipped": str(reason)}
     except Failed as what:
         found["failed"] = str(what)
     except BaseException:
-        found["failed"] = "the campaign itself failed: " + traceback.format_exc()
+        found["failed"] = "the campaign itself failed: " + traceback.format_exc()[-600:]
     with suppress(OSError):
         (folder / "result.json").write_text(json.dumps(found))
     sys.stdout.flush()
@@ -175,6 +179,12 @@ def adopt_orphans() -> None:
     """Makes this process the parent of its descendants whose own parents die, so that none is overlooked."""
     set_child_subreaper = 36
     ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """Has the system kill this process when its parent ends."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
 
 
 def children() -> Iterator[int]:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cases import Failed, children, end_process, expect
+from cases import Failed, children, end_process, end_with_parent, expect
 
 GRACE_S = 8.0
 """Seconds in which the processes of a command that ended have to end, too."""
@@ -38,7 +38,7 @@ OPERATIONS = {
 
 
 STARTS_PROCESSES = ("openvino", "torch._inductor", "torch.distributed", "multiprocess")
-RUN = "run"
+WHOLE = "whole"
 """The tag of runs after which others can import the same."""
 
 
@@ -57,6 +57,7 @@ def warm_up() -> None:
     import torch
     import transformers.models.qwen2.modeling_qwen2  # noqa: F401
 
+    import fvexport.__main__
     import fvexport.benchmarks.report.write
     import fvexport.benchmarks.sweep.run
     import fvexport.benchmarks.sweep.worker
@@ -82,7 +83,7 @@ def warm_up() -> None:
     check_threads()
 
 
-def warm_up_by(place: Place, tag: str = RUN) -> None:
+def warm_up_by(place: Place, tag: str = WHOLE) -> None:
     """Imports what a run that ended imported."""
     for name in (place.logs / f"{tag}.modules").read_text().split():
         if name not in sys.modules and not name.startswith(STARTS_PROCESSES):
@@ -268,7 +269,7 @@ class Interference:
 NONE = Interference()
 
 
-def start(argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = RUN) -> Running:
+def start(argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = "run") -> Running:
     """Starts `fvexport ARGV` in `place`; its output goes to files named after `tag`."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -286,13 +287,16 @@ def start(argv: Sequence[object], place: Place, how: Interference = NONE, tag: s
     return Running(pid, place, tag, time.monotonic())
 
 
-def run(argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = RUN, seconds: float = 120) -> Ended:
+def run(
+    argv: Sequence[object], place: Place, how: Interference = NONE, tag: str = "run", seconds: float = 120
+) -> Ended:
     """Runs `fvexport ARGV` to its end."""
     return start(argv, place, how, tag).wait(seconds)
 
 
 def _child(argv: list[str], place: Place, how: Interference, tag: str) -> int:
     os.setsid()
+    end_with_parent()
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # as Python does
@@ -310,13 +314,13 @@ def _child(argv: list[str], place: Place, how: Interference, tag: str) -> int:
     _workers_as_forks()
     sys.argv = ["fvexport", *argv]
     counted = _count_operations(place, how, operations)
-    from fvexport.cli import main as entry
+    from fvexport.__main__ import main
 
     code: Any = 0
     try:
         if how.before:
             how.before()
-        entry.main(argv)
+        main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BaseException:
@@ -330,7 +334,7 @@ def _child(argv: list[str], place: Place, how: Interference, tag: str) -> int:
         code = code or 120  # as Python does where the streams cannot be flushed
     with contextlib.suppress(BaseException):
         os.pwrite(operations, str(counted()).encode(), 0)
-        if tag == RUN:
+        if tag == WHOLE:
             (place.logs / f"{tag}.modules").write_text("\n".join(sys.modules))
     return code
 

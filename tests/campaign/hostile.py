@@ -46,6 +46,8 @@ def prepare(names: set[str]) -> None:
         "replaced": "old", "escape sequences": "vlm", "devices": "vlm", "--out a device": "vlm", "built": "vlm",
         "foreign cache": "calibrate", "hostile texts": "sweep", "--out a": "sweep",
     }  # fmt: skip
+    inputs.photos()
+    inputs.questions()
     for thing in {"new", *(thing for words, thing in needed.items() if any(words in name for name in names))}:
         if thing in SUBJECTS:
             SUBJECTS[thing].prepare()
@@ -627,12 +629,9 @@ def _replaced_while_read(place: Place, draw: random.Random) -> int:
     finally:
         os.kill(writer, 9)
         os.waitpid(writer, 0)
-    expect(
-        not mixed,
-        f"{mixed} of {opened + len(refused)} opens had the manifest of one artifact and the weights of another",
-    )
-    expect(opened >= 20, f"only {opened} opens succeeded, {len(refused)} were refused: {refused[-1:]}")
-    expect(len(refused) <= opened, f"{len(refused)} opens were refused and {opened} succeeded: {refused[-1:]}")
+    expect(not mixed, f"{mixed} of {opened} opens had the manifest of one artifact and the weights of another")
+    expect(len(refused) < opened, f"{len(refused)} opens were refused and {opened} succeeded: {refused[-1:]}")
+    return opened + len(refused)
 
 
 def _replace_forever(target: Path, draw: random.Random, pause: float) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import inputs
 from cases import Failed, expect
-from commands import Ended, Place, run, warm_up_by
+from commands import WHOLE, Ended, Place, run, warm_up_by
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Subject(ABC):
 
 def _timed(argv: list[object], place: Place) -> tuple[Ended, float]:
     started = time.monotonic()
-    ended = run(argv, place, seconds=300)
+    ended = run(argv, place, tag=WHOLE, seconds=300)
     return ended, time.monotonic() - started
 
 
