@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from . import printing
+from .option_groups import group
 from .options import RESOLUTION, backend_option, json_option, max_pixels_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
     from ..export.features import EncodeReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """How the artifact is run; see `Encoder` and `encode_images`."""
+
+    res: tuple[int, int] | None
+    backend: str
+    batch_size: int | None
+    threads: int | None
 
 
 @click.command("encode")
@@ -27,20 +39,24 @@ if TYPE_CHECKING:
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="FILE", required=True, help="The .safetensors file to write."
 )
-@click.option(
-    "--res", type=RESOLUTION, metavar="1024|HxW", help="For an artifact with dynamic resolution.  [default: its own]"
+@group(
+    "running",
+    Running,
+    click.option(
+        "--res",
+        type=RESOLUTION,
+        metavar="1024|HxW",
+        help="For an artifact with dynamic resolution.  [default: its own]",
+    ),
+    backend_option,
+    click.option("--batch-size", type=int, metavar="N", help="Images per call.  [default: the artifact's own, or 1]"),
+    threads_option,
 )
-@backend_option
-@click.option("--batch-size", type=int, metavar="N", help="Images per call.  [default: the artifact's own, or 1]")
 @click.option("--force", is_flag=True, help="Overwrite an existing file at --out.")
-@threads_option
 @max_pixels_option
 @json_option
 @verbose_option
-def encode(
-    images: tuple[Path, ...], artifact: Path, out: Path, res: tuple[int, int] | None, backend: str,
-    batch_size: int | None, threads: int | None, force: bool, as_json: bool,
-) -> None:  # fmt: skip
+def encode(images: tuple[Path, ...], artifact: Path, out: Path, running: Running, force: bool, as_json: bool) -> None:
     """Encode images and folders of images into one .safetensors file.
 
     The file has each image's features (tokens, channels) under the image's path. A bad image is reported and
@@ -59,8 +75,8 @@ def encode(
     if notice := found.notice():
         warnings.warn(notice, ImageWarning, stacklevel=1)
     with progress_bar() as progress:
-        encoder = Encoder(artifact, backend, resolution=res, threads=threads)
-        report = encode_images(found.files, encoder, out, force=force, batch_size=batch_size, progress=progress)
+        encoder = Encoder(artifact, running.backend, resolution=running.res, threads=running.threads)
+        report = encode_images(found.files, encoder, out, force=force, batch_size=running.batch_size, progress=progress)
     if as_json:
         printing.print_json(report.to_dict())
     else:
