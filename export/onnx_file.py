@@ -1,10 +1,10 @@
 """Reading an artifact's ONNX file, which somebody else may have made or changed.
 
 Runtimes trust a graph: one with wrong sizes makes them crash, and one whose weights lie elsewhere makes them read other
-files, or memory. So `read_graph` accepts only what fvexport writes: these fields, operators and attributes, weights
-that lie in the artifact's files, the manifest's input and output, and shapes that follow from one another. It reads no
-weights. What a parser could read in two ways, such as a key that occurs twice, is refused: runtimes have parsers of
-their own.
+files, or memory. So `read_graph` accepts only what fvexport writes: these fields, ONNX's operators without graphs in
+them, weights that lie in the artifact's files, the manifest's input and output, and shapes that follow from one
+another. It reads no weights. What a parser could read in two ways, such as a key that occurs twice, is refused:
+runtimes have parsers of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 from ..core.errors import ArtifactError, first_line
 from ..core.input_file import read_bytes
@@ -31,6 +31,8 @@ from .tensor_names import PLUGIN_DOMAIN, PLUGIN_NAME
 LIMIT = 256 << 20
 """Most bytes of the graph's file, whose weights lie beside it."""
 MAX_NODES = 1 << 16
+MAX_NUMBERS = 16
+"""Most numbers of an attribute."""
 SLACK = 8
 """How many times larger than the architecture's largest tensor a tensor may be: packed or padded, never more."""
 
@@ -41,8 +43,11 @@ FIELDS = {
     },
     "GraphProto": {"node", "name", "initializer", "doc_string", "input", "output", "value_info", "metadata_props"},
     "NodeProto": {"input", "output", "name", "op_type", "domain", "attribute", "doc_string", "metadata_props"},
-    "AttributeProto": {"name", "type", "f", "i", "s", "floats", "ints", "doc_string"},
-    "TensorProto": {"dims", "data_type", "name", "raw_data", "external_data", "data_location", "doc_string"},
+    "AttributeProto": {"name", "type", "f", "i", "s", "t", "floats", "ints", "doc_string"},
+    "TensorProto": {
+        "dims", "data_type", "name", "raw_data", "float_data", "int32_data", "int64_data", "external_data",
+        "data_location", "doc_string",
+    },
     "FunctionProto": {"name", "input", "output", "attribute", "node", "doc_string", "opset_import", "domain"},
     "TypeProto": {"tensor_type", "denotation"},
     "Dimension": {"dim_value", "dim_param", "denotation"},
@@ -57,29 +62,25 @@ TYPES: dict[int, tuple[str, int]] = {
 """Types of values: the manifest's name, and bytes of one value."""
 
 _AXIS, _FLAG, _SIZE = (-8, 8), (0, 1), (1, 1 << 15)
-ATTRIBUTES: dict[str, dict[str, tuple[int, int] | set[bytes]]] = {
-    "Add": {}, "Cast": {"to": (1, max(TYPES)), "saturate": _FLAG}, "Concat": {"axis": _AXIS},
-    "Constant": {"value_ints": (-(1 << 31), 1 << 31)},
+BOUNDS: dict[str, dict[str, tuple[int, int]]] = {
+    "Cast": {"to": (1, max(TYPES)), "saturate": _FLAG},
     "Conv": {
-        "auto_pad": {b"NOTSET"}, "dilations": _SIZE, "group": _SIZE, "kernel_shape": _SIZE, "pads": (0, 1 << 10),
-        "strides": _SIZE,
+        "dilations": _SIZE, "group": _SIZE, "kernel_shape": _SIZE, "pads": (0, 1 << 10), "strides": _SIZE,
     },
-    "DequantizeLinear": {"axis": _AXIS, "block_size": (0, 0), "output_dtype": (0, max(TYPES))}, "Div": {}, "Erf": {},
-    "Expand": {}, "Gather": {"axis": _AXIS}, "Gelu": {"approximate": {b"none", b"tanh"}},
-    "Gemm": {"alpha": (-1, 1), "beta": (-1, 1), "transA": _FLAG, "transB": _FLAG}, "GlobalAveragePool": {},
-    "Identity": {}, "LayerNormalization": {"axis": _AXIS, "epsilon": (0, 1), "stash_type": (1, max(TYPES))},
-    "MatMul": {}, "Mul": {}, "Pow": {},
+    "DequantizeLinear": {"axis": _AXIS, "block_size": (0, 0), "output_dtype": (0, max(TYPES))},
+    "Gemm": {"alpha": (-1, 1), "beta": (-1, 1), "transA": _FLAG, "transB": _FLAG},
+    "LayerNormalization": {"axis": _AXIS, "epsilon": (0, 1), "stash_type": (1, max(TYPES))},
     "QuantizeLinear": {
         "axis": _AXIS, "saturate": _FLAG, "block_size": (0, 0), "output_dtype": (0, max(TYPES)),
         "precision": (0, max(TYPES)),
     },
-    "ReduceMean": {"axes": _AXIS, "keepdims": _FLAG, "noop_with_empty_axes": _FLAG}, "Relu": {},
-    "Reshape": {"allowzero": _FLAG}, "Shape": {"start": _AXIS, "end": _AXIS}, "Sigmoid": {}, "Slice": {},
-    "Softmax": {"axis": _AXIS}, "Split": {"axis": _AXIS, "num_outputs": (1, 64)}, "Sqrt": {}, "Squeeze": {}, "Sub": {},
-    "Tanh": {}, "Transpose": {"perm": (0, 7)}, "Unsqueeze": {},
-    f"{PLUGIN_DOMAIN}::{PLUGIN_NAME}": {"aot": _FLAG, "plugin_namespace": {b"fvexport"}, "plugin_version": {b"1"}},
+    "Split": {"axis": _AXIS, "num_outputs": (1, 64)},
+    "Transpose": {"perm": (0, 7)},
 }  # fmt: skip
-"""Operators that a file of fvexport may have; of each its attributes, with bounds of numbers, or the texts."""
+"""Bounds of numbers among attributes, by operator: runtimes crash beyond some of them."""
+ANY_NUMBER = (-(1 << 31), 1 << 31)
+PLUGIN = f"{PLUGIN_DOMAIN}::{PLUGIN_NAME}"
+PLUGIN_ATTRIBUTES = ("aot", "plugin_namespace", "plugin_version")
 
 
 @dataclass(frozen=True)
@@ -208,11 +209,24 @@ def _check_tensors(tensors: Iterable[TensorProto], folder: Path, manifest: Manif
             used[_external(tensor, needed, folder, manifest)] += needed
         elif tensor.external_data:
             raise _RefusedError(f"{tensor.name} names external data and is not external")
-        if len(tensor.raw_data) != (0 if tensor.external_data else needed):
-            raise _RefusedError(f"{tensor.name} has {len(tensor.raw_data)} bytes, and its shape needs {needed}")
+        wanted = 0 if tensor.external_data else needed
+        if (found := _stored_bytes(tensor)) != wanted:
+            raise _RefusedError(f"{tensor.name} has {found} bytes in the file, and its shape needs {wanted}")
     for location, size in used.items():
         if size > manifest.files[location].bytes:
             raise _RefusedError(f"its weights overlap in {location}")
+
+
+def _stored_bytes(tensor: TensorProto) -> int:
+    """Bytes of the values that the message itself has, -1 if they are in the wrong field, or in two."""
+    lists: dict[str, set[int]] = {"float_data": {TensorProto.FLOAT}, "int64_data": {TensorProto.INT64}}
+    lists["int32_data"] = TYPES.keys() - {TensorProto.FLOAT, TensorProto.INT64}
+    filled = [name for name in lists if len(getattr(tensor, name))]
+    if not filled:
+        return len(tensor.raw_data)
+    if len(filled) > 1 or tensor.raw_data or tensor.data_type not in lists[filled[0]]:
+        return -1
+    return len(getattr(tensor, filled[0])) * TYPES[tensor.data_type][1]
 
 
 def _external(tensor: TensorProto, needed: int, folder: Path, manifest: Manifest) -> str:
@@ -255,7 +269,7 @@ def _described(spec: TensorSpec) -> str:
 
 
 def _check_nodes(model: onnx.ModelProto) -> None:
-    """Raises unless the operators and attributes are ours, and ONNX's own checker finds the graph sound."""
+    """Raises unless the operators and attributes are allowed, and ONNX's own checker finds the graph sound."""
     graph = model.graph
     nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
     if len(nodes) > MAX_NODES:
@@ -275,28 +289,51 @@ def _check_nodes(model: onnx.ModelProto) -> None:
 
 
 def _check_node(node: onnx.NodeProto) -> None:
+    """Raises unless a node is one of ONNX's operators or the plugin, without graphs inside, its numbers in bounds.
+
+    Which of ONNX's operators an export has depends on the versions of PyTorch and onnxsim that made it.
+    """
     kind = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-    known = ATTRIBUTES.get(kind)
-    if known is None:
+    if kind != PLUGIN and (node.domain or not _is_plain(node.op_type)):
         raise _RefusedError(f"it has the operator {kind}")
     if not node.output or not node.output[0]:
         raise _RefusedError(f"{node.name} makes nothing")
     names = [attribute.name for attribute in node.attribute]
-    if len(set(names)) != len(names) or not known.keys() >= set(names):
+    if len(set(names)) != len(names) or (kind == PLUGIN and not set(names) <= set(PLUGIN_ATTRIBUTES)):
         raise _RefusedError(f"{node.name} ({kind}) has the attributes {', '.join(names)}")
     for attribute in node.attribute:
-        values: Mapping[int, Any] = {
-            onnx.AttributeProto.INT: [attribute.i], onnx.AttributeProto.INTS: attribute.ints,
-            onnx.AttributeProto.FLOAT: [attribute.f], onnx.AttributeProto.STRING: [attribute.s],
-        }  # fmt: skip
-        allowed, found = known[attribute.name], values.get(attribute.type, ())
-        if isinstance(allowed, set):
-            fits = attribute.type == onnx.AttributeProto.STRING and attribute.s in allowed
-        else:
-            fits = attribute.type != onnx.AttributeProto.STRING
-            fits = fits and 1 <= len(found) <= 16 and all(allowed[0] <= value <= allowed[1] for value in found)
-        if not fits:
-            raise _RefusedError(f"{node.name} ({kind}) has {attribute.name} {list(found)}")
+        found = _numbers(attribute)
+        if found is None or len(found) > MAX_NUMBERS:
+            raise _RefusedError(f"{node.name} ({kind}) has the attribute {attribute.name} in another form")
+        low, high = BOUNDS.get(kind, {}).get(attribute.name, ANY_NUMBER)
+        if not all(low <= value <= high for value in found):
+            raise _RefusedError(f"{node.name} ({kind}) has {attribute.name} {found}")
+
+
+def _is_plain(op_type: str) -> bool:
+    """Whether ONNX has an operator of that name, and it takes no graphs, as loops do."""
+    if not onnx.defs.has(op_type):
+        return False
+    graphs = (onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS)
+    return not any(known.type in graphs for known in onnx.defs.get_schema(op_type).attributes.values())
+
+
+def _numbers(attribute: onnx.AttributeProto) -> list[float] | None:
+    """The numbers of an attribute, none of a text; None for other kinds, and for a tensor that lies elsewhere."""
+    kinds = onnx.AttributeProto
+    if attribute.type == kinds.TENSOR:
+        tensor = attribute.t
+        count = math.prod(tensor.dims)
+        if tensor.data_type not in TYPES or tensor.external_data or not 0 <= count <= MAX_NUMBERS:
+            return None
+        if _stored_bytes(tensor) != count * TYPES[tensor.data_type][1]:
+            return None
+        return [] if tensor.data_type == TensorProto.FLOAT8E4M3FN else numpy_helper.to_array(tensor).ravel().tolist()
+    values: Mapping[int, list[float]] = {
+        kinds.INT: [attribute.i], kinds.INTS: list(attribute.ints), kinds.FLOAT: [attribute.f],
+        kinds.FLOATS: list(attribute.floats), kinds.STRING: [],
+    }  # fmt: skip
+    return values.get(attribute.type)
 
 
 def _check_shapes(model: onnx.ModelProto, manifest: Manifest) -> None:
