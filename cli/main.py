@@ -132,8 +132,10 @@ def _run(args: Sequence[str] | None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except MemoryError:
-        printing.error("not enough memory: free some, or use smaller images, a smaller batch or resolution")
+    except MemoryError as error:
+        error.__traceback__ = error.__context__ = None  # what its frames hold is free for the line below
+        # Printed without the functions of `printing`, which need memory.
+        sys.stderr.write("error: not enough memory: free some, or use smaller images, a smaller batch or resolution\n")
         code = 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

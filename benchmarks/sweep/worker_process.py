@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import signal
@@ -44,6 +45,8 @@ class WorkerError(Exception):
 class Worker:
     """A process that answers jobs.
 
+    Raises WorkerError where it cannot be started: no descriptors, processes or memory are left.
+
     Args:
         log: file for its stderr.
         threads: number of threads of its numeric libraries.
@@ -57,15 +60,24 @@ class Worker:
     ) -> None:  # fmt: skip
         self.log, self.memory_bytes = log, memory_bytes
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8",
-                env=os.environ | _threads(threads) | dict(environment or {}),
-                start_new_session=True,  # Ctrl-C is the parent's to handle
-            )  # fmt: skip
+        try:
+            with log.open("wb") as errors:
+                self.process = subprocess.Popen(
+                    list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8",
+                    env=os.environ | _threads(threads) | dict(environment or {}),
+                    start_new_session=True,  # Ctrl-C is the parent's to handle
+                )  # fmt: skip
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise  # by the log
+            raise WorkerError("failed", f"its process could not be started ({error.strerror or error})") from None
         self._forget = register(self.end)
         self.answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        try:
+            threading.Thread(target=self._listen, daemon=True).start()
+        except RuntimeError as error:
+            self.end()
+            raise WorkerError("failed", f"its answers could not be read ({error})") from None
 
     @property
     def pid(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,6 +18,7 @@ from fvexport.benchmarks.sweep.messages import Weights
 from fvexport.benchmarks.sweep.plan import Plan, compiles, make_plan
 from fvexport.benchmarks.sweep.sweep_options import Measuring, SweepOptions
 from fvexport.benchmarks.sweep.windows import TimedWindow, is_stable, spread, summarize, unstable_reason
+from fvexport.benchmarks.sweep.worker_process import Worker, WorkerError
 from fvexport.calibration.policy import QUANT_TARGETS
 from fvexport.cli.sweep_command import sweep
 from fvexport.core.errors import ConfigError, UnavailableError
@@ -204,3 +206,9 @@ def test_why_it_is_unstable_is_said() -> None:
     assert unstable_reason(wild, how) == "after 4 rounds the last 3 windows still differ by 66.7%, more than 5%"
     cut = summarize(taken(1, 1), how, "wall")
     assert unstable_reason(cut, how, "the budget ended") == "the budget ended after 2 of 3 rounds"
+
+
+def test_a_worker_that_cannot_be_started(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="could not be started") as caught:
+        Worker(tmp_path / "log", threads=1, command=["/nonexistent/python"])
+    assert caught.value.status == "failed"
