@@ -1,6 +1,12 @@
 """`fvexport`, also as `python -m fvexport`: handles signals before it imports anything that takes time."""
 
-from .cli.signals import end_on_signals
+import sys
+
+try:
+    from .cli.signals import end_on_signals
+except KeyboardInterrupt:  # before the handlers exist
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 
 def main() -> None:

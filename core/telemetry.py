@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 SWITCHES = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime from 1.31; it writes a warning without a home folder, too
@@ -18,7 +17,6 @@ def set_switches() -> None:
         os.environ.setdefault(name, value)
 
 
-def stop_onnxruntime(ort: Any) -> None:
-    """Tells onnxruntime, also if it was imported before this package; `ort` is the module."""
-    if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
-        ort.disable_telemetry_events()
+def is_off(name: str) -> bool:
+    """Whether a variable of `SWITCHES` has the value there."""
+    return os.environ.get(name) == SWITCHES[name]

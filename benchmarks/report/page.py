@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
+from ...core.errors import UnavailableError, first_line
 from ...core.phrases import counted, first_few
 from ...core.shell import command_line
 from ..sweep.result import Result
@@ -68,8 +70,8 @@ class HeadlineRow:
 def build_page(loaded: Loaded, comparison: Comparison | None) -> str:
     """The page as HTML."""
     import jinja2
-    import matplotlib
 
+    matplotlib = _import_matplotlib()
     from .svg import RC
 
     environment = jinja2.Environment(
@@ -80,6 +82,25 @@ def build_page(loaded: Loaded, comparison: Comparison | None) -> str:
     with matplotlib.rc_context(RC):
         context = _context(loaded, comparison)
     return environment.get_template("page.html.j2").render(context)
+
+
+def _import_matplotlib() -> Any:
+    """matplotlib, which may warn of a home folder that cannot be written, and then uses a temporary one for its fonts.
+
+    Raises UnavailableError if it finds no folder at all.
+    """
+    log = logging.getLogger("matplotlib")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        import matplotlib
+
+        matplotlib.get_cachedir()
+    except OSError as error:
+        raise UnavailableError(f"no report can be drawn ({first_line(error, 400)})") from None
+    finally:
+        log.setLevel(level)
+    return matplotlib
 
 
 def _context(loaded: Loaded, comparison: Comparison | None) -> dict[str, Any]:

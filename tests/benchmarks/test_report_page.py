@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -339,3 +342,17 @@ def test_wording() -> None:
     assert milliseconds(54.8) == "54.8 ms" and milliseconds(12_345) == "12.3 s"
     assert [percent(v) for v in (0.052, -0.123, 0.00001)] == ["+5.2 %", "−12 %", "0.0 %"]
     assert times(1.239) == "1.24×" and times(12.39) == "12.4×"
+
+
+@pytest.mark.parametrize("temporary", [True, False])
+def test_matplotlib_without_a_home(tmp_path: Path, temporary: bool) -> None:
+    """It draws in a temporary folder without a warning, or the error names what to set."""
+    hide = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/dev/null']; " if not temporary else ""
+    code = hide + "from fvexport.benchmarks.report.page import _import_matplotlib; _import_matplotlib()"
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL", "TMP"))}
+    kept |= {"HOME": "/dev/null/home", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=False)
+    if temporary:
+        assert (done.returncode, done.stderr) == (0, "")
+    else:
+        assert "UnavailableError: no report can be drawn (" in done.stderr and "MPLCONFIGDIR" in done.stderr

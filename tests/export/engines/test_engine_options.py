@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -15,6 +18,7 @@ from fvexport.export.engines.engine_options import (
     EngineOptions,
     Profile,
 )
+from fvexport.export.engines.trtexec_command import command_line
 
 SPANS = st.lists(st.integers(1, 9), min_size=3, max_size=3).map(sorted).map(tuple)
 
@@ -120,3 +124,14 @@ def test_the_command_that_installs_it(gpu, jetson, cuda, flavour, command, monke
     monkeypatch.setattr(place + "_is_jetson", lambda: jetson)
     monkeypatch.setattr(place + "cuda_major", lambda: cuda)
     assert install_command(flavour) == command
+
+
+@pytest.mark.parametrize("name", ["a b", "caf\udce9", "x\nrm -rf y", "it's", "$(id)", "é"])
+def test_the_trtexec_line_is_one_line_that_bash_reads(name: str) -> None:
+    profile = Profile(batch=(1, 1, 1), height=(128,) * 3, width=(128,) * 3)
+    line = command_line("tensorrt", Path(name) / "m.onnx", Path("p"), profile, False, EngineOptions())
+    assert line.isprintable()
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout.split(
+        b"\0"
+    )
+    assert words[1] == b"--onnx=" + os.fsencode(f"{name}/m.onnx")
