@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import system
@@ -315,8 +314,7 @@ def _no_home(subject: Subject, place: Place, draw: random.Random) -> None:
         "read-only TMPDIR": {"TMPDIR": str(read_only)},
     }
     kind = draw.choice(sorted(kinds))
-    with suppress(OSError):
-        system.give_to_nobody(place)
+    system.give_to_nobody(place)
     variables = tuple(kinds[kind].items())
     nobody = system.become_nobody if os.geteuid() == 0 else None
     ended = run(subject.again(place), place, Interference(before=nobody, environment=variables))

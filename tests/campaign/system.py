@@ -90,8 +90,11 @@ def become_nobody() -> None:
 
 
 def give_to_nobody(place: Place) -> None:
-    """Makes all folders of a place that user's."""
+    """Makes all folders of a place that user's; raises Skipped if that user cannot reach them."""
     if os.geteuid() == 0:
+        for folder in place.root.parents:
+            if not folder.stat().st_mode & 0o001:
+                raise Skipped(f"{folder} is closed to other users; choose another --out")
         for path in (place.root, *place.root.rglob("*")):
             os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
 
