@@ -20,6 +20,7 @@ from ..core.errors import ConfigError, first_line
 from ..core.hashing import file_sha256
 from ..core.input_file import check_regular, read_json
 from ..core.output_path import check_file, os_errors, put_file, scratch_beside
+from ..core.phrases import printable
 from ..core.progress import Progress, silent
 from ..core.threads import torch_threads
 from ..encoder.checkpoint import Checkpoint, CheckpointInfo
@@ -125,6 +126,8 @@ def _check_place(path: Path, force: bool) -> None:
     """Raises ConfigError or ArtifactError where `calibrate` could not write in the end."""
     if path.suffix != ".json":
         raise ConfigError(f"--out must name a .json file; found {path}")
+    if printable(path.name) != path.name:  # the file names its statistics, which get a similar name
+        raise ConfigError(f"the name of {path} is not UTF-8; choose another --out")
     check_file(path, force=force)
     if not path.parent.is_dir():
         raise ConfigError(f"{path.parent} is no folder; make it, or choose another --out")

@@ -18,6 +18,7 @@ from ..core.errors import ArtifactError, ExportError, UnavailableError
 from ..core.output_path import os_errors, put_folder, scratch_beside
 from ..core.progress import Progress, silent
 from ..core.records import parse
+from ..core.temporary import check_temporary_folder
 from ..core.verdict.sections import VerdictSection
 from ..encoder.checkpoint import Checkpoint
 from ..encoder.weight_options import WeightOptions
@@ -134,6 +135,7 @@ def _from_artifact(build: _Build, artifact: Artifact | str | os.PathLike[str]) -
 
 def _from_checkpoint(build: _Build) -> EngineReport:
     """The engine of an ONNX artifact that is exported first, or was exported before."""
+    check_temporary_folder()  # if an ONNX file has to be exported
     export = build.request.export
     options = export.graph
     if options.quantized and options.chooses_target:

@@ -238,6 +238,7 @@ def test_the_same_statistics_may_stand_already(made: CalibrationReport, monkeypa
         ("missing/ranges.json", ["missing is no folder", "--out"]),
         ("file/ranges.json", ["file is not a folder"]),
         ("folder.json", ["folder.json is a folder"]),
+        ("caf\udce9.json", ["is not UTF-8", "--out"]),
     ],
 )
 @pytest.mark.parametrize("force", [False, True])
