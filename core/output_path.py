@@ -121,7 +121,11 @@ def scratch_beside(out: Path) -> Iterator[Path]:
                 error.args = (str(error).replace(str(scratch), str(out)), *error.args[1:])
                 raise
         finally:
-            made.remove()
+            try:
+                made.remove()
+            except BaseException:  # a signal
+                made.remove()
+                raise
 
 
 def remove_leftovers(out: Path) -> None:
