@@ -48,7 +48,7 @@ fuzz: $(STAMP)  ## Read damaged files of every kind, FUZZ=5000 for each reader (
 
 COUNT := 50
 SEED := 0
-campaign: FUZZ := 1500
+campaign: FUZZ := 500
 campaign: $(STAMP)  ## Kill, starve and attack every command, in at most 30 minutes (parts: ONLY=kills,faults COUNT=5)
 	$(BIN)/python tests/campaign --seed $(SEED) --count $(COUNT) --fuzz $(FUZZ) --only '$(ONLY)' $(if $(INDEX),--index $(INDEX))
 

@@ -123,7 +123,7 @@ def scratch_beside(out: Path) -> Iterator[Path]:
         finally:
             try:
                 made.remove()
-            except BaseException:  # Ctrl-C meanwhile
+            except BaseException:  # a signal
                 made.remove()
                 raise
 

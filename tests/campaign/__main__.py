@@ -39,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python tests/campaign", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="parts or rows, separated by commas: kills,faults.signals")
     parser.add_argument("--count", type=int, default=COUNT, help="kills of each command; other parts take a share")
-    parser.add_argument("--fuzz", type=int, default=0, help="inputs for each reader [default: 30 x --count]")
+    parser.add_argument("--fuzz", type=int, default=0, help="inputs for each reader [default: 10 x --count]")
     parser.add_argument("--seed", type=int, default=0, help="of all random numbers")
     parser.add_argument("--index", type=int, help="only the case with this index")
     parser.add_argument("--jobs", type=int, default=2, help="cases that run at once")
@@ -52,7 +52,7 @@ def main() -> int:
         part: [
             case
             for case in importlib.import_module(part).make_cases(
-                (options.fuzz or 30 * options.count) if part == "fuzz" else options.count
+                (options.fuzz or 10 * options.count) if part == "fuzz" else options.count
             )
             if (not only or case.matches(only)) and options.index in (None, case.index)
         ]

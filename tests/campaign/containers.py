@@ -21,10 +21,10 @@ PAUSE_S = 30.0
 
 
 def make_cases(count: int) -> Iterator[Case]:
-    """A fifth of `count` for each command and way of writing, and each command once under a read-only root."""
+    """A tenth of `count` for each command and way of writing, and each command once under a read-only root."""
     for name in TWO:
         for what, force in (("two at once", False), ("two at once, --force", True)):
-            for index in range(max(1, count // 5)):
+            for index in range(max(1, count // 10)):
                 run_case = _two(SUBJECTS[name], force=force)
                 yield Case(part="containers", name=f"{name}, {what}", index=index, run=run_case)
     for name, subject in SUBJECTS.items():

@@ -21,8 +21,8 @@ from commands import NONE, Ended, Interference, Place, run, start
 from subjects import SUBJECTS, Subject
 
 SHARE = {
-    "full disk": 0.4, "full temporary folder": 0.1, "full cache": 0.1, "file size": 0.1, "lost permission": 0.2,
-    "signal": 0.6, "signal at start": 0.4, "memory": 0.2, "descriptors": 0.2, "clock": 0.1, "no home": 0.1,
+    "full disk": 0.14, "full temporary folder": 0.02, "full cache": 0.02, "file size": 0.04, "lost permission": 0.08,
+    "signal": 0.2, "signal at start": 0.1, "memory": 0.06, "descriptors": 0.06, "clock": 0.02, "no home": 0.06,
 }  # fmt: skip
 """Cases of one fault for each command, as a share of the kills."""
 NOT_FOR_SWEEPS = ("full temporary folder", "full cache", "file size")
@@ -42,7 +42,7 @@ def make_cases(count: int) -> Iterator[Case]:
     }  # fmt: skip
     for name, subject in SUBJECTS.items():
         for fault, function in faults.items():
-            share = SHARE[fault] / (10 if name == "sweep" else 2 if name == "trt" else 1)
+            share = SHARE[fault] / (5 if name == "sweep" else 2 if name == "trt" else 1)
             if name == "sweep" and fault in NOT_FOR_SWEEPS:
                 continue
             for index in range(max(1, round(count * share))):
