@@ -9,6 +9,7 @@ What lives here
     attention_plugin  attention as one node, for TensorRT's plugin
     passes          our own graph clean-up, and onnxsim, with weights standing aside
     simplification  whether the simplified graph is taken
+    onnxsim_process  onnxsim in a process of its own
     rules           what every exported graph must look like
     clock           seconds of each phase
     onnx_export     the main job: checkpoint -> artifact
@@ -20,13 +21,15 @@ What lives here
                     from an artifact back to its checkpoint, and to the module that was exported
     prepare         from a checkpoint to the module that is exported: fused, inside FP16, quantized
     artifact        the folder: opened with checks, written whole or not at all
+    onnx_file       what its graph may contain
+    model_file      its graph for libraries that refuse links and names that are not UTF-8
     parity          the verdict: artifact against the eager model
     parity_runs     what it runs: photographs in batches
     parity_backends  what it runs them on: backends with inner tensors, and with half precision emulated
     triton_server   an artifact as a model of Triton Inference Server
+    server_options  its instances and threads
     inspection      operators, parameters, multiply-adds and activations of an artifact
     operators       the fused encoder operator by operator: sizes, multiply-adds, weights
-    gpus            peak rates of well-known GPUs
     roofline        bytes, operations and the floor of each block, and what fusing removes
     features        many images -> one safetensors file, in bounded memory
     drop_in         `patch`: an artifact in the place of a loaded FastVLM's vision tower

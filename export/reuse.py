@@ -10,6 +10,7 @@ from ..calibration.calibrate import load_ranges
 from ..calibration.calibration_options import DEFAULT_SAMPLES, CalibrationOptions
 from ..calibration.photos import calibration_data
 from ..core.errors import ArtifactError
+from ..core.output_path import remove_leftovers
 from ..encoder.checkpoint import Checkpoint
 from .artifact import MANIFEST_FILE, Artifact, check_writable
 from .export_options import ExportOptions
@@ -33,6 +34,7 @@ def standing(
     if not (target / MANIFEST_FILE).is_file():
         check_writable(target, force=force)
         return None
+    remove_leftovers(target)  # of a run that was killed after it had put the artifact there
     try:
         found = Artifact.open(target)
         reason = differs(found.manifest, checkpoint, options, calibration)
