@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from .. import __version__
-from ..core.errors import FvexportError
+from ..core.errors import FvexportError, lacks_memory
 from ..core.hardware import quota_threads
 from ..core.phrases import did_you_mean
 from . import printing, signals
@@ -132,7 +132,9 @@ def _run(args: Sequence[str] | None) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except MemoryError as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if not lacks_memory(error):
+            raise
         error.__traceback__ = error.__context__ = None  # what its frames hold is free for the line below
         # Printed without the functions of `printing`, which need memory.
         sys.stderr.write("error: not enough memory: free some, or use smaller images, a smaller batch or resolution\n")

@@ -8,6 +8,12 @@ from __future__ import annotations
 
 from .plain_text import without_escapes
 
+_NO_MEMORY = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "not enough memory",
+    "failed to map segment",  # the system's loader, of an ImportError
+    "could not create a primitive",  # oneDNN
+    "can't start new thread",
+)  # fmt: skip
 LONGEST = 1200
 """Characters of an error's message at most; longer ones lose their middle."""
 
@@ -28,6 +34,12 @@ class FvexportError(Exception):
 def first_line(error: BaseException, limit: int = 200) -> str:
     """The first line of a foreign error's message, without colours, or its type if it has none."""
     return (without_escapes(str(error)).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, in whichever words a library has for it."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or any(part in words for part in _NO_MEMORY)
 
 
 def root_cause(error: BaseException) -> BaseException:

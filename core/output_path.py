@@ -242,10 +242,15 @@ def put_folder(scratch: Path, out: Path, *, force: bool, ours: Callable[[Path], 
 
 def remove(path: Path) -> None:
     """Removes a file, a link (not its target) or a whole folder; a missing path is no error."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
+    if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    if path.exists():  # `rmtree` needs several descriptors, of which none may be left
+        with suppress(OSError):
+            for inner in list(path.iterdir()):
+                remove(inner)
+            path.rmdir()
 
 
 def _taken(out: Path) -> ArtifactError:
@@ -359,11 +364,12 @@ class _Scratch:
         """Removes the folder, its lock last: if this run is killed meanwhile, the next one goes on."""
         if self.folder == Path():
             return
-        with suppress(OSError):
-            for path in self.folder.iterdir():
-                if path.name != LOCK:
-                    remove(path)
-        self._close()
+        for _ in range(2):
+            with suppress(OSError):
+                for path in self.folder.iterdir():
+                    if path.name != LOCK:
+                        remove(path)
+            self._close()  # the second time with one more descriptor
         with suppress(OSError):
             (self.folder / LOCK).unlink(missing_ok=True)
             self.folder.rmdir()

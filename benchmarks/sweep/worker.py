@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from ...core.errors import FvexportError, first_line
+from ...core.errors import FvexportError, first_line, lacks_memory
 from .messages import (
     Answer,
     Describe,
@@ -34,9 +34,6 @@ from .result import Status
 if TYPE_CHECKING:
     from .cell_runner import CellRunner
     from .file_builder import FileBuilder
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "not enough memory")
-"""In the messages of torch, onnxruntime, OpenVINO and the C++ library, in lower case."""
 
 
 class Server:
@@ -106,9 +103,7 @@ def serve(jobs: TextIO, answers: TextIO, server: Server) -> None:
 
 def status_of(error: BaseException) -> Status:
     """`oom` for everything that says so in any library's words, else `failed`."""
-    text = str(error).lower()
-    gone = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return "oom" if gone or any(words in text for words in OUT_OF_MEMORY) else "failed"
+    return "oom" if lacks_memory(error) or type(error).__name__ == "OutOfMemoryError" else "failed"
 
 
 def reason_of(error: BaseException) -> str:

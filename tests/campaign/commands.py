@@ -167,17 +167,17 @@ class Ended:
         expect(self.code == 0, f"the command failed: {self.in_words()}")
 
     def check_success_or_one_line(self, mention: str = "") -> None:
-        """Raises Failed unless it succeeded, or failed with one line, which contains `mention`."""
+        """Raises Failed unless it succeeded, or failed with one line for each problem, one of which has `mention`."""
         self.check_clean()
         if self.code == 0:
             return
         expect(self.code == 1, f"it ended with {self.in_words()}, neither with success nor with an error")
         lines = [line for line in self.err.splitlines() if not line.startswith(("note: ", "warning: "))]
         expect(
-            len(lines) == 1 and lines[0].startswith("error: "),
-            f"not one line of error: {len(lines)} lines, {self.err[-600:]!r}",
+            bool(lines) and all(line.startswith("error: ") for line in lines),
+            f"not one line for each error: {len(lines)} lines, {self.err[-600:]!r}",
         )
-        expect(mention in lines[0], f"the error does not mention {mention}: {lines[0]!r}")
+        expect(any(mention in line for line in lines), f"no error mentions {mention}: {lines[0]!r}")
 
 
 @dataclass

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from fvexport.core.errors import LONGEST, FvexportError, first_line, one_line, root_cause
+import pytest
+
+from fvexport.core.errors import LONGEST, FvexportError, first_line, lacks_memory, one_line, root_cause
 
 
 def test_a_message_is_one_line_whatever_it_quotes() -> None:
@@ -39,3 +41,19 @@ def test_root_cause() -> None:
     other = ValueError("other")
     alone.__cause__, other.__cause__ = other, alone
     assert root_cause(alone) in (alone, other)  # a circle ends
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (MemoryError(), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("could not create a primitive"), True),
+        (ImportError("libopenvino.so: failed to map segment from shared object"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("shape mismatch"), False),
+        (ImportError("no module named x"), False),
+    ],
+)
+def test_a_lack_of_memory_in_the_words_of_libraries(error: BaseException, lacks: bool) -> None:
+    assert lacks_memory(error) == lacks
