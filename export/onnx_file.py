@@ -69,7 +69,7 @@ BOUNDS: dict[str, dict[str, tuple[int, int]]] = {
     },
     "DequantizeLinear": {"axis": _AXIS, "block_size": (0, 0), "output_dtype": (0, max(TYPES))},
     "Gemm": {"alpha": (-1, 1), "beta": (-1, 1), "transA": _FLAG, "transB": _FLAG},
-    "LayerNormalization": {"axis": _AXIS, "epsilon": (0, 1), "stash_type": (1, max(TYPES))},
+    "LayerNormalization": {"axis": _AXIS, "epsilon": (0, 1 << 31), "stash_type": (1, max(TYPES))},
     "QuantizeLinear": {
         "axis": _AXIS, "saturate": _FLAG, "block_size": (0, 0), "output_dtype": (0, max(TYPES)),
         "precision": (0, max(TYPES)),
