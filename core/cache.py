@@ -56,9 +56,8 @@ def check_cache(file: Path) -> None:
 
 def make_cache(file: Path) -> None:
     """Makes the folders of a cache file with mode 0700, and checks them; raises OSError, also as `check_cache` does."""
-    missing = [folder for folder in (file.parent.parent, file.parent) if not os.path.lexists(folder)]
     file.parent.parent.parent.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
+    for folder in (file.parent.parent, file.parent):
         folder.mkdir(mode=0o700, exist_ok=True)
     check_cache(file)
 

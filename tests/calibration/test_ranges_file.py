@@ -293,8 +293,8 @@ def test_a_folder_without_permission(stats: Stats, tmp_path: Path, monkeypatch: 
 
 
 def test_an_interrupted_save_leaves_nothing(stats: Stats, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: object, path: Path, **__: object) -> None:
-        path.write_bytes(b"half")
+    def interrupt(_: object, path: str, **__: object) -> None:
+        Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ranges_file_module, "save_file", interrupt)

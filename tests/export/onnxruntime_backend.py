@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as utils
 
 
@@ -20,6 +19,8 @@ class TritonPythonModel:
         return config
 
     def initialize(self, args: dict[str, str]) -> None:
+        import onnxruntime as ort
+
         config = json.loads(args["model_config"])
         options = ort.SessionOptions()
         if threads := config["parameters"].get("intra_op_thread_count"):
