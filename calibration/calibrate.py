@@ -18,8 +18,8 @@ import torch
 
 from ..core.errors import ConfigError, first_line
 from ..core.hashing import file_sha256
-from ..core.input_file import check_regular, read_json
-from ..core.output_path import check_file, os_errors, put_file, scratch_beside
+from ..core.input_file import check_regular, read_json, read_text
+from ..core.output_path import check_file, os_errors, put_file, remove_leftovers, scratch_beside
 from ..core.phrases import printable
 from ..core.progress import Progress, silent
 from ..core.threads import torch_threads
@@ -35,6 +35,7 @@ from .ranges_file import UNREADABLE, Stats
 from .ranges_record import Ranges, RangesFile, SkippedImage, TensorRange
 
 AGAIN = "run `fvexport calibrate` again"
+ORPHANS = "orphans"
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,7 @@ def write_ranges(report: CalibrationReport, *, force: bool = True) -> None:
     """
     path, old = report.out, _named_side(report.out)
     orphan: Path | None = None
+    remove_leftovers(path, lambda folder: _remove_orphan(path, folder))
     with os_errors(path), scratch_beside(path) as scratch:
         try:
             report.stats.write(scratch)
@@ -164,8 +166,10 @@ def write_ranges(report: CalibrationReport, *, force: bool = True) -> None:
             side = path.with_name(f"{path.stem}-{digest[:12]}.safetensors")
             content = report.record.to_dict() | {"statistics": {"file": side.name, "sha256": digest}}
             orphan = None if side.exists() else side
+            _note_orphan(scratch.parent, orphan)
             put_file(scratch, side)
             scratch.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            _note_orphan(scratch.parent, orphan, old)
             put_file(scratch, path, force=force)
             orphan = old
         finally:
@@ -175,13 +179,31 @@ def write_ranges(report: CalibrationReport, *, force: bool = True) -> None:
                     orphan.unlink()
 
 
+def _note_orphan(scratch: Path, *sides: Path | None) -> None:
+    """Says in a scratch folder which statistics no JSON may name if this run is killed now."""
+    (scratch / ORPHANS).write_text("".join(f"{side.name}\n" for side in sides if side is not None), encoding="utf-8")
+
+
+def _remove_orphan(path: Path, scratch: Path) -> None:
+    """Removes the statistics that a killed run noted, unless the JSON names them."""
+    with contextlib.suppress(OSError, ValueError):
+        for name in read_text(scratch / ORPHANS).splitlines():
+            if _is_side(path, name) and path.with_name(name) != _named_side(path):
+                path.with_name(name).unlink(missing_ok=True)
+
+
+def _is_side(path: Path, name: str) -> bool:
+    """Whether `write_ranges` gives such a name to the statistics of `path`."""
+    return re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{12}\.safetensors", name) is not None
+
+
 def _named_side(path: Path) -> Path | None:
     """The statistics that a file which is to be replaced names, if that name is one that `write_ranges` gives."""
     try:
         name = RangesFile.from_dict(read_json(path)).statistics.file
     except UNREADABLE:
         return None
-    return path.with_name(name) if re.fullmatch(re.escape(path.stem) + r"-[0-9a-f]{12}\.safetensors", name) else None
+    return path.with_name(name) if _is_side(path, name) else None
 
 
 def load_ranges(path: Path) -> Stats:

@@ -140,9 +140,12 @@ def _run(args: Sequence[str] | None) -> int:
         sys.stderr.write("error: not enough memory: free some, or use smaller images, a smaller batch or resolution\n")
         code = 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            printing.error(f"too many open files ({error.filename}); raise the limit with `ulimit -n`")
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            printing.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
+        else:
             raise
-        printing.error(f"the disk is full ({error.filename or 'standard output'}); free some space")
         code = 1
     return code if isinstance(code, int) else 0
 

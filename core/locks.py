@@ -28,20 +28,27 @@ def locked(file: Path, busy: str, *, keep: bool = True) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(file, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise ArtifactError(busy) from None
-    try:
-        with nullcontext() if keep else undone(file.unlink):
-            yield
-    finally:
+
+    def free() -> None:
+        if not lock.is_locked:
+            return
         if not keep:
             with suppress(OSError):  # Windows removes no open file, but filelock does at the release
                 file.unlink()
         lock.release()
         if keep:
             file.touch()  # filelock removes it on Windows
+
+    with nullcontext() if keep else undone(free):
+        try:
+            lock.acquire()
+            yield
+        except filelock.Timeout as error:
+            if error.lock_file != lock.lock_file:
+                raise
+            raise ArtifactError(busy) from None
+        finally:
+            free()
 
 
 def try_lock(descriptor: int) -> bool | None:

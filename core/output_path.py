@@ -128,11 +128,16 @@ def scratch_beside(out: Path) -> Iterator[Path]:
                 raise
 
 
-def remove_leftovers(out: Path) -> None:
-    """Removes the scratch folders of killed runs that wrote `out`; puts an old folder back that one had moved away."""
+def remove_leftovers(out: Path, first: Callable[[Path], object] | None = None) -> None:
+    """Removes the scratch folders of killed runs that wrote `out`; puts an old folder back that one had moved away.
+
+    Args:
+        out: the place.
+        first: called with each of these folders before it is removed.
+    """
     for folder in _scratch_folders(out):
         with suppress(OSError):  # another user's, or another run removes it too
-            _remove_leftover(folder, out)
+            _remove_leftover(folder, out, first)
 
 
 def waiting_folder(out: Path) -> Path | None:
@@ -380,7 +385,7 @@ class _Scratch:
             os.close(descriptor)
 
 
-def _remove_leftover(folder: Path, out: Path) -> None:
+def _remove_leftover(folder: Path, out: Path, first: Callable[[Path], object] | None) -> None:
     """Removes a scratch folder whose lock nobody holds."""
     try:
         descriptor = os.open(folder / LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
@@ -390,6 +395,8 @@ def _remove_leftover(folder: Path, out: Path) -> None:
     if not try_lock(descriptor):
         os.close(descriptor)
         return
+    if first is not None:
+        first(folder)
     old = folder / REPLACED
     if old.is_dir() and not os.path.lexists(out):
         old.rename(out)

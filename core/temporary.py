@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -34,17 +35,27 @@ def temporary_folder() -> Iterator[Path]:
     Raises UnavailableError if it cannot be made, or writing in it fails in the block.
     """
     fix = "set TMPDIR to another folder"
-    try:
-        made = tempfile.TemporaryDirectory(prefix="fvexport-")
-    except OSError as error:
-        reason = why_not_written(error, Path("/"), elsewhere=fix) if error.filename else f"{error.strerror}; {fix}"
-        raise UnavailableError(f"cannot make a temporary folder: {reason}") from None
-    folder = Path(made.name)
-    with undone(lambda: shutil.rmtree(folder, ignore_errors=True)), made:
+    folder = Path()
+    # The name comes first: a signal between the making of a folder and the return of its name would leave it.
+    with undone(lambda: _remove(folder)):
         try:
-            yield folder
-        except OSError as error:
-            if error.filename is not None and not Path(str(error.filename)).is_relative_to(folder):
-                raise  # about another file
-            reason = why_not_written(error, folder, elsewhere=fix)
-            raise UnavailableError(f"cannot write temporary files in {folder.parent}: {reason}") from error
+            try:
+                folder = Path(tempfile.gettempdir(), f"fvexport-{secrets.token_hex(8)}")
+                folder.mkdir(mode=0o700)
+            except OSError as error:
+                reason = why_not_written(error, folder.parent, elsewhere=fix)
+                raise UnavailableError(f"cannot make a temporary folder: {reason}") from None
+            try:
+                yield folder
+            except OSError as error:
+                if error.filename is not None and not Path(str(error.filename)).is_relative_to(folder):
+                    raise  # about another file
+                reason = why_not_written(error, folder, elsewhere=fix)
+                raise UnavailableError(f"cannot write temporary files in {folder.parent}: {reason}") from error
+        finally:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    if folder != Path():
+        shutil.rmtree(folder, ignore_errors=True)
