@@ -9,11 +9,14 @@
 Names load on first use, so that `import fvexport` costs nothing.
 """
 
-from .core import telemetry as _telemetry
+import os as _os
 
 __version__ = "0.1.0"
 
-_telemetry.set_switches()  # before any of them is imported
+# onnxruntime from 1.31, which also writes a warning without a home folder, and huggingface_hub read these when they are
+# imported. No module of ours does it: until the command has its signal handlers, Ctrl-C prints a traceback.
+for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    _os.environ.setdefault(_name, "1")
 
 
 def __getattr__(name: str) -> object:

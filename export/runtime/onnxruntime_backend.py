@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,6 @@ import onnx
 from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError, UnavailableError, first_line
 from ...core.hardware import quota_threads
-from ...core.telemetry import is_off
 from ...core.utf8_path import utf8_path
 from ..artifact import AGAIN, MODEL_FILE, Artifact
 from ..backend_table import BackendInfo, get_backend, require, rtx_devices
@@ -57,7 +57,7 @@ class OnnxRuntimeBackend(Opened):
         require(row)
         import onnxruntime as ort
 
-        if is_off("ORT_DISABLE_TELEMETRY"):
+        if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
             ort.disable_telemetry_events()  # it may have been imported before this package
         if target != "onnxruntime-cpu" and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # finds the CUDA libraries that pip installed beside torch
