@@ -187,7 +187,8 @@ def _signal(subject: Subject, place: Place, draw: random.Random) -> None:
     allowed = {before, "new"} | ({"partial"} if subject.resumes else set())  # the signal may come after the result
     expect(state in allowed, f"after {number.name} the result is {state} instead of {before}")
     subject.check_no_leftovers(place)
-    rest = [str(path.relative_to(place.root)) for path in place.folder("tmp").iterdir()]
+    # Python and torch leave a file there if a signal comes between its making and the return of its name.
+    rest = [str(path.relative_to(place.root)) for path in place.folder("tmp").iterdir() if "fvexport-" in path.name]
     expect(not rest, f"after {number.name}, left in the temporary folder: {rest}")
 
 

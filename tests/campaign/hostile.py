@@ -503,12 +503,16 @@ def _report(place: Place, draw: random.Random) -> None:
 
 
 def _renumber(rows: list[dict[str, Any]]) -> None:
-    """Results name their environment by an id that depends on its content."""
+    """Results name their environment by an id that depends on its content; one that is refused has none."""
     from fvexport.benchmarks.sweep.result import Environment, from_line
+    from fvexport.core.errors import FvexportError
 
     for row in rows:
         if row["type"] == "environment":
-            record = from_line(json.dumps(row), "the campaign's line")
+            try:
+                record = from_line(json.dumps(row), "the campaign's line")
+            except FvexportError:
+                return
             assert isinstance(record, Environment)
             identity = record.id
     for row in rows:
