@@ -33,6 +33,15 @@ def undone(undo: Callable[[], object]) -> Iterator[None]:
         forget()
 
 
+def surely(undo: Callable[[], object]) -> None:
+    """Calls `undo`, and once more if a signal interrupts it."""
+    try:
+        undo()
+    except BaseException:
+        undo()
+        raise
+
+
 def undo_all() -> None:
     """Calls what is registered, the latest first."""
     while _pending:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from .cleanup import undone
+from .cleanup import surely, undone
 from .errors import ArtifactError
 
 
@@ -48,7 +48,7 @@ def locked(file: Path, busy: str, *, keep: bool = True) -> Iterator[None]:
                 raise
             raise ArtifactError(busy) from None
         finally:
-            free()
+            surely(free)
 
 
 def try_lock(descriptor: int) -> bool | None:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .cleanup import undone
+from .cleanup import surely, undone
 from .errors import ArtifactError, FvexportError
 from .input_file import kind_of
 from .locks import try_lock
@@ -121,11 +121,7 @@ def scratch_beside(out: Path) -> Iterator[Path]:
                 error.args = (str(error).replace(str(scratch), str(out)), *error.args[1:])
                 raise
         finally:
-            try:
-                made.remove()
-            except BaseException:  # a signal
-                made.remove()
-                raise
+            surely(made.remove)
 
 
 def remove_leftovers(out: Path, first: Callable[[Path], object] | None = None) -> None:

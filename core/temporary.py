@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .cleanup import undone
+from .cleanup import surely, undone
 from .errors import UnavailableError
 from .output_path import why_not_written
 
@@ -53,7 +53,7 @@ def temporary_folder() -> Iterator[Path]:
                 reason = why_not_written(error, folder, elsewhere=fix)
                 raise UnavailableError(f"cannot write temporary files in {folder.parent}: {reason}") from error
         finally:
-            _remove(folder)
+            surely(lambda: _remove(folder))
 
 
 def _remove(folder: Path) -> None:
