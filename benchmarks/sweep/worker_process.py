@@ -122,7 +122,7 @@ class Worker:
         if os.name == "posix":
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
-        else:
+        with contextlib.suppress(OSError):  # Windows has no groups
             self.process.kill()
         self.process.wait()
         self._forget()
