@@ -43,9 +43,7 @@ def _fuzzing(file: Path, test: str, count: int) -> Callable[[Path, random.Random
             raise Failed("\n".join(errors[-3:]) or done.stdout[-500:] + done.stderr[-500:])
         counts = [json.loads(path.read_text()) for path in (folder / "counts").glob("*.json")]
         tried = sum(row["tried"] for table in counts for row in table.values())
-        refused = sum(row.get("refused", 0) for table in counts for row in table.values())
         expect(tried > 0, "no input was tried")
-        expect(refused > 0, f"of {tried} inputs none was refused")
         return tried
 
     return case
