@@ -34,13 +34,17 @@ def temporary_folder() -> Iterator[Path]:
 
     Raises UnavailableError if it cannot be made, or writing in it fails in the block.
     """
+    check_temporary_folder()
     fix = "set TMPDIR to another folder"
-    folder = Path()
     # The name comes first: a signal between the making of a folder and the return of its name would leave it.
-    with undone(lambda: _remove(folder)):
+    folder = Path(tempfile.gettempdir(), f"fvexport-{secrets.token_hex(8)}")
+
+    def remove() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with undone(remove):
         try:
             try:
-                folder = Path(tempfile.gettempdir(), f"fvexport-{secrets.token_hex(8)}")
                 folder.mkdir(mode=0o700)
             except OSError as error:
                 reason = why_not_written(error, folder.parent, elsewhere=fix)
@@ -53,9 +57,4 @@ def temporary_folder() -> Iterator[Path]:
                 reason = why_not_written(error, folder, elsewhere=fix)
                 raise UnavailableError(f"cannot write temporary files in {folder.parent}: {reason}") from error
         finally:
-            surely(lambda: _remove(folder))
-
-
-def _remove(folder: Path) -> None:
-    if folder != Path():
-        shutil.rmtree(folder, ignore_errors=True)
+            surely(remove)
