@@ -58,14 +58,14 @@ def export_report(report: ExportReport, *, served: Path | None = None) -> None:
     if report.verdict is not None:
         verdict(report.verdict, blocks=manifest.quantization is None)
     elif not report.reused:
-        notices([f"parity was not checked; `fvexport parity {_quoted(report.artifact.path)}` does it"])
+        notices([f"parity was not checked; `fvexport parity {quoted(report.artifact.path)}` does it"])
     notices(report.notices)
     write_line(f"next: {_next(report.artifact)}")
 
 
 def _next(artifact: Artifact) -> str:
     """The command to type after an export, with the backend that a quantized file was made for."""
-    where, target = _quoted(artifact.path), quant_target(artifact.manifest)
+    where, target = quoted(artifact.path), quant_target(artifact.manifest)
     if target == "tensorrt":
         return f"fvexport trt --artifact {where}"
     backend = f" --backend {target}" if target else ""
@@ -152,7 +152,3 @@ def inspection(found: Inspection) -> None:
 
 def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
-
-
-def _quoted(path: object) -> str:
-    return quoted(path)
