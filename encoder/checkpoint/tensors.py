@@ -265,9 +265,8 @@ def _safetensors(source: str, file: Path) -> Iterator[Any]:
         with utf8_path(file) as path, safe_open(path, framework="pt") as handle:
             yield handle
     except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "unable to open file" not in str(
-            error
-        ):  # PyTorch's words for an OSError
+        # PyTorch, which opens the file again, makes a RuntimeError of an OSError.
+        if isinstance(error, RuntimeError) and "unable to open file" not in str(error):
             raise
         raise unfit(
             source, f"{file.name} cannot be read ({shown(error)})", "check the path, its permissions and free memory"
