@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Collection, Iterable
 
 
@@ -29,6 +30,14 @@ def counted(count: int, what: str) -> str:
 def printable(text: str) -> str:
     """`text` as any JSON can hold it: bytes of file names that are no UTF-8 are spelled out."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL`, or `signal 99` for one without a name here."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def first_few(items: Iterable[object], limit: int = 3) -> str:

@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import IO
 import onnx
 
 from ..core.errors import first_line
+from ..core.phrases import signal_name
 
 LIMIT_S = 600.0
 """Seconds that one graph may take; the released encoder's takes two."""
@@ -113,7 +113,7 @@ def _death(status: int) -> str:
     """How a process ended, by its exit status."""
     if status >= 0:
         return f"ended with exit code {status}"
-    name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+    name = signal_name(-status)
     hint = f": no memory, or no answer in {LIMIT_S:.0f} s" if name == "SIGKILL" else ""
     return f"was ended by {name}{hint}"
 

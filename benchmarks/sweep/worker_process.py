@@ -18,6 +18,7 @@ from typing import Protocol
 from ...core.cleanup import register
 from ...core.errors import one_line
 from ...core.hardware import has_cuda_gpu
+from ...core.phrases import signal_name
 from .messages import A, Failed, Job, read_answer, to_line
 from .process_memory import resident_bytes
 from .result import Status
@@ -145,8 +146,7 @@ class Worker:
         if code == -getattr(signal, "SIGKILL", 9):
             return WorkerError("oom", "the system killed the process, most likely since memory ran out")
         if code < 0:
-            name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
-            return WorkerError("crashed", f"the process died of {name}" + (f": {said}" if said else ""))
+            return WorkerError("crashed", f"the process died of {signal_name(-code)}" + (f": {said}" if said else ""))
         return WorkerError("crashed", f"the process ended with code {code}" + (f": {said}" if said else ""))
 
     def _last_words(self) -> str:

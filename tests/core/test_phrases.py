@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from fvexport.core.phrases import did_you_mean, first_few
+from fvexport.core.phrases import did_you_mean, first_few, signal_name
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,7 @@ def test_how_near_a_suggestion_must_be() -> None:
 def test_the_first_few(count: int, expected: str) -> None:
     assert first_few(iter(range(count))) == expected
     assert first_few(range(count), limit=20) == ", ".join(map(str, range(count)))
+
+
+def test_signal_names() -> None:
+    assert [signal_name(number) for number in (9, 15, 99)] == ["SIGKILL", "SIGTERM", "signal 99"]
