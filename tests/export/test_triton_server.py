@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,16 +29,7 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("tritonclient")
 
 
-def _schema() -> Any:
-    """The message `ModelConfig` as the server's client ships it; its package would import gRPC, which is not needed."""
-    (package,) = importlib.util.find_spec("tritonclient").submodule_search_locations
-    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(package) / "grpc" / "model_config_pb2.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-schema = _schema()
+schema = runpy.run_path(str(Path(__file__).parents[1] / "triton_schema.py"))["load_schema"]()
 
 
 def config(folder: Path) -> Any:

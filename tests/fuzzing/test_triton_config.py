@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-def schema() -> Any:
-    (package,) = importlib.util.find_spec("tritonclient").submodule_search_locations
-    spec = importlib.util.spec_from_file_location("model_config_pb2", Path(package) / "grpc" / "model_config_pb2.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MODEL_CONFIG = schema().ModelConfig
+MODEL_CONFIG = runpy.run_path(str(Path(__file__).parents[1] / "triton_schema.py"))["load_schema"]().ModelConfig
 
 
 def check(source: Artifact, folder: Path, document: Any) -> None:
