@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from .phrases import printable
+
 CONTROLS = "\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff"
 """Control characters, line separators, overrides of the writing direction, and what XML cannot hold; for `re`."""
 
@@ -28,6 +30,11 @@ def without_escapes(text: str) -> str:
 def plain_line(text: object) -> str:
     """`text` without escape sequences, with a space for each control character; blanks stay as they are."""
     return _IN_LINE.sub(" ", without_escapes(str(text)))
+
+
+def storable_line(text: object) -> str:
+    """`plain_line` without halves of UTF-16 pairs: what a file of UTF-8 can hold, such as a `records.Text`."""
+    return plain_line(printable(str(text)))
 
 
 def plain_text(text: str) -> str:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...core.errors import ArtifactError
-from ...core.phrases import printable
-from ...core.plain_text import plain_line
+from ...core.plain_text import storable_line
 from ..sweep.result import Absent, Environment, Result
 from ..sweep.store import Sweep, read_sweep, results_file
 
@@ -184,7 +183,7 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
 
 def shown_path(path: os.PathLike[str]) -> str:
     """A file's name as a page or table can hold it."""
-    return plain_line(printable(os.fspath(path)))
+    return storable_line(os.fspath(path))
 
 
 def machine(environment: Environment) -> str:

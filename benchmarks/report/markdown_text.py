@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ...core.phrases import printable
-from ...core.plain_text import plain_line
+from ...core.plain_text import storable_line
 from .formatting import THIN
 
 _MARKUP = re.compile(r"[\\`*~\[\]<>|]|(?<!\w)_|_(?!\w)|&(?=#?\w+;)")
@@ -18,7 +17,7 @@ _START = re.compile(r"[#+=-]|\d+(?=[.)])")
 
 def text(content: str) -> str:
     """One line of text; what would be HTML, a link, an image, emphasis or a table's border is shown as it is."""
-    plain = plain_line(printable(content)).replace(THIN, " ")
+    plain = storable_line(content).replace(THIN, " ")
     escaped = _MARKUP.sub(lambda found: "\\" + found[0], plain)
     return _ADDRESS.sub(lambda found: f"{found[1] or found[3]}\\{found[2] or found[4]}", escaped)
 
@@ -55,14 +54,14 @@ def bullets(items: Iterable[str]) -> str:
 
 def code(content: str) -> str:
     """Code within a line."""
-    plain = plain_line(printable(content))
+    plain = storable_line(content)
     fence = "`" * (1 + _longest_run(plain))
     return f"{fence} {plain} {fence}" if "`" in plain else f"{fence}{plain}{fence}"
 
 
 def console(content: str) -> str:
     """A command in a block of its own."""
-    plain = plain_line(printable(content))
+    plain = storable_line(content)
     fence = "`" * max(3, 1 + _longest_run(plain))
     return f"{fence}console\n{plain}\n{fence}\n"
 

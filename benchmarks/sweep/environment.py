@@ -8,8 +8,7 @@ from datetime import datetime, timezone
 from typing import cast
 
 from ...core import hardware
-from ...core.phrases import printable
-from ...core.plain_text import plain_line
+from ...core.plain_text import plain_line, storable_line
 from ...core.versions import versions_of
 from .process_memory import may_go_first
 from .result import Environment, Processor
@@ -27,7 +26,7 @@ def find_environment(measuring: Measuring, command: str) -> Environment:
     cpu["model"] = plain_line(cpu["model"])
     return Environment(
         date=now(),
-        command=plain_line(printable(command)),
+        command=storable_line(command),
         cpu=cast("Processor", cpu),
         memory_gb=None if memory is None else round(memory / 1e9, 1),
         gpus=tuple(map(plain_line, hardware.gpus())),

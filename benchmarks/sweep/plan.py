@@ -9,8 +9,7 @@ from typing import Any
 
 from ...core import hardware
 from ...core.errors import ConfigError, first_line
-from ...core.phrases import printable
-from ...core.plain_text import plain_line
+from ...core.plain_text import plain_line, storable_line
 from ...export.backend_table import BACKENDS, BackendInfo, get_backend, why_absent
 from ...export.precision import QUANTIZED, Precision
 from ..peers.table import PEERS, get_peer, why_peer_absent
@@ -107,7 +106,7 @@ class _Base:
         weights = self.weights
         return Cell(
             kind=kind, backend=backend, precision=precision, height=height, width=width, batch=batch,
-            threads=self.threads, variant=weights.variant, checkpoint=plain_line(printable(weights.checkpoint)),
+            threads=self.threads, variant=weights.variant, checkpoint=storable_line(weights.checkpoint),
             weights=weights.sha256[:12],
             samples=self.samples if precision in QUANTIZED else None, **own,
         )  # fmt: skip
