@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ from hypothesis import strategies as st
 from limits import fuzz, only_our_errors
 from mutations import hostile_text, json_documents
 
-from fvexport.export.artifact import Artifact
-from fvexport.export.manifest import Manifest
+from fvexport.export.artifact import MANIFEST_FILE, Artifact
 from fvexport.export.triton_server import write_repository
 
 pytest.importorskip("tritonclient")
@@ -29,8 +29,11 @@ MODEL_CONFIG = runpy.run_path(str(Path(__file__).parents[1] / "triton_schema.py"
 
 
 def check(source: Artifact, folder: Path, document: Any) -> None:
-    manifest = Manifest.from_json(json.dumps(document), "manifest.json")
-    out = write_repository(Artifact(source.path, manifest), folder, name="eye", platform="onnx", force=True)
+    changed = folder / "artifact"
+    if not changed.exists():  # the other files stay as they are
+        shutil.copytree(source.path, changed)
+    (changed / MANIFEST_FILE).write_text(json.dumps(document))
+    out = write_repository(Artifact.open(changed), folder / "models", name="eye", platform="onnx", force=True)
     found = text_format.Parse((out / "config.pbtxt").read_text(encoding="utf-8"), MODEL_CONFIG())
     assert {field.name for field, _ in found.ListFields()} <= FIELDS
     assert (found.name, found.backend, found.default_model_filename) == ("eye", "onnxruntime", "model.onnx")
