@@ -52,7 +52,11 @@ def backends(tmp_path: Path) -> Path:
     )
     Path(stub).chmod(Path(stub).stat().st_mode | stat.S_IXUSR)
     (folder / "onnxruntime").mkdir()
-    shutil.copy(Path(__file__).with_name("onnxruntime_backend.py"), folder / "onnxruntime" / "model.py")
+    shutil.copy(Path(__file__).with_name("onnxruntime_backend.py"), folder / "onnxruntime")
+    (folder / "onnxruntime" / "model.py").write_text(  # the stub's Python is isolated: it ignores PYTHONPATH
+        f"import sys\nsys.path += {[entry for entry in sys.path if entry]}\n"
+        "from onnxruntime_backend import TritonPythonModel\n"
+    )
     return folder
 
 
@@ -65,10 +69,7 @@ def server(repository: Path, backends: Path, log: Path) -> Iterator[Callable[[st
         port = free.getsockname()[1]
     program = PACKAGE / "tritonserver/bin/tritonserver"
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": str(PACKAGE.parent / "nvidia_pytriton.libs"),
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
+    environment = os.environ | {"LD_LIBRARY_PATH": str(PACKAGE.parent / "nvidia_pytriton.libs")}
     command = [
         program, f"--model-repository={repository}", f"--backend-directory={backends}", f"--http-port={port}",
         "--http-address=127.0.0.1", "--allow-grpc=false", "--allow-metrics=false",
