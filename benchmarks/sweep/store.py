@@ -141,4 +141,4 @@ def _records(file: Path) -> Iterator[Record]:
         for number, line in complete_lines(file):
             yield from_line(line, f"line {number} of {file}")
     except OSError as error:
-        raise ArtifactError(f"cannot read {file} ({error.strerror or error}); check its owner and mode") from None
+        raise ArtifactError(f"cannot read {file} ({error.strerror or error}); name a file that you may read") from None

@@ -158,7 +158,7 @@ def read_rows(out: Path, encoder: str) -> Iterator[Row]:
             if row is not None and row["encoder"] == encoder:
                 yield row
     except OSError as error:
-        raise ArtifactError(f"cannot read {out} ({error.strerror or error}); check its owner and mode") from None
+        raise ArtifactError(f"cannot read {out} ({error.strerror or error}); name a file that you may read") from None
 
 
 def _line(row: Row) -> bytes:
