@@ -4,6 +4,7 @@ import sys
 
 try:
     from .cli.signals import end_on_signals
+    from .cli.surroundings import open_standard_streams
 except KeyboardInterrupt:  # before the handlers exist
     sys.stderr.write("interrupted\n")
     sys.exit(130)
@@ -12,6 +13,7 @@ except KeyboardInterrupt:  # before the handlers exist
 def main() -> None:
     """Entry point; always ends in SystemExit."""
     end_on_signals()
+    open_standard_streams()
     from .cli.main import main as run
 
     run()

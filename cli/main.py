@@ -33,6 +33,7 @@ from .onnx_command import onnx
 from .options import is_verbose, verbose_option
 from .parity_command import parity
 from .report_command import report
+from .surroundings import check_surroundings
 from .sweep_command import sweep
 from .trt_command import trt
 from .tune_command import tune
@@ -59,6 +60,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            check_surroundings()
             with printed_warnings():
                 return super().invoke(ctx)
         except FvexportError as found:
