@@ -6,16 +6,22 @@ folder or file that another user owns or can write to is neither read nor writte
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
+import re
+import shutil
 import tempfile
 import warnings
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import platformdirs
 
-from .errors import FvexportWarning
+from .cleanup import register
+from .errors import ConfigError, FvexportWarning
+from .shell import quoted
 
 _OTHERS_WRITE = 0o022
 _told: set[Path] = set()
@@ -80,21 +86,35 @@ def is_trusted(file: Path) -> bool:
     return True
 
 
+def has_blanks(path: Path | str) -> bool:
+    """Whether a path has a blank, which `torch.compile` does not quote when it calls the C++ compiler."""
+    return re.search(r"\s", str(path)) is not None
+
+
 def keep_compilers_caches() -> None:
     """Has `torch.compile` keep its code in the user's cache, and Triton where the user has no home.
 
     Their defaults are `torchinductor_<user>` in the folder for temporary files, which any user can make first, and
     `~/.triton`. Folders that the user has named in the environment stay.
+
+    Raises:
+        ConfigError: what the user has named there is a file.
     """
     homeless = not Path(os.path.expanduser("~")).is_absolute()  # noqa: PTH111 - Path.expanduser raises
     kinds = {"TORCHINDUCTOR_CACHE_DIR": "inductor"} | ({"TRITON_CACHE_DIR": "triton"} if homeless else {})
     for variable, kind in kinds.items():
-        if variable in os.environ or (kind == "triton" and "TRITON_HOME" in os.environ):
+        if named := os.environ.get(variable):  # of an empty one they would take the current folder
+            if os.path.lexists(named) and not Path(named).is_dir():
+                raise ConfigError(f"{variable} is {quoted(named)}, which is no folder; set it to one")
+            continue
+        if kind == "triton" and os.environ.get("TRITON_HOME"):
             continue
         file = cache_folder(kind) / "any"
         with suppress(OSError):  # a read-only home: the compiler says what it needs
-            if is_trusted(file):
+            if not has_blanks(file) and is_trusted(file):
                 make_cache(file)
                 os.environ[variable] = str(file.parent)
                 continue
-        os.environ[variable] = tempfile.mkdtemp(prefix="fvexport-")
+        folder = os.environ[variable] = tempfile.mkdtemp(prefix="fvexport-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        register(partial(shutil.rmtree, folder, ignore_errors=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.cache import keep_compilers_caches
+from ...core.cache import has_blanks, keep_compilers_caches
 from ...core.dtypes import torch_dtype
 from ...core.errors import UnavailableError, first_line
 from ...core.temporary import check_temporary_folder
@@ -120,8 +121,10 @@ class PyTorchBackend(Opened):
             try:
                 y = self._forward(self._prepare(pixel_values))
             except torch._dynamo.exc.BackendCompilerFailed as error:
+                blanks = has_blanks(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+                fix = "set TORCHINDUCTOR_CACHE_DIR to a folder without blanks" if blanks else "install a C++ compiler"
                 raise UnavailableError(
-                    f"torch.compile fails here: {first_line(error)}; take --backend eager, or install a C++ compiler"
+                    f"torch.compile fails here: {first_line(error)}; take --backend eager, or {fix}"
                 ) from error
             # The graphs of torch.compile write their next result to the same place.
             return y if isinstance(self._turn, nullcontext) else y.clone()

@@ -124,6 +124,24 @@ def test_compilers_keep_their_code_where_others_cannot_write(
     monkeypatch.delenv(variable)
 
 
+@posix
+def test_compilers_get_a_folder_that_they_can_use(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv(variable, "")  # they would take the current folder
+    keep_compilers_caches()
+    assert Path(os.environ[variable]) == cache_folder("inductor")
+    monkeypatch.setenv(variable, str(tmp_path / "a file"))
+    (tmp_path / "a file").touch()
+    with pytest.raises(ConfigError, match=f"{variable} is '.*a file', which is no folder"):
+        keep_compilers_caches()
+    monkeypatch.delenv(variable)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "with blanks"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    keep_compilers_caches()  # the C++ compiler is called without quotes
+    assert "blanks" not in os.environ[variable]
+    monkeypatch.delenv(variable)
+
+
 def test_paths_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
