@@ -12,7 +12,7 @@ import onnx
 
 from ...core.dtypes import DTYPES
 from ...core.errors import ArtifactError, UnavailableError, first_line
-from ...core.hardware import quota_threads
+from ...core.hardware import quota_threads, usable_cpus
 from ...core.utf8_path import utf8_path
 from ..artifact import AGAIN, MODEL_FILE, Artifact
 from ..backend_table import BackendInfo, get_backend, require, rtx_devices
@@ -29,6 +29,8 @@ STOP_SPINNING = "session.force_spinning_stop"
 comes next: a language model's prefill, or images being decoded. Measured on two cores, with the full encoder at
 256 x 256 and four layers of a 0.5B Qwen2, in three processes each: time to first token 0.87 of the default's, the
 encoder alone 1.04; without any spinning (`session.intra_op.allow_spinning=0`) 0.95 and 1.18."""
+SPINNING = "session.intra_op.allow_spinning"
+"""Set to 0 where threads outnumber the processors: spinning, they would keep those that compute waiting."""
 EXACT_PRODUCTS = "session.x64quantprecision"
 """Set to 1, weights become uint8, whose products onnxruntime adds up in 32 bits on x86 without VNNI too."""
 Edit = Callable[[onnx.ModelProto], onnx.ModelProto]
@@ -69,6 +71,8 @@ class OnnxRuntimeBackend(Opened):
         options.log_severity_level = 4  # errors are raised, too
         options.add_session_config_entry(STOP_SPINNING, "1")
         options.intra_op_num_threads = threads or quota_threads() or 0
+        if options.intra_op_num_threads > len(usable_cpus()):
+            options.add_session_config_entry(SPINNING, "0")
         exact = may_saturate(artifact, target)
         if exact:
             self.computes += ", 8-bit products exact"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,14 @@ def test_ask_and_eval(
 @pytest.mark.parametrize("count", ["0", "-1", "1000000", "two"])
 def test_senseless_numbers(fvexport, command: tuple[str, ...], count: str) -> None:
     fvexport(*command, f"--threads={count}").one_line_error("--threads", code=2)
+
+
+def test_many_threads_take_no_longer(fvexport, artifact: Path, pictures: list[Path]) -> None:
+    """Threads of onnxruntime that spin keep each other waiting: this took a minute."""
+    start = time.monotonic()
+    command = ("encode", pictures[0], "--artifact", artifact, "--out", "a.safetensors", "--threads", 512)
+    assert fvexport(*command, "--backend", "onnxruntime-cpu").code == 0
+    assert time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize(("quota", "before", "expected"), [(0.5, None, "1"), (0.5, "7", "7"), (None, None, None)])
