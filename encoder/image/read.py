@@ -6,6 +6,7 @@ or an `ImageError` of one line that names the file, what was found and how to fi
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -234,6 +235,8 @@ def _failure(name: str, error: Exception) -> Exception:
     reason = first_line(error)
     if isinstance(error, MemoryError) or "memory" in reason.lower():
         return ImageError(f"not enough memory to read {name}: shrink it first, or free some memory")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return ImageError(f"cannot read {name}: too many open files; raise the limit with `ulimit -n`")
     if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of Pillow
         return ImageError(f"cannot read {name} ({reason}): check the disk")
     if isinstance(error, NotImplementedError) or re.search(
