@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import logging
 import os
 import platform
 import shutil
@@ -175,6 +176,7 @@ def examine(progress: Progress = silent) -> Machine:
 def _package(module: str) -> Package:
     name, required = LABELS.get(module, module), module in REQUIRED
     note = "required" if required else OPTIONAL[module]
+    logging.disable(logging.WARNING)  # matplotlib says where it cannot write before it raises
     try:
         if importlib.util.find_spec(module) is None:
             return Package(name, None, required, None, f"not installed ({note})")
@@ -182,6 +184,8 @@ def _package(module: str) -> Package:
     except (Exception, SystemExit) as error:  # a broken package fails in any way at all
         problem = f"fails to import: {_reason(error)}"
         return Package(name, version_of(name), required, problem, f"broken ({note})")
+    finally:
+        logging.disable(logging.NOTSET)
     # Its own word first: onnxruntime and others are published under several names.
     version = getattr(imported, "__version__", None) or version_of(name) or "unknown"
     return Package(name, str(version).removeprefix("v"), required, None, note)
