@@ -87,16 +87,25 @@ def simplify(model: ir.Model) -> tuple[ir.Model, str | None]:
     halves = any(v.dtype == ir.DataType.BFLOAT16 for v in model.graph.initializers.values())
     try:
         proto = onnxsim_process.simplify(skeleton, fold_constants=not halves)
+        with onnxsim_process.taking_answer():
+            return _completed(proto, weights, names), None
     except onnxsim_process.OnnxsimError as error:  # the traced graph is as good
         return model, str(error)
+
+
+def _completed(proto: onnx.ModelProto, weights: dict[str, Any], names: dict[str | None, str | None]) -> ir.Model:
+    """What onnxsim returned, with its weights, and with the names of nodes by those of their outputs."""
     result = ir.from_proto(proto)
-    missing = [n for n in weights if n not in {v.name for v in result.graph.inputs}]
+    inputs = {v.name for v in result.graph.inputs}
+    missing = [n for n in weights if n not in inputs]
     if missing:
-        return model, f"onnxsim dropped {len(missing)} weights, first {missing[0]}"
+        raise onnxsim_process.OnnxsimError(f"onnxsim dropped {len(missing)} weights, first {missing[0]}")
+    if any(isinstance(v.const_value, ir.ExternalTensor) for v in result.graph.initializers.values()):
+        raise ValueError("it refers to a file")
     _weights_back(result, weights)
     for node in result.graph:
         node.name = names.get(node.outputs[0].name) or f"{node.outputs[0].name}/{node.op_type}"
-    return result, None
+    return result
 
 
 def structure(model: ir.Model) -> onnx.ModelProto:

@@ -19,6 +19,7 @@ from ..encoder.config import FastViTHDConfig
 from .artifact import DATA_FILE, MODEL_FILE
 from .export_options import ExportOptions
 from .manifest import GraphSection
+from .onnxsim_process import OnnxsimError, taking_answer
 from .passes import name_dimensions, simplify, structure, tidy
 from .rules import check_rules
 from .runtime.emulate_half import with_rounding
@@ -53,12 +54,22 @@ def simplified(model: ir.Model, options: ExportOptions, config: FastViTHDConfig)
 
 def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: FastViTHDConfig) -> str | None:
     """Why the simplified graph is not to be used, or None."""
-    old, new = structure(before), structure(after)
+    old = structure(before)
     try:
-        check_rules(new, config, projector=options.projector, attention_plugin=options.attention_plugin)
-    except ExportError:
-        return "onnxsim's graph breaks our rules"
-    if _content(old) == _content(new):
+        with taking_answer():
+            new = structure(after)
+            try:
+                check_rules(new, config, projector=options.projector, attention_plugin=options.attention_plugin)
+            except ExportError:
+                return "onnxsim's graph breaks our rules"
+            onnx.checker.check_model(new, full_check=True)  # as the file will be
+            if _borders(new) != _borders(old):
+                raise ValueError("it has other inputs or outputs")
+            same_content = _content(new) == _content(old)
+            name_dimensions(after)  # the caller does it again, where an error would end the export
+    except OnnxsimError as error:
+        return str(error)
+    if same_content:
         return None
     try:
         same = _output(after, options), _output(before, options)
@@ -70,9 +81,19 @@ def _spoiled(before: ir.Model, after: ir.Model, options: ExportOptions, config: 
         ) from error
     except ModuleNotFoundError:
         return "onnxruntime, which would compare it, is not installed"
+    except MemoryError:
+        raise
     except Exception:  # onnxruntime's exceptions share no public base; a graph that does not run is not the same
         close = False
     return None if close else "onnxsim changed the numbers"
+
+
+def _borders(model: onnx.ModelProto) -> list[Any]:
+    """Names, types and numbers of axes of what goes in and comes out."""
+    return [
+        sorted((v.name, v.type.tensor_type.elem_type, len(v.type.tensor_type.shape.dim)) for v in values)
+        for values in (model.graph.input, model.graph.output)
+    ]
 
 
 def _content(model: onnx.ModelProto) -> list[Any]:

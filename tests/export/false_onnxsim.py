@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -81,3 +82,129 @@ def exits(*_: Any, **__: Any) -> Any:
 
 def hangs(*_: Any, **__: Any) -> Any:
     time.sleep(60)
+
+
+# --- answers that are no graph ----------------------------------------------------------------------
+
+
+def no_proto(model: onnx.ModelProto, **_: Any) -> tuple[Any, bool]:
+    class Garbage:
+        def SerializeToString(self) -> bytes:  # noqa: N802
+            return b"\xff\x07 no proto"
+
+    return Garbage(), True
+
+
+def text_as_bytes(model: onnx.ModelProto, **_: Any) -> tuple[Any, bool]:
+    class Text:
+        def SerializeToString(self) -> str:  # noqa: N802
+            return "text"
+
+    return Text(), True
+
+
+def into_our_pipe(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    for descriptor in range(3, 20):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"warning: \xff" * 4)
+    return model, True
+
+
+def few_bytes_into_our_pipe(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    for descriptor in range(3, 20):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"\n")
+    return model, True
+
+
+def huge_size_into_our_pipe(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    for descriptor in range(3, 20):
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"fvexport" + b"\xff" * 8)
+    return model, True
+
+
+def unknown_type_of_a_constant(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    if not model.graph.initializer:
+        model.graph.initializer.append(numpy_helper.from_array(np.array([99]), "one"))
+    model.graph.initializer[0].data_type = 99
+    return model, True
+
+
+def unknown_type_of_an_input(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    model.graph.input[0].type.tensor_type.elem_type = 77
+    return model, True
+
+
+def value_twice(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    model.graph.node.append(model.graph.node[0])
+    return model, True
+
+
+def input_twice(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    model.graph.input.append(model.graph.input[-1])
+    return model, True
+
+
+def without_outputs(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    del model.graph.output[:]
+    return model, True
+
+
+def without_the_shape_of_the_output(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    return model, True
+
+
+def without_opset(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    del model.opset_import[:]
+    return model, True
+
+
+def empty(*_: Any, **__: Any) -> tuple[onnx.ModelProto, bool]:
+    return onnx.ModelProto(), True
+
+
+def node_without_outputs(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    model.graph.node.append(helper.make_node("Identity", [model.graph.node[0].output[0]], []))
+    return model, True
+
+
+def constant_in_a_file(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    tensor = numpy_helper.from_array(np.array([1.0]), "afar")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="missing")
+    model.graph.initializer.append(tensor)
+    return model, True
+
+
+def constant_without_values(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    tensor = numpy_helper.from_array(np.array([1.0, 2.0]), "short")
+    tensor.raw_data = b"\0"
+    model.graph.initializer.append(tensor)
+    return model, True
+
+
+def forks_and_exits(*_: Any, **__: Any) -> Any:
+    """What it forked holds the pipes."""
+    if os.fork() == 0:
+        time.sleep(40)
+        os._exit(0)
+    os._exit(3)
+
+
+def forks_a_daemon_and_exits(*_: Any, **__: Any) -> Any:
+    """As above, and out of reach of a signal to the process group."""
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(15)
+        os._exit(0)
+    os._exit(3)
+
+
+def forks_and_works(model: onnx.ModelProto, **_: Any) -> tuple[onnx.ModelProto, bool]:
+    if os.fork() == 0:
+        time.sleep(40)
+        os._exit(0)
+    return model, True

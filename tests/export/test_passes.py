@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,32 @@ def test_wrong_simplification_is_not_taken(
     assert words in kept
     assert kept in report.notices
     assert len(kept.splitlines()) == 1
+
+
+NO_GRAPH = (
+    "no_proto", "into_our_pipe", "few_bytes_into_our_pipe", "huge_size_into_our_pipe", "unknown_type_of_a_constant",
+    "unknown_type_of_an_input", "value_twice", "input_twice", "without_outputs", "without_the_shape_of_the_output",
+    "without_opset", "node_without_outputs", "constant_in_a_file", "constant_without_values",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [*NO_GRAPH, "empty", "text_as_bytes"])
+def test_an_answer_that_is_no_graph_loses_no_export(
+    tmp_path: Path, tiny: Checkpoint, false_onnxsim: Callable[[str], None], wrong: str
+) -> None:
+    false_onnxsim(wrong)
+    report = export_onnx(tiny, tmp_path / "a", options=SMALL, parity=False)
+    kept = report.artifact.manifest.graph.kept_unsimplified
+    start = "onnxsim returned an invalid graph (" if wrong in NO_GRAPH else "onnxsim "
+    assert kept.startswith(f"the graph was not simplified: {start}")
+    assert kept in report.notices
+    assert len(kept.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_is_not_the_fault_of_an_answer_passes_on(error: type[BaseException]) -> None:
+    with pytest.raises(error), onnxsim_process.taking_answer():
+        raise error
 
 
 @pytest.mark.parametrize(
@@ -230,6 +257,32 @@ def test_the_traced_graph_is_kept_where_onnxsim_dies(
     model = convolution()
     result, why_not = simplify(model)
     assert result is model and why_not is not None and words in why_not
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+@pytest.mark.parametrize("fault", ["forks_and_exits", "forks_a_daemon_and_exits", "forks_and_works"])
+def test_nothing_waits_for_what_onnxsim_forked(false_onnxsim: Callable[[str], None], fault: str) -> None:
+    """It holds the pipes of the process that it was forked from."""
+    false_onnxsim(fault)
+    model = convolution()
+    started = time.monotonic()
+    _, why_not = simplify(model)
+    onnxsim_process._end()
+    assert time.monotonic() - started < 12
+    assert why_not == (None if "works" in fault else "onnxsim ended with exit code 3")
+
+
+def test_a_long_request_ends_with_a_process_that_does_not_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxsim.py").write_text("import time\ntime.sleep(60)")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "onnxsim", raising=False)
+    monkeypatch.setattr(onnxsim_process, "LIMIT_S", 1.0)
+    model = ir.to_proto(convolution())
+    model.doc_string = "x" * (1 << 20)  # more than a pipe holds
+    with pytest.raises(onnxsim_process.OnnxsimError, match="no answer in 1 s"):
+        onnxsim_process.simplify(model, fold_constants=True)
 
 
 def test_onnxsim_runs_elsewhere_without_torch() -> None:
