@@ -65,6 +65,15 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]
             self.fail(str(error), param, ctx)
 
 
+class Folder(click.Path):
+    """A folder's path; an empty value, as of an unset variable, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the value is empty; name a folder, or . for the current one", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 RESOLUTION = Parsed("resolution", parse_resolution)
 
 
@@ -93,7 +102,7 @@ def _model_repository(
 TRITON_OPTIONS = (
     click.option(
         "--triton-server",
-        type=click.Path(path_type=Path),
+        type=Folder(path_type=Path),
         metavar="DIR",
         help="Add it to this model repository of Triton Inference Server, too.",
     ),

@@ -76,7 +76,7 @@ def check_repository(
         force: replace a model of that name.
 
     Raises:
-        ConfigError: the server cannot run such a file.
+        ConfigError: the server cannot run such a file, or the model's name or folder cannot be.
         ArtifactError: nothing can be written there, or a model of that name exists there and `force` is off.
     """
     _check_precision(served.platform, served.precision)
@@ -84,9 +84,10 @@ def check_repository(
     if served.platform == "plan" and (reason := _why_not_loaded(served.flavour, strip=served.strip)) is not None:
         raise ConfigError(f"Triton Inference Server cannot serve this engine: {reason}")
     name = "model" if artifact is None else model_name(artifact)
+    out = _model_folder(repository, name, artifact)
     # The artifact itself takes as much, where both are on one disk.
     copies = 2 if artifact is None or _disk(Path(artifact)) == _disk(Path(repository)) else 1
-    _check_model_folder(Path(repository) / name, force=force or artifact is None, need_bytes=copies * served.size)
+    _check_model_folder(out, force=force or artifact is None, need_bytes=copies * served.size)
 
 
 def artifact_bytes(precision: str, architecture: FastViTHDConfig) -> int:
@@ -124,7 +125,7 @@ def write_repository(
         The model's folder: whole, or not there (or as it was).
 
     Raises:
-        ConfigError: the server cannot run this file, or not with this batch.
+        ConfigError: the server cannot run this file, or not with this batch, or the model's name or folder cannot be.
         ArtifactError: a model of that name stands there, or the folder cannot be written.
     """
     manifest = artifact.manifest
@@ -136,12 +137,10 @@ def write_repository(
     if platform == "plan" and (reason := why_no_plan(manifest)) is not None:
         raise ConfigError(f"Triton Inference Server cannot serve an engine of {artifact.path}: {reason}")
     name = model_name(artifact.path) if name is None else name
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
-        raise ConfigError(f"a model's name is made of letters, digits and ._-; found {name!r}")
+    out = _model_folder(repository, name, artifact.path)
     model = _Model(artifact, platform, name, server, *_batches(manifest, platform, max_batch_size))
 
     sources = dict(_files(artifact, platform))
-    out = Path(repository) / name
     _check_model_folder(out, force=force, need_bytes=sum(file.stat().st_size for file in sources.values()))
     with writing(out, force=force, ours=_is_model) as folder:
         (folder / VERSION).mkdir()
@@ -174,6 +173,29 @@ def _check_precision(platform: Platform, precision: str) -> None:
             "onnxruntime, which serves the ONNX file, refuses FP8 unless told not to move Q/DQ, and the server cannot "
             "tell it; serve an engine of it (`fvexport trt --fp8 --triton-server`), or export --int8"
         )
+
+
+def _model_folder(repository: str | os.PathLike[str], name: str, artifact: str | os.PathLike[str] | None) -> Path:
+    """Where the model goes; raises ConfigError for a name or a place that it cannot have."""
+    if not os.fspath(repository):
+        raise ConfigError("the model repository (--triton-server) has no name; found ''; name a folder")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"a model's name is made of letters, digits and ._-, and does not begin with a dot; found {name!r}: it is "
+            "the name of --out, if no other is given"
+        )
+    out = Path(repository) / name
+    if artifact is None:  # it will be in the current folder, under a name that the model has, too
+        apart = os.path.realpath(repository) != os.path.realpath(".")
+    else:  # one would replace the other, or be part of it
+        model, made = (Path(os.path.realpath(path)) for path in (out, artifact))
+        apart = not model.is_relative_to(made) and not made.is_relative_to(model)
+    if not apart:
+        raise ConfigError(
+            f"the model's folder and the artifact's must lie apart; found {out} and {artifact or 'the same by default'}"
+            "; choose another --triton-server or --out"
+        )
+    return out
 
 
 def _check_model_folder(out: Path, *, force: bool, need_bytes: int) -> None:

@@ -105,6 +105,10 @@ def test_a_model_repository_beside_it(fvexport, tmp_path: Path, monkeypatch: pyt
     fvexport(*args).one_line_error("models/a-64", "--force")  # before the work
     fvexport(*args, "--fp8").one_line_error("FP8", "fvexport trt")
     fvexport(*args[:-2], "--triton-threads", 2).one_line_error("--triton-threads", "--triton-server", code=2)
+    for out, folder in ((".a", "models"), ("models/a", "models"), ("a", "a"), ("a", "a/models"), ("a", "."), ("a", "")):
+        places = ("--out", out, "--triton-server", folder)
+        fvexport(*args[:-4], *places).one_line_error(code=1 if folder else 2)
+        assert not (tmp_path / out).exists()
     fvexport(*args, "--triton-instances", "tpu:1").one_line_error("cpu:2", "tpu:1", code=2)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     fvexport(*args, "--force").one_line_error("models/a-64", "MB needed", "free some space")

@@ -25,6 +25,9 @@ def test_an_engine_goes_there(
     shutil.rmtree(tmp_path / "a 128")
     fvexport(*args).one_line_error("models/a-128 exists", "--force")  # before the build
     fvexport(*args, "--strip").one_line_error("no weights", "without --strip")
+    fvexport(*args, "--out", "models/a").one_line_error("must lie apart", "--out")
+    fvexport(*args, "--out", ".a").one_line_error("does not begin with a dot")
+    fvexport(*args, "--triton-server", "").one_line_error("--triton-server", "empty", code=2)
     fvexport(*args, "--dry-run").one_line_error("--triton-server", "--dry-run", code=2)
     assert not (tmp_path / "a 128").exists()
 

@@ -292,6 +292,37 @@ def test_checked_before_any_work(static: Artifact, tmp_path: Path) -> None:
             write_repository(static, tmp_path, name=name)
 
 
+@pytest.mark.parametrize(
+    ("repository", "artifact", "words"),
+    [
+        ("models", ".eye", r"does not begin with a dot; found '\.eye'"),
+        ("models", "models/eye", "must lie apart"),
+        ("models", "models/eye/eye", "must lie apart"),
+        ("eye", "eye", "must lie apart"),
+        ("eye/models", "eye", "must lie apart"),
+        ("link/models", "eye", "must lie apart"),
+        ("models/..", "eye", "must lie apart"),
+        (".", None, "must lie apart"),
+        ("", "eye", "name a folder"),
+    ],
+)
+def test_a_place_that_it_cannot_have(
+    static: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repository: str, artifact: str | None, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("eye")
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ConfigError, match=words):
+        check_repository(repository, artifact, Served(precision="fp32"))
+    if artifact is not None:
+        made = tmp_path / artifact
+        shutil.copytree(static.path, made)
+        before = {path: path.stat().st_size for path in made.rglob("*")}
+        with pytest.raises(ConfigError, match=words):
+            write_repository(Artifact(Path(artifact), static.manifest), repository, force=True)
+        assert {path: path.stat().st_size for path in made.rglob("*")} == before
+
+
 @given(st.text(max_size=40))
 def test_any_text_comes_back_from_the_config(text: str) -> None:
     written = f"name: {triton_server._quoted(text)}\n".encode(errors="replace").decode()
