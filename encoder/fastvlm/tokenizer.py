@@ -6,11 +6,11 @@ No code of the folder is run.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ...core.errors import UnavailableError
+from ...core.errors import CheckpointError, UnavailableError, first_line
 from ...core.home import expand_home
 from ...core.input_file import read_bytes
 from ...core.records import RecordError, parse
@@ -32,6 +32,7 @@ START, END = "<|im_start|>", "<|im_end|>"
 NO_LIMIT = 1 << 30
 """Of a tokenizer's `model_max_length`, which would only warn: the model's context is checked with the images."""
 MEND = "give the folder of a tokenizer, such as that of apple/FastVLM-0.5B"
+UNREADABLE = "its tokenizer cannot be read"
 
 
 def load_tokenizer(located: Located) -> Any:
@@ -64,29 +65,46 @@ def _opened(source: str, files: Iterable[Path]) -> Any:
     except ImportError:
         raise UnavailableError(f"a tokenizer needs transformers, which is not installed; `{INSTALL}`") from None
     settings = _checked(source, names[SETTINGS], TokenizerEntries) if SETTINGS in names else TokenizerEntries()
-    try:
-        tokenizer = _read(transformers, names, settings)
-        known = tokenizer.get_vocab()
-        if not all(isinstance(token, int) and token >= 0 for token in known.values()):
-            raise ValueError("negative token ids")
-        # What the files say about padding, decoding and so on shows only in use.
-        tokenizer.decode(tokenizer(f"{START}user\n{END}", add_special_tokens=False).input_ids)
-    except UnavailableError:  # about the temporary folder
-        raise
-    except Exception as error:  # each release of transformers and tokenizers has its own kinds
-        raise unfit(source, f"its tokenizer cannot be read ({shown(error)})", MEND) from None
+    tokenizer, known = guarded(f"{shown(source)}: {UNREADABLE}", _read, transformers, names, settings)
     if lacking := [token for token in (START, END) if token not in known]:
         raise unfit(source, f"its tokenizer has no {' and no '.join(lacking)}, so it is not ChatML's", MEND)
     return tokenizer
 
 
-def _read(transformers: Any, files: Mapping[str, Path], settings: TokenizerEntries) -> Any:
+def _read(transformers: Any, files: Mapping[str, Path], settings: TokenizerEntries) -> tuple[Any, dict[str, int]]:
+    """The tokenizer and its vocabulary."""
     maker = transformers.AutoTokenizer if settings.tokenizer_class else transformers.Qwen2TokenizerFast
     # In a folder of their own: beside a config.json of LLaVA's, transformers warns of a model that it does not know.
     with temporary_folder() as folder:
         for name, path in files.items():
             (folder / name).write_bytes(read_bytes(path))
-        return maker.from_pretrained(folder, trust_remote_code=False, model_max_length=NO_LIMIT)
+        tokenizer = maker.from_pretrained(folder, trust_remote_code=False, model_max_length=NO_LIMIT)
+    known = tokenizer.get_vocab()
+    if not all(isinstance(token, int) and token >= 0 for token in known.values()):
+        raise ValueError("negative token ids")
+    # What the files say about padding, decoding and so on shows only in use.
+    tokenizer.decode(tokenizer(f"{START}user\n{END}", add_special_tokens=False).input_ids)
+    return tokenizer, known
+
+
+def guarded(problem: str, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """A call into transformers' tokenizers.
+
+    Each release has its own kinds of errors, and a panic of the library in Rust is no `Exception` at all.
+
+    Raises:
+        CheckpointError: `problem (what went wrong); what mends it`, for all of these.
+        UnavailableError: the system refuses a temporary folder.
+    """
+    try:
+        return function(*arguments, **named)
+    except UnavailableError:
+        raise
+    except BaseException as error:
+        # The type cannot be imported: each library in Rust makes its own.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{problem} ({first_line(error)}); {MEND}") from None
 
 
 def _checked(source: str, path: Path, kind: type[T]) -> T:
@@ -97,9 +115,14 @@ def _checked(source: str, path: Path, kind: type[T]) -> T:
         raise unfit(source, f"{path.name} has a wrong value ({error})", "correct that file") from None
 
 
+def _vocabulary(source: str, tokenizer: Any) -> dict[str, int]:
+    known: dict[str, int] = guarded(f"{shown(source)}: {UNREADABLE}", tokenizer.get_vocab)
+    return known
+
+
 def check_fits(source: str, tokenizer: Any, rows: int) -> None:
     """Raises CheckpointError for a tokenizer that makes ids beyond the model's embeddings."""
-    most = max(tokenizer.get_vocab().values())
+    most = max(_vocabulary(source, tokenizer).values())
     if most >= rows:
         raise unfit(source, f"its tokenizer has tokens up to {most} and the model {rows} embeddings", MEND)
 
@@ -114,9 +137,10 @@ def stop_ids(source: str, config: Any, generation: GenerationEntries, tokenizer:
         problem = f"{GENERATION} has eos_token_id {beyond[0]}, and the model only {config.vocab_size} tokens"
         raise unfit(source, problem, "correct that file")
     if tokenizer is not None:
-        found.add(tokenizer.get_vocab()[END])
-        if tokenizer.eos_token_id is not None:
-            found.add(tokenizer.eos_token_id)
+        found.add(_vocabulary(source, tokenizer)[END])
+        own = guarded(f"{shown(source)}: {UNREADABLE}", getattr, tokenizer, "eos_token_id")
+        if own is not None:
+            found.add(own)
     return frozenset(found)
 
 
