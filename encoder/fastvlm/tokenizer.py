@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from ...core.errors import CheckpointError, UnavailableError, first_line
 from ...core.home import expand_home
 from ...core.input_file import read_bytes
@@ -20,6 +22,7 @@ from ..checkpoint.messages import shown, unfit
 from ..checkpoint.weights_files import Located, parse_json
 from ..qwen2 import INSTALL
 from .records import GenerationEntries, TokenizerEntries, token_ids
+from .tokenizer_file import TokenizerFile
 
 T = TypeVar("T")
 
@@ -27,11 +30,12 @@ FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
-SETTINGS, GENERATION = "tokenizer_config.json", "generation_config.json"
+PIPELINE, SETTINGS, GENERATION = "tokenizer.json", "tokenizer_config.json", "generation_config.json"
 START, END = "<|im_start|>", "<|im_end|>"
 NO_LIMIT = 1 << 30
 """Of a tokenizer's `model_max_length`, which would only warn: the model's context is checked with the images."""
 MEND = "give the folder of a tokenizer, such as that of apple/FastVLM-0.5B"
+OWN = "use the checkpoint's own Qwen2 tokenizer"
 UNREADABLE = "its tokenizer cannot be read"
 
 
@@ -64,20 +68,28 @@ def _opened(source: str, files: Iterable[Path]) -> Any:
         import transformers
     except ImportError:
         raise UnavailableError(f"a tokenizer needs transformers, which is not installed; `{INSTALL}`") from None
-    settings = _checked(source, names[SETTINGS], TokenizerEntries) if SETTINGS in names else TokenizerEntries()
-    tokenizer, known = guarded(f"{shown(source)}: {UNREADABLE}", _read, transformers, names, settings)
+    settings = _checked(source, names[SETTINGS], TokenizerEntries, OWN) if SETTINGS in names else TokenizerEntries()
+    pipeline = None
+    if PIPELINE in names:
+        pipeline = parse_json(source, names.pop(PIPELINE))
+        _parsed(source, PIPELINE, pipeline, TokenizerFile, OWN)
+    tokenizer, known = guarded(f"{shown(source)}: {UNREADABLE}", _read, transformers, names, settings, pipeline)
     if lacking := [token for token in (START, END) if token not in known]:
         raise unfit(source, f"its tokenizer has no {' and no '.join(lacking)}, so it is not ChatML's", MEND)
     return tokenizer
 
 
-def _read(transformers: Any, files: Mapping[str, Path], settings: TokenizerEntries) -> tuple[Any, dict[str, int]]:
-    """The tokenizer and its vocabulary."""
+def _read(
+    transformers: Any, files: Mapping[str, Path], settings: TokenizerEntries, pipeline: Mapping[str, Any] | None
+) -> tuple[Any, dict[str, int]]:
+    """The tokenizer and its vocabulary; `pipeline` is the content of tokenizer.json."""
     maker = transformers.AutoTokenizer if settings.tokenizer_class else transformers.Qwen2TokenizerFast
     # In a folder of their own: beside a config.json of LLaVA's, transformers warns of a model that it does not know.
     with temporary_folder() as folder:
         for name, path in files.items():
             (folder / name).write_bytes(read_bytes(path))
+        if pipeline is not None:  # what was checked, so that no other reading of the file's text counts
+            (folder / PIPELINE).write_bytes(msgspec.json.encode(pipeline))
         tokenizer = maker.from_pretrained(folder, trust_remote_code=False, model_max_length=NO_LIMIT)
     known = tokenizer.get_vocab()
     if not all(isinstance(token, int) and token >= 0 for token in known.values()):
@@ -107,12 +119,16 @@ def guarded(problem: str, function: Callable[..., T], *arguments: Any, **named: 
         raise CheckpointError(f"{problem} ({first_line(error)}); {MEND}") from None
 
 
-def _checked(source: str, path: Path, kind: type[T]) -> T:
+def _checked(source: str, path: Path, kind: type[T], mend: str = "correct that file") -> T:
     """A JSON file as a record; raises CheckpointError."""
+    return _parsed(source, path.name, parse_json(source, path), kind, mend)
+
+
+def _parsed(source: str, name: str, content: Mapping[str, Any], kind: type[T], mend: str) -> T:
     try:
-        return parse(parse_json(source, path), kind)
+        return parse(content, kind)
     except RecordError as error:
-        raise unfit(source, f"{path.name} has a wrong value ({error})", "correct that file") from None
+        raise unfit(source, f"{name} has a wrong value ({error})", mend) from None
 
 
 def _vocabulary(source: str, tokenizer: Any) -> dict[str, int]:
