@@ -11,9 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ...core.errors import CheckpointError, ConfigError, first_line
+from ...core.errors import ConfigError
 from ..qwen2 import prefill
-from .tokenizer import MEND
+from .tokenizer import guarded
 
 StopReason = Literal["end", "length", "context"]
 """The model ended its answer; `max_new_tokens` were made; the context is full."""
@@ -231,7 +231,6 @@ class TextStream:
 
     def _decoded(self, begin: int, end: int) -> str:
         ids = self._ids[begin:end]
-        try:
-            return str(self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        except Exception as error:  # the libraries' own kinds
-            raise CheckpointError(f"the tokenizer cannot decode the answer ({first_line(error)}); {MEND}") from None
+        problem = "the tokenizer cannot decode the answer"
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return str(guarded(problem, self._tokenizer.decode, ids, **options))

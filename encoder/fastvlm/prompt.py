@@ -10,10 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from ...core.errors import CheckpointError, PromptError, first_line
+from ...core.errors import PromptError
 from ...core.phrases import counted
 from ...core.plain_text import SURROGATES
-from .tokenizer import MEND
+from .tokenizer import guarded
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "<image>\\nWhat is this?"}`, as transformers' chat templates take it; the content may be
@@ -79,12 +79,8 @@ def tokenize(tokenizer: Any, parts: Sequence[Segment]) -> list[int]:
         if part is None:
             ids.append(IMAGE_TOKEN_INDEX)
         elif part:
-            try:
-                ids += tokenizer(part, add_special_tokens=False).input_ids
-            except Exception as error:  # the libraries' own kinds, such as for a vocabulary without an unknown token
-                raise CheckpointError(
-                    f"the tokenizer cannot tokenize the prompt ({first_line(error)}); {MEND}"
-                ) from None
+            problem = "the tokenizer cannot tokenize the prompt"
+            ids += guarded(problem, lambda text: tokenizer(text, add_special_tokens=False).input_ids, part)
     return ids
 
 

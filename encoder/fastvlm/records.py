@@ -96,9 +96,14 @@ class GenerationEntries(Record, frozen=True, kw_only=True):
 
 
 class TokenizerEntries(Record, frozen=True, kw_only=True):
-    """`tokenizer_config.json`: what decides how the tokenizer is opened."""
+    """`tokenizer_config.json`: what decides how the tokenizer is opened.
 
-    tokenizer_class: str | None = None
+    The class is Qwen2's under either of its names, or the general one, which takes all from `tokenizer.json`.
+    """
+
+    tokenizer_class: (
+        Literal["Qwen2Tokenizer", "Qwen2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"] | None
+    ) = None
     model_max_length: float | None = None
 
 

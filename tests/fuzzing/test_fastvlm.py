@@ -120,7 +120,10 @@ def test_generation(content: bytes, folder: Path) -> None:
 def tokenizers(
     tmp_path_factory: pytest.TempPathFactory, write_tokenizer: Callable[..., None]
 ) -> list[dict[str, bytes]]:
-    """The files of sound tokenizers: a tokenizer.json, and vocab.json with merges.txt, each with its settings."""
+    """The files of sound tokenizers: a tokenizer.json, and vocab.json with merges.txt, each with its settings.
+
+    The third has a class that takes each step from tokenizer.json; Qwen2's takes the vocabulary alone.
+    """
     made = []
     for kind in ("tokenizer.json", "vocab.json"):
         folder = tmp_path_factory.mktemp("tokenizer")
@@ -128,6 +131,8 @@ def tokenizers(
         made.append({file.name: file.read_bytes() for file in folder.iterdir()})
     special = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>", "<|im_end|>"]}
     made[1] |= {"special_tokens_map.json": json.dumps(special).encode()}
+    general = json.loads(made[0]["tokenizer_config.json"]) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    made.append(made[0] | {"tokenizer_config.json": json.dumps(general).encode()})
     return made
 
 

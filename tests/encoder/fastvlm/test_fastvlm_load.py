@@ -430,7 +430,7 @@ def test_tokenizers(golden_dir: Path, fastvlm_dir: Path, tmp_path: Path, write_t
 
     write_tokenizer(tmp_path / "damaged")
     (tmp_path / "damaged" / "tokenizer.json").write_text("{")
-    with pytest.raises(CheckpointError, match="its tokenizer cannot be read"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a JSON object"):
         load_fastvlm(bare, tokenizer=tmp_path / "damaged")
 
     write_tokenizer(tmp_path / "long")
