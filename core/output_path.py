@@ -56,7 +56,10 @@ def check_place(out: Path, need_bytes: int) -> None:
         _new_name(out).exists()
     except OSError as error:  # a name that is too long
         raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
-    free = shutil.disk_usage(parent).free
+    usage = shutil.disk_usage(parent)
+    free = usage.free
+    if free < need_bytes and usage.total == 0:  # /proc, /sys
+        raise ArtifactError(f"cannot write {out}: the file system of {parent} takes no files; choose another --out")
     if free < need_bytes:
         raise ArtifactError(
             f"cannot write {out}: {need_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on its disk; "

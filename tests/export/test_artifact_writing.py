@@ -286,6 +286,9 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
             check_writable(tmp_path / name, force=False)
     with pytest.raises(ArtifactError, match=r"1000000000000 MB needed, \d+ MB free"):
         check_writable(tmp_path / "a", force=False, need_bytes=10**18)
+    if Path("/proc/self").exists() and os.access("/proc", os.W_OK):
+        with pytest.raises(ArtifactError, match=r"/proc/a: the file system of /proc takes no files; choose another"):
+            check_writable(Path("/proc/a"), force=False, need_bytes=1)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ArtifactError, match="no permission"):
         check_writable(tmp_path / "new" / "a", force=False)
