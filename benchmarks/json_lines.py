@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, AnyStr, BinaryIO
 
+from ..core.errors import ArtifactError
 from ..core.input_file import open_regular, parse_json
 from ..core.output_path import check_no_special_file
 
@@ -49,16 +51,22 @@ def complete_rows(file: Path) -> Iterator[Any]:
         yield row
 
 
-def append_lines(file: Path, lines: Iterable[str]) -> None:
+def append_lines(file: Path, lines: Iterable[str], *, begins: str) -> None:
     """Adds lines that are on the disk when this returns, after removing a last line that was cut off.
 
-    Raises ArtifactError if the file is a folder, device, FIFO or socket.
+    Args:
+        file: made if it is not there.
+        lines: without line breaks.
+        begins: see `check_torn_line`.
+
+    Raises ArtifactError if the file is a folder, device, FIFO or socket, or as `check_torn_line`.
     """
     text = "".join(f"{line}\n" for line in lines).encode()
     if not text:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     check_no_special_file(file)
+    check_torn_line(file, begins)
     with file.open("ab+") as stream:
         drop_torn_line(stream)
         stream.write(text)
@@ -66,8 +74,39 @@ def append_lines(file: Path, lines: Iterable[str]) -> None:
         os.fsync(stream.fileno())
 
 
+def check_torn_line(file: Path, begins: str, is_ours: Callable[[str], bool] = lambda _: True) -> None:
+    """Makes sure that a last line without a line break was cut off by a kill, and may be removed.
+
+    Where complete lines stand before it, whoever reads them has to know that they are ours.
+
+    Args:
+        file: need not exist.
+        begins: what the first line of such a file begins with.
+        is_ours: whether a line that is whole but for its line break is one of such a file.
+
+    Raises ArtifactError if it is the file's only line, and none of ours; OSError as `complete_lines`.
+    """
+    number, last = 0, b""
+    try:
+        stream = open_regular(file)
+    except FileNotFoundError:
+        return
+    with stream:
+        for number, last in enumerate(limited_lines(stream, file), start=1):  # noqa: B007 - used below
+            if last.endswith(b"\n") and last.strip():
+                return
+    start = begins.encode()
+    ours = last.startswith(start) or start.startswith(last)
+    if ours and len(last) > len(start):
+        with contextlib.suppress(ValueError):
+            parse_json(last)
+            ours = is_ours(last.decode())
+    if last.strip() and not ours:
+        raise ArtifactError(f"{file}, line {number} is no result of this command; choose another --out")
+
+
 def drop_torn_line(stream: BinaryIO) -> None:
-    """Removes a last line without a line break from a file opened as `ab+`."""
+    """Removes a last line without a line break from a file opened as `ab+`, whosever it is: see `check_torn_line`."""
     end = stream.seek(0, os.SEEK_END)
     stream.seek(max(0, end - 1))
     if stream.read(1) not in (b"\n", b""):

@@ -36,6 +36,7 @@ LOCK, REPLACED = "lock", "replaced"
 TRIES = 100
 """How often a name is tried that other runs take or free at the same moment."""
 FORCE = "replace it with --force (force=True) or choose another --out (out)"
+_SCRATCH_NAME = re.compile(r"\..*\.writing-[0-9a-f]{8}", re.DOTALL)
 _AT_CWD, _NO_REPLACE, _EXCHANGE = -100, 1, 2  # of Linux' renameat2
 
 
@@ -55,7 +56,10 @@ def check_place(out: Path, need_bytes: int) -> None:
         _new_name(out).exists()
     except OSError as error:  # a name that is too long
         raise ArtifactError(f"cannot write {out}: {error.strerror or error}; choose another --out") from None
-    free = shutil.disk_usage(parent).free
+    usage = shutil.disk_usage(parent)
+    free = usage.free
+    if free < need_bytes and usage.total == 0:  # /proc, /sys
+        raise ArtifactError(f"cannot write {out}: the file system of {parent} takes no files; choose another --out")
     if free < need_bytes:
         raise ArtifactError(
             f"cannot write {out}: {need_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on its disk; "
@@ -326,8 +330,16 @@ def _scratch_folders(out: Path) -> list[Path]:
         beside = list(out.absolute().parent.glob(f".{glob.escape(out.name)}.writing-*"))
     except OSError:
         return []
-    pattern = re.compile(r".*\.writing-[0-9a-f]{8}", re.DOTALL)
-    return [path for path in beside if pattern.fullmatch(path.name) and not path.is_symlink() and path.is_dir()]
+    return [path for path in beside if _is_scratch_folder(path)]
+
+
+def _is_scratch_folder(path: Path) -> bool:
+    return _SCRATCH_NAME.fullmatch(path.name) is not None and not path.is_symlink() and path.is_dir()
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a path is a scratch folder that holds no finished result which a run had moved away."""
+    return _is_scratch_folder(path) and (path / LOCK).is_file() and not os.path.lexists(path / REPLACED)
 
 
 class _Scratch:

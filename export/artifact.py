@@ -18,13 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ArtifactError
+from ..core.errors import ArtifactError, one_line
 from ..core.hashing import file_sha256
 from ..core.held_folder import HeldFolder
-from ..core.input_file import check_regular, read_text
+from ..core.input_file import check_regular, read_json, read_text
 from ..core.output_path import (
     FORCE,
     check_place,
+    is_leftover,
     os_errors,
     put_folder,
     remove_leftovers,
@@ -38,7 +39,13 @@ MODEL_FILE = "encoder.onnx"
 DATA_FILE = "encoder.onnx.data"
 PLAN_FILE = "encoder.plan"
 LAYERS_FILE = "encoder.layers.json"
+BLOCK_SCALES_FILE = "block_scales.safetensors"
+"""Factors of block outputs over the checkpoint's, in artifacts that carry their stream at another scale."""
+
 MANIFEST_FILE = "manifest.json"
+OWN_FILES = frozenset((MODEL_FILE, DATA_FILE, PLAN_FILE, LAYERS_FILE, BLOCK_SCALES_FILE, MANIFEST_FILE))
+DESKTOP_FILES = frozenset((".DS_Store", "Thumbs.db", "desktop.ini"))
+"""Of file managers, which put them into every folder that is looked at."""
 OPENINGS = 5
 """How often an artifact that another run replaces at the same moment is opened."""
 AGAIN = "export it again with `fvexport onnx --force`"
@@ -206,15 +213,57 @@ def check_writable(out: Path, *, force: bool, need_bytes: int = 0) -> None:
     check_place(out, need_bytes)
     if out.exists() or out.is_symlink():
         empty = out.is_dir() and not any(out.iterdir())
-        if not empty and not is_artifact(out):
-            raise ArtifactError(f"{out} exists and is no artifact of fvexport; choose another --out")
+        if not empty:
+            _check_replaceable(out)
         if not empty and not force:
             raise ArtifactError(f"{out} exists; {FORCE}")
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether the folder has a manifest."""
-    return (folder / MANIFEST_FILE).is_file()
+    """Whether the folder is an artifact, whole or damaged, and holds nothing else: whether it may be replaced."""
+    try:
+        _check_replaceable(folder)
+    except ArtifactError:
+        return False
+    return True
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Raises ArtifactError for what is no artifact, and for an artifact that holds files which no export writes."""
+    try:
+        entries = sorted(folder.iterdir())
+        named = _files_named(folder)
+        foreign = [] if named is None else [entry for entry in entries if not _is_own(entry, named)]
+    except OSError:  # a file, a link to nothing, a folder or a manifest that cannot be read
+        named, foreign = None, []
+    if named is None:
+        raise ArtifactError(f"{folder} exists and is no artifact of fvexport; choose another --out")
+    if foreign:
+        raise ArtifactError(
+            f"{folder} holds {one_line(foreign[0].name)}, which is no file of an artifact; move it away or choose "
+            "another --out"
+        )
+
+
+def _files_named(folder: Path) -> frozenset[str] | None:
+    """The files that the manifest of a folder names; None if no version of fvexport wrote it.
+
+    Raises OSError if there is no manifest, or none that can be read.
+    """
+    try:
+        manifest = read_json(folder / MANIFEST_FILE)
+    except ValueError:  # empty, cut off or damaged: of an artifact if the graph is beside it
+        return frozenset() if (folder / MODEL_FILE).is_file() else None
+    if not isinstance(manifest, dict) or not {"schema_version", "checkpoint", "files"} <= manifest.keys():
+        return None
+    return frozenset(manifest["files"]) if isinstance(manifest["files"], dict) else frozenset()
+
+
+def _is_own(entry: Path, named: frozenset[str]) -> bool:
+    """Whether an export wrote that entry of an artifact's folder, or it is nothing that anybody misses."""
+    if entry.name in OWN_FILES | DESKTOP_FILES | named:
+        return entry.is_symlink() or not entry.is_dir()
+    return is_leftover(entry)
 
 
 @contextlib.contextmanager

@@ -32,13 +32,21 @@ from ..encoder.image import ImageLike
 from ..encoder.preprocess import Preprocessor
 from ..encoder.reparameterize import reparameterize
 from . import onnxsim_process
-from .artifact import MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, describe_files, writing
+from .artifact import (
+    BLOCK_SCALES_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    Artifact,
+    check_writable,
+    describe_files,
+    writing,
+)
 from .backend_table import get_backend, why_absent
 from .clock import Clock
 from .export_options import ExportOptions
 from .manifest import METADATA_KEY, CheckpointSection, GraphSection, Manifest, RecordedOptions, TensorSpec
 from .model_file import read_model
-from .parity import BLOCK_SCALES_FILE, Images, Verdict, check_parity, photographs
+from .parity import Images, Verdict, check_parity, photographs
 from .placement import export_notices
 from .prepare import Prepared, prepare
 from .requests import ExportKeywords, ExportRequest, export_request

@@ -28,7 +28,7 @@ from ..encoder.checkpoint import Checkpoint
 from ..encoder.connector import Connector
 from ..encoder.fastvithd import FastViTHD
 from ..encoder.image import HELD_OUT, ImageLike, find_images, load_image, sample_images
-from .artifact import Artifact
+from .artifact import BLOCK_SCALES_FILE, Artifact
 from .artifact_source import exported_module, source_checkpoint
 from .backend_table import get_backend, stored_precision
 from .export_options import AUTO
@@ -43,9 +43,6 @@ Images = Mapping[str, ImageLike] | Sequence[ImageLike] | str | os.PathLike[str] 
 
 LayerErrors = tuple[float | None, float | None]
 """A block's relative L2 error in the artifact and in PyTorch; None where it is not finite."""
-
-BLOCK_SCALES_FILE = "block_scales.safetensors"
-"""Factors of block outputs over the checkpoint's, in artifacts that carry their stream at another scale."""
 
 MAX_IMAGES = 8
 """Photographs looked at when a folder is given; more would cost time and change no verdict."""

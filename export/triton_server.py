@@ -23,6 +23,7 @@ from typing import get_args
 from .. import __version__
 from ..core.dtypes import BITS, DTYPES
 from ..core.errors import ArtifactError, ConfigError, one_line
+from ..core.input_file import open_regular
 from ..core.output_path import check_place
 from ..encoder.config import FastViTHDConfig
 from .artifact import MODEL_FILE, PLAN_FILE, Artifact, writing
@@ -34,6 +35,9 @@ from .server_options import Platform, Served, ServerOptions
 
 DEFAULT = ServerOptions()
 CONFIG_FILE = "config.pbtxt"
+MARK = "# Made by fvexport"
+"""What a `config.pbtxt` of ours begins with."""
+
 VERSION = "1"
 MAX_BATCH_SIZE = 8
 """Of a file that takes any batch, where none is asked for."""
@@ -206,13 +210,31 @@ def _check_model_folder(out: Path, *, force: bool, need_bytes: int) -> None:
     if out.exists() or out.is_symlink():
         empty = out.is_dir() and not any(out.iterdir())
         if not empty and not _is_model(out):
-            raise ArtifactError(f"{out} exists and is no model of Triton Inference Server; choose another repository")
+            raise ArtifactError(
+                f"{out} exists and is no model that fvexport wrote, or holds other files too; move it away or choose "
+                "another repository"
+            )
         if not empty and not force:
             raise ArtifactError(f"{out} exists; replace it with --force or choose another repository")
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / CONFIG_FILE).is_file()
+    """Whether a folder is a model that fvexport wrote, and holds nothing else: whether it may be replaced."""
+    version = folder / VERSION
+    try:
+        with open_regular(folder / CONFIG_FILE) as stream:
+            made_here = stream.read(len(MARK)) == MARK.encode()
+        entries = {entry.name for entry in folder.iterdir()}
+        files = list(version.iterdir()) if VERSION in entries else []
+    except OSError:
+        return False
+    own = all(_is_model_file(file.name) and (file.is_symlink() or not file.is_dir()) for file in files)
+    return made_here and entries <= {CONFIG_FILE, VERSION} and own
+
+
+def _is_model_file(name: str) -> bool:
+    """Whether `_files` gives such a name in the version's folder."""
+    return name in ("model.plan", "model.onnx") or name.startswith(f"{MODEL_FILE}.")
 
 
 def _files(artifact: Artifact, platform: Platform) -> Iterator[tuple[str, Path]]:

@@ -115,8 +115,21 @@ def _check_ours(file: Path) -> None:
             start = stream.read(2_000)
     except OSError as error:
         raise ArtifactError(f"cannot replace {file}: {error.strerror or error}; choose another --out") from None
-    if "fvexport" not in start and not start.startswith("machine,date,kind,backend,"):
+    if not _is_ours(file.name, start):
         raise ArtifactError(f"{file} exists and is no report of fvexport; choose another --out")
+
+
+def _is_ours(name: str, start: str) -> bool:
+    """Whether a report's file of that name begins so, in this version or an earlier one."""
+    if name == HTML:
+        head = start.partition("<title>")[0]
+        return head.startswith("<!DOCTYPE html>\n") and '\n<meta name="generator" content="fvexport ' in head
+    if name == MARKDOWN:
+        return start.startswith("<!-- Made by fvexport ")
+    from .tables import CSV_COLUMNS
+
+    earlier = [column for column in CSV_COLUMNS if not column.startswith("centred_")]
+    return start.partition("\n")[0] in (",".join(CSV_COLUMNS), ",".join(earlier))
 
 
 def _write(file: Path, text: str) -> None:

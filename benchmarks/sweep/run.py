@@ -25,7 +25,7 @@ from .outcome import measured_result
 from .plan import make_plan
 from .result import MEASURED, Absent, Cell, Result, Status
 from .round_group import CellWorker, RoundGroup, first_rounds_s
-from .store import RESULTS_FILE, Rounds, append, read_sweep
+from .store import RESULTS_FILE, Rounds, append, check_torn_lines, read_sweep
 from .sweep_options import Measuring, SweepOptions
 from .worker_process import COMMAND, Worker, WorkerError
 
@@ -332,6 +332,7 @@ def _check_out(out: Path) -> None:
     check_place(out / RESULTS_FILE, 0)
     if out.is_dir() and any(out.iterdir()) and not (out / LOCK_FILE).is_file():
         raise ArtifactError(f"{out} exists and holds no sweep of fvexport; choose another --out")
+    check_torn_lines(out)
 
 
 @contextlib.contextmanager

@@ -13,12 +13,14 @@ from ...core.errors import ArtifactError
 from ...core.input_file import parse_json
 from ...core.records import Name, RecordError, Text, parse
 from ...core.records import Record as BaseRecord
-from ..json_lines import append_lines, complete_lines
+from ..json_lines import append_lines, check_torn_line, complete_lines
 from .result import Absent, Cell, Environment, Record, Result, from_line, to_line
 from .windows import TimedWindow
 
 RESULTS_FILE = "results.jsonl"
 ROUNDS_FILE = "rounds.jsonl"
+RESULTS_BEGIN = '{"schema": '
+ROUNDS_BEGIN = '{"environment": "'
 
 
 @dataclass
@@ -71,9 +73,20 @@ def results_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
+def check_torn_lines(folder: Path) -> None:
+    """Raises ArtifactError, before anything is measured, where adding lines would remove one that no sweep wrote."""
+    for name, begins in ((RESULTS_FILE, RESULTS_BEGIN), (ROUNDS_FILE, ROUNDS_BEGIN)):
+        try:
+            check_torn_line(folder / name, begins)
+        except OSError as error:
+            raise ArtifactError(
+                f"cannot read {folder / name} ({error.strerror or error}); choose another --out"
+            ) from None
+
+
 def append(file: Path, *records: Record) -> None:
     """Adds lines that are on the disk when this returns."""
-    append_lines(file, [to_line(record) for record in records])
+    append_lines(file, [to_line(record) for record in records], begins=RESULTS_BEGIN)
 
 
 class _WindowOf(BaseRecord, frozen=True, kw_only=True):
@@ -119,7 +132,7 @@ class Rounds:
         for cell, window in taken.items():
             self.windows.setdefault(cell, []).append(window)
             lines.append(json.dumps({"environment": self.environment, "cell": cell} | asdict(window)))
-        append_lines(self.file, lines)
+        append_lines(self.file, lines, begins=ROUNDS_BEGIN)
 
     def _read(self, data: Any) -> None:
         """Adds the window of one line; raises ValueError for what no sweep writes."""

@@ -24,7 +24,7 @@ from .eval_report import EvalReport, make_report
 from .items import Item, Task, count_items, read_items
 from .model_options import ModelOptions, weights_of
 from .retrieval import packed, pooled
-from .rows import Rows
+from .rows import Rows, check_rows
 
 PROMPTS: dict[Task, str] = {
     "vqa": "{question}\nAnswer the question using a single word or phrase.",
@@ -104,6 +104,7 @@ class _Job:
         self.model, self.data, self.out, self.options = model, data, out, options
         self.entered, self.progress = entered, progress
         self.total = count_items(data, options.task)
+        check_rows(out)
 
     def items(self) -> Iterator[Item]:
         return read_items(self.data, self.options.task)

@@ -21,11 +21,24 @@ from ...core.input_file import parse_json
 from ...core.locks import locked
 from ...core.output_path import check_file, os_errors, put_file, scratch_beside
 from ...core.records import Record, parse
-from ..json_lines import complete_lines, drop_torn_line
+from ..json_lines import check_torn_line, complete_lines, drop_torn_line
 from .items import Item
 from .retrieval import unpacked
 
 Row = dict[str, Any]
+
+BEGINS = '{"encoder": "'
+"""What every row begins with."""
+
+
+def check_rows(out: Path) -> None:
+    """Raises ArtifactError, before a model is loaded, if `out` cannot be written or is no file of results."""
+    check_file(out, force=True)
+    try:
+        for _ in _known_rows(out):
+            pass
+    except OSError as error:
+        raise ArtifactError(f"cannot read {out} ({error.strerror or error}); choose another --out") from None
 
 
 class Rows:
@@ -75,10 +88,7 @@ class Rows:
         return stream
 
     def _rows(self) -> Iterator[Row]:
-        for number, text in complete_lines(self.out):
-            row = _parsed(text)
-            if row is None:
-                raise ArtifactError(f"{self.out}, line {number} is no result of this command; choose another --out")
+        for row in _known_rows(self.out):
             wanted = self.runs.get(row["encoder"])
             if wanted is not None and row["run"] != wanted:
                 raise ArtifactError(
@@ -159,6 +169,16 @@ def read_rows(out: Path, encoder: str) -> Iterator[Row]:
                 yield row
     except OSError as error:
         raise ArtifactError(f"cannot read {out} ({error.strerror or error}); name a file that you may read") from None
+
+
+def _known_rows(out: Path) -> Iterator[Row]:
+    """The rows of a file; raises ArtifactError for a line that no run wrote, OSError as `complete_lines`."""
+    check_torn_line(out, BEGINS, lambda text: _parsed(text) is not None)
+    for number, text in complete_lines(out):
+        row = _parsed(text)
+        if row is None:
+            raise ArtifactError(f"{out}, line {number} is no result of this command; choose another --out")
+        yield row
 
 
 def _line(row: Row) -> bytes:

@@ -17,7 +17,7 @@ from .answering import Asking, answer_items, failures
 from .contenders import DEFAULT_BACKEND, EAGER, Contender, enter
 from .items import count_items, read_items
 from .model_options import ModelOptions
-from .rows import Rows
+from .rows import Rows, check_rows
 from .ttft import Ttft, Vision, measure_ttft_paired
 
 QUESTION = "{question}"
@@ -150,6 +150,7 @@ def answer_batch(
         CheckpointError, UnavailableError: see `open_session`.
     """
     total = count_items(data, "ask")
+    check_rows(out)
     session = open_session(options, sampling, artifact=artifact, backend=backend, progress=progress)
     name = session.contender.name
     with (

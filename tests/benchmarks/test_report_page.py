@@ -282,13 +282,43 @@ def test_a_report_is_replaced_and_nothing_else(synthetic, write: Write, tmp_path
     first = write(synthetic(resolutions=(256,)))
     before = first.html.read_text(encoding="utf-8")
     assert write_report([tmp_path], tmp_path).html.read_text(encoding="utf-8") == before  # and the same again
-    for name in ("report.html", "report.md", "report.csv"):
-        out = tmp_path / f"other-{name}"
-        out.mkdir()
-        (out / name).write_text("my notes")
-        with pytest.raises(ArtifactError, match="is no report of fvexport"):
-            write_report([tmp_path], out)
-        assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, "my notes")]
+    (tmp_path / "report.csv").write_text(EARLIER_CSV)
+    assert write_report([tmp_path], tmp_path).html.read_text(encoding="utf-8") == before
+
+
+EARLIER_CSV = (
+    "machine,date,kind,backend,form,precision,height,width,tiles,batch,threads,variant,checkpoint,weights,samples,llm,"
+    "prompt_tokens,status,reason,p50_ms,p90_ms,p99_ms,mean_ms,min_ms,calls,rounds,timer,spread,images_per_second,"
+    "speedup,speedup_low,speedup_high,parity,sqnr_db,cosine,cosine_min,rel_l2,tokens,peak_host_mb,run_host_mb,"
+    "peak_gpu_mb,energy_j,artifact_mb,build_s,load_s,first_ms,ttft_encoder_ms,ttft_connector_ms,ttft_prefill_ms,"
+    "ttft_total_ms,computes\n"
+)
+"""What a report began with before there were centred figures."""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report.html", "my notes"),
+        ("report.html", "<!DOCTYPE html>\n<title>Notes</title>\n<p>Made with fvexport\n"),
+        ("report.html", '<!DOCTYPE html>\n<title>Notes</title>\n<meta name="generator" content="fvexport 1">\n'),
+        ("report.md", "my notes"),
+        ("report.md", "# My notes on fvexport\n"),
+        ("report.md", "# Notes\n\n<!-- Made by fvexport 0.1 -->\n"),
+        ("report.csv", "my,notes\n"),
+        ("report.csv", "machine,date,kind,backend,note\n"),
+        ("report.csv", "fvexport,GPU\n"),
+        ("report.md", ""),
+    ],
+)
+def test_a_user_s_own_file_is_no_report(synthetic, write: Write, tmp_path: Path, name: str, content: str) -> None:
+    write(synthetic(resolutions=(256,)))
+    out = tmp_path / "other"
+    out.mkdir()
+    (out / name).write_text(content)
+    with pytest.raises(ArtifactError, match=f"{name} exists and is no report of fvexport; choose another --out"):
+        write_report([tmp_path], out)
+    assert [(file.name, file.read_text()) for file in out.iterdir()] == [(name, content)]
 
 
 # Curves and words

@@ -264,6 +264,17 @@ def test_another_environment_is_measured_anew(sweeping: Sweeping, tmp_path: Path
 # --- refusals ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", [RESULTS_FILE, ROUNDS_FILE])
+def test_a_line_that_no_sweep_wrote_is_kept(sweeping: Sweeping, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "out" / name
+    file.parent.mkdir()
+    (file.parent / LOCK_FILE).touch()
+    file.write_text("precious")
+    with pytest.raises(ArtifactError, match=rf"{name}, line 1 is no result of this command; choose another --out"):
+        sweeping()
+    assert file.read_text() == "precious"
+
+
 def test_a_folder_of_something_else_is_left_alone(sweeping: Sweeping, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("mine")

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fvexport.benchmarks.tasks.evaluate import EvalOptions, evaluate
 from fvexport.benchmarks.tasks.items import Item, count_items, read_items
+from fvexport.benchmarks.tasks.model_options import ModelOptions
 from fvexport.benchmarks.tasks.retrieval import packed
-from fvexport.benchmarks.tasks.rows import Rows, read_rows
+from fvexport.benchmarks.tasks.rows import Rows, check_rows, read_rows
+from fvexport.benchmarks.tasks.session import answer_batch
 from fvexport.core.errors import ArtifactError, ConfigError
+from fvexport.encoder.fastvlm import Sampling
 
 RUNS = {"eager": "run-1"}
 
@@ -183,6 +187,47 @@ def test_what_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ArtifactError, match=r"line 1 is no result of this command; choose another --out"):
             Rows(out, RUNS)
         assert out.read_text() == content
+
+
+@pytest.mark.parametrize(
+    "content", ["precious", "\n[1, 2]", '{"encoder": "mine"}', '{"image": "a.png", "question": "x"']
+)
+def test_an_only_line_without_a_line_break_that_is_not_ours_is_kept(tmp_path: Path, content: str) -> None:
+    out = tmp_path / "out.jsonl"
+    out.write_text(content)
+    line = content.count("\n") + 1
+    for opened in (lambda: check_rows(out), lambda: Rows(out, RUNS)):
+        with pytest.raises(ArtifactError, match=f"line {line} is no result of this command; choose another --out"):
+            opened()
+        assert out.read_text() == content
+
+
+def test_a_foreign_file_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    model, sampling = ModelOptions(checkpoint="no/such-checkpoint"), Sampling(max_new_tokens=1)
+    asked = data(tmp_path, {"image": "a.png", "question": "What?", "answers": ["x"]})
+    for content in ("precious", "precious\n"):
+        out.write_text(content)
+        for run in (
+            lambda: answer_batch(model, sampling, asked, out),
+            lambda: evaluate(model, asked, out, EvalOptions(task="vqa")),
+        ):
+            with pytest.raises(ArtifactError, match="line 1 is no result of this command"):
+                run()
+            assert out.read_text() == content
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 30, -1])
+def test_half_a_first_line_is_dropped(tmp_path: Path, cut: int) -> None:
+    out = tmp_path / "out.jsonl"
+    with Rows(out, RUNS) as rows:
+        rows.add("eager", item(1), {"answer": "x"})
+    whole = out.read_bytes()
+    out.write_bytes(whole[:cut])
+    check_rows(out)
+    with Rows(out, RUNS) as rows:
+        rows.add("eager", item(1), {"answer": "x"})
+    assert out.read_bytes() == whole
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files are locked on Unix alone")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,7 @@ from fvexport.core import output_path
 from fvexport.core.errors import ArtifactError
 from fvexport.encoder.checkpoint import Checkpoint
 from fvexport.export import artifact as module
-from fvexport.export.artifact import MANIFEST_FILE, Artifact, check_writable, writing
+from fvexport.export.artifact import LAYERS_FILE, MANIFEST_FILE, MODEL_FILE, Artifact, check_writable, writing
 from fvexport.export.export_options import ExportOptions
 from fvexport.export.onnx_export import export_onnx
 
@@ -42,9 +44,11 @@ while True:
 """
 
 
-def write(out: Path, text: str = "{}") -> None:
+def write(out: Path, text: str = "{") -> None:
+    """An artifact whose manifest is damaged."""
     with writing(out, force=True) as folder:
         (folder / MANIFEST_FILE).write_text(text)
+        (folder / MODEL_FILE).touch()
 
 
 def listing(folder: Path) -> list[str]:
@@ -104,6 +108,7 @@ def test_two_threads_write_the_same_place(out: Path) -> None:
             with writing(out, force=True) as folder:
                 both.wait(timeout=20)
                 (folder / MANIFEST_FILE).write_text(text)
+                (folder / MODEL_FILE).touch()
                 both.wait(timeout=20)
                 time.sleep(0 if text == "a" else 0.2)
         except Exception as error:
@@ -193,6 +198,66 @@ def test_what_is_no_artifact_is_never_replaced(tmp_path: Path, what: str) -> Non
     assert listing(tmp_path) == ["thing"]
 
 
+@pytest.mark.parametrize("manifest", ["{}", '{"name": "x"}', "[]", '{"schema_version": 1, "files": {}}', "", "{cut"])
+def test_another_program_s_manifest_makes_no_artifact(tmp_path: Path, manifest: str) -> None:
+    """A browser's extension, a web app: folders that hold a `manifest.json` too."""
+    out = tmp_path / "extension"
+    out.mkdir()
+    (out / MANIFEST_FILE).write_text(manifest)
+    (out / "background.js").write_text("precious")
+    with pytest.raises(ArtifactError, match="no artifact of fvexport; choose another --out"):
+        check_writable(out, force=True)
+    with pytest.raises(ArtifactError, match="not what this command writes"):
+        write(out)
+    assert (out / "background.js").read_text() == "precious"
+    assert listing(tmp_path) == ["extension"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "encoder.plan/", "a/", ".a.writing-00c0ffee/", "a\nb"])
+def test_what_a_user_put_beside_an_artifact_s_files_is_kept(tmp_path: Path, static: Artifact, name: str) -> None:
+    out = shutil.copytree(static.path, tmp_path / "a")
+    entry = out / name
+    if name.endswith("/"):
+        entry.mkdir()
+    else:
+        entry.touch()
+    said = name.strip("/").replace("\n", " ")
+    words = rf"a holds {re.escape(said)}, which is no file of an artifact; move it away or choose another --out"
+    with pytest.raises(ArtifactError, match=words):
+        check_writable(out, force=True)
+    with pytest.raises(ArtifactError, match="not what this command writes"):
+        write(out)
+    assert entry.exists() and listing(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("how", ["whole", "empty", "cut off", "newer", "older", "files", "file gone", "scratch"])
+def test_damaged_artifacts_are_replaced(tmp_path: Path, static: Artifact, how: str) -> None:
+    out = shutil.copytree(static.path, tmp_path / "a")
+    text = (out / MANIFEST_FILE).read_text()
+    content = json.loads(text)
+    if how == "empty":
+        text = ""
+    elif how == "cut off":
+        text = text[:200]
+    elif how == "newer":
+        text = json.dumps(content | {"schema_version": 99, "files": content["files"] | {"weights.bin": {}}})
+        (out / "weights.bin").touch()
+    elif how == "older":
+        text = json.dumps({"schema_version": 0, "checkpoint": None, "files": []})
+    elif how == "files":
+        (out / LAYERS_FILE).touch()
+        (out / ".DS_Store").touch()
+    elif how == "file gone":
+        (out / MODEL_FILE).unlink()
+    elif how == "scratch":
+        (out / ".features.safetensors.writing-00c0ffee").mkdir()
+        (out / ".features.safetensors.writing-00c0ffee" / "lock").touch()
+    (out / MANIFEST_FILE).write_text(text)
+    check_writable(out, force=True)
+    write(out, "new")
+    assert (out / MANIFEST_FILE).read_text() == "new"
+
+
 def test_existing_artifact_needs_force_and_an_empty_folder_does_not(tmp_path: Path) -> None:
     write(tmp_path / "a")
     with pytest.raises(ArtifactError, match="replace it with --force"):
@@ -221,6 +286,9 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
             check_writable(tmp_path / name, force=False)
     with pytest.raises(ArtifactError, match=r"1000000000000 MB needed, \d+ MB free"):
         check_writable(tmp_path / "a", force=False, need_bytes=10**18)
+    if Path("/proc/self").exists() and os.access("/proc", os.W_OK):
+        with pytest.raises(ArtifactError, match=r"/proc/a: the file system of /proc takes no files; choose another"):
+            check_writable(Path("/proc/a"), force=False, need_bytes=1)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with pytest.raises(ArtifactError, match="no permission"):
         check_writable(tmp_path / "new" / "a", force=False)

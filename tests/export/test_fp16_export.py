@@ -25,10 +25,10 @@ from fvexport.encoder.preprocess import Preprocessor
 from fvexport.encoder.reparameterize import reparameterize
 from fvexport.export import onnx_export
 from fvexport.export import prepare as preparing
-from fvexport.export.artifact import MANIFEST_FILE, Artifact
+from fvexport.export.artifact import BLOCK_SCALES_FILE, MANIFEST_FILE, Artifact
 from fvexport.export.export_options import ExportOptions
 from fvexport.export.onnx_export import ExportReport, export_onnx
-from fvexport.export.parity import BLOCK_SCALES_FILE, check_parity
+from fvexport.export.parity import check_parity
 from fvexport.export.parity_backends import EagerReference
 from fvexport.export.prepare import prepare
 from fvexport.export.runtime import EagerBackend

@@ -25,10 +25,10 @@ from fvexport.core.records import plain
 from fvexport.core.verdict.figures import Figures
 from fvexport.encoder.checkpoint import Checkpoint, load_checkpoint
 from fvexport.encoder.preprocess import Preprocessor
-from fvexport.export.artifact import MANIFEST_FILE, MODEL_FILE, Artifact
+from fvexport.export.artifact import BLOCK_SCALES_FILE, MANIFEST_FILE, MODEL_FILE, Artifact
 from fvexport.export.manifest import Manifest
 from fvexport.export.onnx_export import ExportReport
-from fvexport.export.parity import BLOCK_SCALES_FILE, THRESHOLDS, check_parity
+from fvexport.export.parity import THRESHOLDS, check_parity
 from fvexport.export.parity_backends import ParityOnnxRuntime
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

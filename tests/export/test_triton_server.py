@@ -234,18 +234,29 @@ def test_nothing_is_overwritten_unasked(static: Artifact, tmp_path: Path) -> Non
     folder = write_repository(static, tmp_path, name="eye")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.pbtxt").write_text("theirs")
-    (folder / "1" / "mine").touch()
+    (folder / "1" / "model.plan").touch()
     with pytest.raises(ArtifactError, match="--force"):
         write_repository(static, tmp_path, name="eye")
-    assert (folder / "1" / "mine").exists()
+    assert (folder / "1" / "model.plan").exists()
     write_repository(static, tmp_path, name="eye", force=True)
-    assert not (folder / "1" / "mine").exists()
+    assert not (folder / "1" / "model.plan").exists()
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "photo.jpg").touch()
-    with pytest.raises(ArtifactError, match="no model of Triton"):
-        write_repository(static, tmp_path, name="home", force=True)
+    for name in ("home", "other"):
+        with pytest.raises(ArtifactError, match="no model that fvexport wrote"):
+            write_repository(static, tmp_path, name=name, force=True)
     assert (tmp_path / "other" / "config.pbtxt").read_text() == "theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["eye", "home", "other"]
+
+
+@pytest.mark.parametrize("mine", ["labels.txt", "1/model.py", "2/model.onnx", "1/model.onnx.bak/weights"])
+def test_a_model_with_a_user_s_files_stays(static: Artifact, tmp_path: Path, mine: str) -> None:
+    file = write_repository(static, tmp_path, name="eye") / mine
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(ArtifactError, match="holds other files too; move it away or choose another repository"):
+        write_repository(static, tmp_path, name="eye", force=True)
+    assert file.exists()
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

@@ -116,7 +116,7 @@ def test_json_lines(content: bytes, folder: Path) -> None:
     file = folder / "rows.jsonl"
     file.write_bytes(content)
     before = len(list(complete_rows(file)))
-    append_lines(file, ['{"added": 1}'])
+    append_lines(file, ['{"added": 1}'], begins="")
     after = list(complete_rows(file))
     assert after[-1] == {"added": 1} and len(after) == before + 1
 

@@ -39,7 +39,7 @@ class RowFile:
         self.rows.append(row)
         if self.path is not None:
             with os_errors(self.path):
-                append_lines(self.path, [json.dumps(row)])
+                append_lines(self.path, [json.dumps(row)], begins='{"kind": "environment"')
 
     def has(self, key: dict[str, Any]) -> bool:
         """Whether a row has all of `key`'s values."""
