@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from fvexport.core.errors import CheckpointError
-from fvexport.encoder.checkpoint.tensors import TensorStore
-from fvexport.encoder.checkpoint.weights_files import Located
+from fvexport.encoder.checkpoint.tensors import _pickled
 
 
 def test_a_small_file_does_not_unpack_to_much(tmp_path: Path) -> None:
@@ -17,4 +16,4 @@ def test_a_small_file_does_not_unpack_to_much(tmp_path: Path) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(80 << 20))
     with pytest.raises(CheckpointError, match="unpacks to 83886080"):
-        _ = TensorStore(Located("weights.pt", file, lambda name: tmp_path / name)).names
+        _pickled("weights.pt", file, "zip")
