@@ -18,6 +18,8 @@ InputKind = Literal["float", "uint8"]
 IoKind = Literal["fp32", "model"]
 
 AUTO = "auto"
+MAX_BATCH = 1024
+"""Most images of one call of a file or an engine."""
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 """The first opset with Gelu as one operator; runtimes from 2024 on read it."""
@@ -72,6 +74,8 @@ class ExportOptions:
                 raise ConfigError(f"unknown {name} {value!r}; known are {', '.join(known)}")
         if self.batch is not None and self.batch < 1:
             raise ConfigError(f"batch must be at least 1 or dynamic; found {self.batch}")
+        if self.batch is not None and self.batch > MAX_BATCH:
+            raise ConfigError(f"batch must be at most {MAX_BATCH} or dynamic; found {self.batch}")
         if self.opset is not None:
             if self.opset not in OPSETS:
                 raise ConfigError(f"--opset goes from {OPSETS.start} to {OPSETS.stop - 1}; found {self.opset}")

@@ -20,7 +20,7 @@ from ..core.verdict.sections import FiguresSection, VerdictSection
 from ..encoder.config import ConnectorConfig, FastViTHDConfig
 from ..encoder.preprocess import Preprocessor
 from .engines.engine_section import EngineSection
-from .export_options import ExportOptions
+from .export_options import MAX_BATCH, ExportOptions
 from .precision import QUANTIZED, Precision
 from .tensor_names import INPUT_NAME, OUTPUT_NAME
 
@@ -281,6 +281,8 @@ def _check_tensors(manifest: Manifest) -> None:
             raise RecordError(f"$.{section}.name: expected {name}, found {spec.name!r}")
         if spec.dtype not in types:
             raise RecordError(f"$.{section}.dtype: expected {' or '.join(types)}, found {spec.dtype!r}")
+        if isinstance(spec.shape[0], int) and spec.shape[0] > MAX_BATCH:
+            raise RecordError(f"$.{section}.shape: expected {MAX_BATCH} images at most, found {spec.shape[0]}")
         for size, axis in zip(spec.shape, axes, strict=True):
             label, wanted = axis if isinstance(axis, tuple) else (None, axis)
             fits = 1 <= size <= MAX_SIZE and wanted in (None, size) if isinstance(size, int) else size == label
@@ -319,8 +321,8 @@ def _check_values(manifest: Manifest) -> None:
         profile, architecture = manifest.engine.profile, manifest.architecture
         for height, width in zip(profile.height, profile.width, strict=True):
             architecture.check_resolution(height, width)
-        if profile.batch[2] > MAX_SIZE:
-            raise RecordError(f"$.engine.profile.batch: expected {MAX_SIZE} at most, found {profile.batch[2]}")
+        if profile.batch[2] > MAX_BATCH:
+            raise RecordError(f"$.engine.profile.batch: expected {MAX_BATCH} at most, found {profile.batch[2]}")
 
 
 def _check_numbers(data: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from ..core.errors import ArtifactError, first_line
+from ..core.errors import ArtifactError, first_line, lacks_memory
 from ..core.input_file import read_bytes
 from ..encoder.config import FastViTHDConfig
 from .manifest import AGAIN, Manifest, TensorSpec
@@ -30,7 +30,13 @@ from .tensor_names import PLUGIN_DOMAIN, PLUGIN_NAME
 
 LIMIT = 256 << 20
 """Most bytes of the graph's file, whose weights lie beside it."""
-MAX_NODES = 1 << 16
+MAX_NODES = 1 << 12
+"""Most nodes, whatever the manifest's architecture: ten times those of the largest released export."""
+NODES_PER_OPERATOR, MORE_NODES = 8, 256
+"""Most nodes for each of the architecture's operators, and besides: four times what exports have.
+
+OpenVINO took half a minute to compile a chain of 1000 Erf, and over ten for one of 20000.
+"""
 MAX_NUMBERS = 16
 """Most numbers of an attribute."""
 SLACK = 8
@@ -62,6 +68,16 @@ TYPES: dict[int, tuple[str, int]] = {
 """Types of values: the manifest's name, and bytes of one value."""
 
 _AXIS, _FLAG, _SIZE = (-8, 8), (0, 1), (1, 1 << 15)
+REFUSED = re.compile(
+    "Gather(Elements|ND)|(Scatter|TensorScatter|String|Regex|Sequence|Optional|Random|SplitToSequence|ConcatFromSequence"
+    "|Adagrad|Adam|Momentum|Gradient|Max(Unpool|RoiPool)|RoiAlign|GridSample|AffineGrid|SoftmaxCrossEntropyLoss"
+    "|NegativeLogLikelihoodLoss|Bernoulli|Multinomial|Dropout).*|OneHot|ReverseSequence|Compress|NonZero|Unique|TopK"
+    "|NonMaxSuppression|TfIdfVectorizer|LabelEncoder|ImageDecoder"
+)
+"""Operators whose result depends on indices that are computed, on chance or on texts: an encoder needs none.
+
+Runtimes differ in what they do with an index that is out of range.
+"""
 BOUNDS: dict[str, dict[str, tuple[int, int]]] = {
     "Cast": {"to": (1, max(TYPES)), "saturate": _FLAG},
     "Conv": {
@@ -118,12 +134,14 @@ def read_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}; {AGAIN}") from None
     except Exception as error:  # protobuf's DecodeError
+        if lacks_memory(error):
+            raise
         raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}); {AGAIN}") from None
     try:
         _check_messages(model)
         _check_tensors(model.graph.initializer, path.parent, manifest)
         _check_interface(model, manifest)
-        _check_nodes(model)
+        _check_nodes(model, manifest)
         _check_shapes(model, manifest)
     except _RefusedError as problem:
         raise ArtifactError(f"{path} is not a file that fvexport wrote: {str(problem)[:400]}; {AGAIN}") from None
@@ -156,6 +174,8 @@ def infer_tensors(model: onnx.ModelProto, input_shape: tuple[int, ...]) -> dict[
         # data_prop: dynamic files copy sizes through Shape, and only its values tell what Reshape makes.
         graph = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
     except Exception as error:  # InferenceError, RuntimeError and others, by the operator
+        if lacks_memory(error):
+            raise
         raise ValueError(first_line(error)) from None
     found = {t.name: TensorInfo(t.data_type, tuple(t.dims)) for t in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -268,14 +288,17 @@ def _described(spec: TensorSpec) -> str:
     return f"{spec.name!r} {spec.dtype} {list(spec.shape)}"
 
 
-def _check_nodes(model: onnx.ModelProto) -> None:
+def _check_nodes(model: onnx.ModelProto, manifest: Manifest) -> None:
     """Raises unless the operators and attributes are allowed, and ONNX's own checker finds the graph sound."""
     graph = model.graph
     nodes = [*graph.node, *(node for function in model.functions for node in function.node)]
-    if len(nodes) > MAX_NODES:
-        raise _RefusedError(f"it has {len(nodes)} nodes")
+    inlined = sum(len(f.node) for f in model.functions) * sum(bool(node.domain) for node in graph.node)
+    count, most = len(nodes) + inlined, max_nodes(manifest)
+    if count > most:
+        raise _RefusedError(f"it has {count} nodes, and its model needs {most} at most")
     for node in nodes:
         _check_node(node)
+    _check_gathers(model)
     if len(model.functions) > 1 or any((f.domain, f.name) != (PLUGIN_DOMAIN, PLUGIN_NAME) for f in model.functions):
         raise _RefusedError("it has functions other than the attention plugin's")
     made = [*(v.name for v in graph.input), *(t.name for t in graph.initializer)]
@@ -285,7 +308,16 @@ def _check_nodes(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(_without_weights(model))
     except Exception as error:  # ValidationError and others
+        if lacks_memory(error):
+            raise
         raise _RefusedError(first_line(error)) from None
+
+
+def max_nodes(manifest: Manifest) -> int:
+    """Most nodes that a graph of the manifest's architecture has."""
+    sizes = manifest.preprocessor.height, manifest.preprocessor.width
+    needed = sum(block.count * len(block.operators) for block in operators(manifest.architecture, *sizes))
+    return min(MAX_NODES, NODES_PER_OPERATOR * needed + MORE_NODES)
 
 
 def _check_node(node: onnx.NodeProto) -> None:
@@ -310,9 +342,20 @@ def _check_node(node: onnx.NodeProto) -> None:
             raise _RefusedError(f"{node.name} ({kind}) has {attribute.name} {found}")
 
 
+def _check_gathers(model: onnx.ModelProto) -> None:
+    """Raises unless every index of a Gather is a number of the file."""
+    for part in (model.graph, *model.functions):
+        known = {name for node in part.node if node.op_type == "Constant" for name in node.output}
+        if part is model.graph:
+            known |= {tensor.name for tensor in model.graph.initializer}
+        for node in part.node:
+            if node.op_type == "Gather" and (len(node.input) != 2 or node.input[1] not in known):
+                raise _RefusedError(f"{node.name} (Gather) has indices that are computed")
+
+
 def _is_plain(op_type: str) -> bool:
     """Whether ONNX has an operator of that name, and it takes no graphs, as loops do."""
-    if not onnx.defs.has(op_type):
+    if not onnx.defs.has(op_type) or REFUSED.fullmatch(op_type):
         return False
     graphs = (onnx.defs.OpSchema.AttrType.GRAPH, onnx.defs.OpSchema.AttrType.GRAPHS)
     return not any(known.type in graphs for known in onnx.defs.get_schema(op_type).attributes.values())
@@ -352,9 +395,27 @@ def _check_shapes(model: onnx.ModelProto, manifest: Manifest) -> None:
             raise _RefusedError(f"{name} has the type {tensor.kind} and the shape {list(tensor.shape)}")
         if name not in weights and tensor.elements > most:
             raise _RefusedError(f"{name} has the shape {list(tensor.shape)}, larger than any tensor of its model")
+    _check_indices(model, tensors)
     wanted = (batch, manifest.architecture.tokens(height, width), manifest.output.shape[-1])
     if (found := tensors[manifest.output.name].shape) != wanted:
         raise _RefusedError(f"it makes features of the shape {list(found)}, not {list(wanted)}")
+
+
+def _check_indices(model: onnx.ModelProto, tensors: Mapping[str, TensorInfo]) -> None:
+    """Raises unless each Gather of the graph has indices within its axis; `_check_gathers` refuses computed ones."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    constants = {node.output[0]: node.attribute[0] for node in model.graph.node if node.op_type == "Constant"}
+    for node in model.graph.node:
+        if node.op_type != "Gather":
+            continue
+        name = node.input[1]
+        if name in weights and weights[name].data_location == TensorProto.EXTERNAL:
+            raise _RefusedError(f"{node.name} (Gather) has indices outside the graph's file")
+        found = numpy_helper.to_array(weights[name]).ravel() if name in weights else _numbers(constants[name]) or []
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        size = tensors[node.input[0]].shape[axis]
+        if not all(-size <= index < size for index in found):
+            raise _RefusedError(f"{node.name} (Gather) has an index outside its axis of {size}")
 
 
 def largest(config: FastViTHDConfig, height: int, width: int) -> int:

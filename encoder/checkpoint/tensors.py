@@ -32,6 +32,9 @@ from .weights_files import INDEX, Located, check_shard_name, parse_json, unreada
 CHUNK = 8 << 20
 """Bytes read through one opening of a file, or a sixteenth of what is wanted where that is more."""
 
+MAX_PICKLE = 64 << 20
+"""Most bytes of a zip's data.pkl, which names its tensors, and of what a small compressed file unpacks to."""
+
 LONGEST_TENSOR_NAME = 1000
 """Characters of a tensor's name; several patterns are looked for in each, in time that can grow with its square."""
 
@@ -282,6 +285,8 @@ def _pickled(source: str, file: Path, kind: str) -> Contents:
     """The named values of a PyTorch file, read by its restricted unpickler: no code of the file runs."""
     if kind == "zip" and (foreign := _foreign_archive(file)):
         raise unfit(source, f"{file.name} is {foreign}, not PyTorch's", "give a .safetensors, .pt, .pth or .bin file")
+    if kind == "zip" and (problem := _unpacks_to_much(file)):
+        raise unfit(source, f"{file.name} {problem}", "save it again with torch.save, which does not compress")
     try:
         with warnings.catch_warnings(), utf8_path(file) as path:
             warnings.simplefilter("ignore")  # advice on torch.load, which the errors below give in our words
@@ -316,6 +321,20 @@ def _foreign_archive(file: Path) -> str | None:
     if any(name.endswith(("data.pkl", "constants.pkl")) for name in names):
         return None
     return "a NumPy archive" if any(name.endswith(".npy") for name in names) else "a zip archive of other files"
+
+
+def _unpacks_to_much(file: Path) -> str | None:
+    """What is wrong with the sizes of a zip's members; None if nothing is, or the zip is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except Exception:  # as in `_foreign_archive`
+        return None
+    size, unpacked = file.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > 8 * size + MAX_PICKLE:
+        return f"has {size} bytes and unpacks to {unpacked}"
+    pickles = (member.file_size for member in members if member.filename.endswith("data.pkl"))
+    return f"has a data.pkl of {largest} bytes" if (largest := max(pickles, default=0)) > MAX_PICKLE else None
 
 
 def _can_map(file: Path, kind: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from ...core.errors import ConfigError
 from ...encoder.config import FastViTHDConfig
+from ..export_options import MAX_BATCH
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
@@ -88,6 +89,8 @@ class ProfileOptions:
                 option = "--batch dynamic" if name == "batch" else "--dynamic-res"
                 found = ":".join(map(str, span))
                 raise ConfigError(f"the ONNX file takes {name} {size} alone, not {found}; export it with {option}")
+        if profile.batch[2] > MAX_BATCH:
+            raise ConfigError(f"--batch must be at most {MAX_BATCH}; found {profile.batch[2]}")
         for heights, widths in zip(profile.height, profile.width, strict=True):
             architecture.check_resolution(heights, widths)
         return profile

@@ -56,6 +56,7 @@ def test_json_alone_on_stdout(fvexport, tmp_path: Path) -> None:
         (["--res", "0"], ["out of range", "64"]),
         (["--res", "99999"], ["out of range", "8192"]),
         (["--batch", "0"], ["batch", "at least 1"]),
+        (["--batch", "1025"], ["batch must be at most 1024 or dynamic; found 1025"]),
         (["--opset", "99"], ["--opset", "18", "23"]),
         (["--bf16", "--opset", "20"], ["opset 22", "--opset 20"]),
         (["--checkpoint", "missing.safetensors"], ["missing.safetensors", "no such file"]),

@@ -140,6 +140,19 @@ def test_nothing_hides_in_other_fields(changed: Any, case: str) -> None:
         changed(change)()
 
 
+def chain(model: ModelProto) -> None:
+    model.graph.node.extend(helper.make_node("Erf", [f"q{i}"], [f"q{i + 1}"]) for i in range(1000))
+
+
+def gather(model: ModelProto, index: int | None) -> None:
+    """Adds a Gather from a row of the input by a number, or by one that is computed."""
+    name = model.graph.input[0].name
+    model.graph.initializer.append(helper.make_tensor("index", TensorProto.INT64, [1], [index or 0]))
+    source = "index" if index is not None else "computed"
+    model.graph.node.append(helper.make_node("Neg", ["index"], ["computed"]))
+    model.graph.node.append(helper.make_node("Gather", [name, source], ["picked"], axis=3))
+
+
 GRAPHS: dict[str, tuple[Change, str]] = {
     "no inputs": (lambda m: m.graph.ClearField("input"), "0 inputs"),
     "two inputs": (lambda m: m.graph.input.append(m.graph.input[0]), "2 inputs"),
@@ -155,6 +168,13 @@ GRAPHS: dict[str, tuple[Change, str]] = {
     "a text": (lambda m: setattr(inner(m), "data_type", TensorProto.STRING), "has the type 8"),
     "a loop": (lambda m: setattr(node(m, "Relu"), "op_type", "Loop"), "has the operator Loop"),
     "a foreign operator": (lambda m: setattr(node(m, "Relu"), "op_type", "Relu7"), "has the operator Relu7"),
+    "too many nodes": (chain, "nodes, and its model needs"),
+    **{
+        name: (lambda m, x=name: setattr(node(m, "Relu"), "op_type", x), f"has the operator {name}")
+        for name in ("ScatterND", "TopK", "Dropout", "RandomNormalLike", "NonZero", "GatherElements", "StringConcat")
+    },
+    "an index that is computed": (lambda m: gather(m, None), "indices that are computed"),
+    "an index out of range": (lambda m: gather(m, 10**9), "outside its axis|out of"),
     "a domain": (lambda m: setattr(node(m, "Relu"), "domain", "com.microsoft"), "operator com.microsoft::Relu"),
     "group 0": (lambda m: attribute(m, "Conv", "group", 0), "has group"),
     "stride 0": (lambda m: attribute(m, "Conv", "strides", [0, 0]), "has strides"),
@@ -178,6 +198,15 @@ def test_the_graph_is_one_of_ours(changed: Any, case: str) -> None:
     change, words = GRAPHS[case]
     with pytest.raises(ArtifactError, match=f"(?s){words}"):
         changed(change)()
+
+
+def test_running_out_of_memory_is_not_a_damaged_file(static: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fvexport.export.onnx_file.read_bytes", fail)
+    with pytest.raises(MemoryError):
+        read_graph(static.model_path, static.manifest)
 
 
 def test_texts_are_utf8_and_fields_known(static: Artifact, tmp_path: Path) -> None:
