@@ -21,7 +21,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from ..core.errors import ArtifactError, first_line, lacks_memory
+from ..core.errors import ArtifactError, first_line
 from ..core.input_file import read_bytes
 from ..encoder.config import FastViTHDConfig
 from .manifest import AGAIN, Manifest, TensorSpec
@@ -133,9 +133,9 @@ def read_graph(path: Path, manifest: Manifest) -> onnx.ModelProto:
         model = onnx.ModelProto.FromString(content)
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror or error}; {AGAIN}") from None
+    except MemoryError:
+        raise
     except Exception as error:  # protobuf's DecodeError
-        if lacks_memory(error):
-            raise
         raise ArtifactError(f"{path} is not a readable ONNX file ({first_line(error)}); {AGAIN}") from None
     try:
         _check_messages(model)
@@ -173,9 +173,9 @@ def infer_tensors(model: onnx.ModelProto, input_shape: tuple[int, ...]) -> dict[
     try:
         # data_prop: dynamic files copy sizes through Shape, and only its values tell what Reshape makes.
         graph = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True).graph
+    except MemoryError:
+        raise
     except Exception as error:  # InferenceError, RuntimeError and others, by the operator
-        if lacks_memory(error):
-            raise
         raise ValueError(first_line(error)) from None
     found = {t.name: TensorInfo(t.data_type, tuple(t.dims)) for t in graph.initializer}
     for value in (*graph.input, *graph.output, *graph.value_info):
@@ -307,9 +307,9 @@ def _check_nodes(model: onnx.ModelProto, manifest: Manifest) -> None:
         raise _RefusedError("two of its tensors have the same name")
     try:
         onnx.checker.check_model(_without_weights(model))
+    except MemoryError:
+        raise
     except Exception as error:  # ValidationError and others
-        if lacks_memory(error):
-            raise
         raise _RefusedError(first_line(error)) from None
 
 
