@@ -3,6 +3,7 @@
 What lives here
     export_options  the options of an export, checked before anything expensive
     precision       the precisions of an artifact
+    limits          the largest sizes of files and engines
     tensor_names    the names of its input and output
     requests        an export or an engine build as one object
     tracing         PyTorch module -> ONNX graph, quietly and with readable names

@@ -12,14 +12,13 @@ from ..calibration.policy import CPU_TARGETS, SCHEMES, Policy, QuantTarget
 from ..core.errors import ConfigError
 from ..core.hardware import products_saturate
 from ..encoder.config import FastViTHDConfig
+from .limits import MAX_BATCH
 from .precision import PRECISIONS, QUANTIZED, Precision
 
 InputKind = Literal["float", "uint8"]
 IoKind = Literal["fp32", "model"]
 
 AUTO = "auto"
-MAX_BATCH = 1024
-"""Most images of one call of a file or an engine."""
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 """The first opset with Gelu as one operator; runtimes from 2024 on read it."""

@@ -20,7 +20,8 @@ from ..core.verdict.sections import FiguresSection, VerdictSection
 from ..encoder.config import ConnectorConfig, FastViTHDConfig
 from ..encoder.preprocess import Preprocessor
 from .engines.engine_section import EngineSection
-from .export_options import MAX_BATCH, ExportOptions
+from .export_options import ExportOptions
+from .limits import MAX_BATCH
 from .precision import QUANTIZED, Precision
 from .tensor_names import INPUT_NAME, OUTPUT_NAME
 

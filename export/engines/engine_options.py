@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from ...core.errors import ConfigError
 from ...encoder.config import FastViTHDConfig
-from ..export_options import MAX_BATCH
+from ..limits import MAX_BATCH
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
