@@ -105,7 +105,7 @@ def guarded(problem: str, function: Callable[..., T], *arguments: Any, **named: 
     Each release has its own kinds of errors, and a panic of the library in Rust is no `Exception` at all.
 
     Raises:
-        CheckpointError: `problem (what went wrong); what mends it`, for all of these.
+        CheckpointError: any of these; the message is `problem (reason); fix`.
         UnavailableError: the system refuses a temporary folder.
     """
     try:
