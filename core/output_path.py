@@ -19,10 +19,12 @@ import ctypes
 import errno
 import glob
 import os
+import random
 import re
 import secrets
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,8 +37,13 @@ from .locks import try_lock
 LOCK, REPLACED = "lock", "replaced"
 TRIES = 100
 """How often a name is tried that other runs take or free at the same moment."""
+LOOKS = 5
+"""How often a folder must be found to be none of ours: another run may replace it just then."""
+PAUSE_SECONDS = 0.05
+"""The longest wait between two of these tries."""
 FORCE = "replace it with --force (force=True) or choose another --out (out)"
 _SCRATCH_NAME = re.compile(r"\..*\.writing-[0-9a-f]{8}", re.DOTALL)
+_ANOTHER_WAS_FASTER = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 _AT_CWD, _NO_REPLACE, _EXCHANGE = -100, 1, 2  # of Linux' renameat2
 
 
@@ -221,7 +228,10 @@ def put_folder(scratch: Path, out: Path, *, force: bool, ours: Callable[[Path], 
         ArtifactError: something that must not be replaced is there.
         OSError: the system refused.
     """
-    for _ in range(TRIES):
+    foreign = 0
+    for tried in range(TRIES):
+        if tried:  # other runs rename it too: each waits another while, so that they part
+            time.sleep(random.uniform(0, PAUSE_SECONDS))
         empty = _is_empty_folder(out)
         if not os.path.lexists(out) or (empty and not out.is_symlink()):
             try:
@@ -229,19 +239,25 @@ def put_folder(scratch: Path, out: Path, *, force: bool, ours: Callable[[Path], 
                     out.rmdir()
                 scratch.rename(out)  # replaces an empty folder, and nothing else
             except OSError as error:
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                if error.errno not in _ANOTHER_WAS_FASTER:
                     raise
-                continue  # another run was faster
+                continue
             return
         if not empty:
             if not out.is_dir() or not ours(out):
+                foreign += 1
+                if foreign < LOOKS:
+                    continue
                 raise ArtifactError(f"{out} exists and is not what this command writes; choose another --out")
             if not force:
                 raise _taken(out)
-        with suppress(FileNotFoundError):  # another run moved it away
+        try:
             if not _renameat2(scratch, out, _EXCHANGE):
                 _replace_in_two_steps(scratch, out)
             return
+        except OSError as error:
+            if error.errno not in (*_ANOTHER_WAS_FASTER, errno.ENOENT):
+                raise
     raise ArtifactError(f"cannot write {out}: other runs write it too; wait for them or choose another --out")
 
 
@@ -300,6 +316,7 @@ def _replace_in_two_steps(scratch: Path, out: Path) -> None:
     If this run is killed in between, `waiting_folder` finds the old folder, and the next run puts it back.
     """
     old = scratch.with_name(REPLACED)
+    remove(old)  # of a try before this one, when another run was faster
     out.rename(old)
     try:
         scratch.rename(out)
@@ -377,15 +394,25 @@ class _Scratch:
         """Removes the folder, its lock last: if this run is killed meanwhile, the next one goes on."""
         if self.folder == Path():
             return
-        for _ in range(2):
-            with suppress(OSError):
-                for path in self.folder.iterdir():
-                    if path.name != LOCK:
-                        remove(path)
-            self._close()  # the second time with one more descriptor
         with suppress(OSError):
-            (self.folder / LOCK).unlink(missing_ok=True)
-            self.folder.rmdir()
+            if not self._empty():
+                self._close()  # for one more descriptor; with content it is no folder that a run has just made
+                self._empty()
+        for _ in range(2):  # Windows removes no open file
+            with suppress(OSError):
+                (self.folder / LOCK).unlink(missing_ok=True)
+                self.folder.rmdir()
+            # Not before the lock has no name: the run that has just made this folder would take it for its own.
+            self._close()
+
+    def _empty(self) -> bool:
+        """Removes all but the lock; False if something stays."""
+        with suppress(OSError):
+            for path in list(self.folder.iterdir()):
+                if path.name != LOCK:
+                    remove(path)
+            return all(path.name == LOCK for path in self.folder.iterdir())
+        return False
 
     def _close(self) -> None:
         if self.descriptor is not None:
