@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .. import __version__
-from ..core.errors import ArtifactError, ConfigError, ImageError
-from ..core.output_path import check_file, os_errors, put_file, scratch_beside
-from ..core.phrases import printable
-from ..core.progress import Progress, silent
-from .runtime.encoder import Encoder
+from ... import __version__
+from ...core.errors import ArtifactError, ConfigError, ImageError
+from ...core.output_path import check_file, os_errors, put_file, scratch_beside
+from ...core.phrases import printable
+from ...core.progress import Progress, silent
+from ..runtime.encoder import Encoder
 
 METADATA = "__metadata__"
 MAX_HEADER_BYTES = 100_000_000
