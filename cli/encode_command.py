@@ -163,10 +163,8 @@ def _failures(report: EncodeReport) -> None:
     for _, reason in report.failed[:MOST_ERRORS]:
         printing.error(reason)
     total, rest = report.failed_count + report.encoded, report.failed_count - len(report.failed[:MOST_ERRORS])
-    where = {"safetensors": "--json lists them", "npy": "they are in errors/"}.get(
-        report.form, "column `error` has them"
-    )
-    more = f" ({rest} are not shown; {where[report.form]})" if rest else ""
+    places = {"safetensors": "--json lists them", "npy": "folder errors has them", "parquet": "column error has them"}
+    more = f" ({rest} are not shown; {places[report.form]})" if rest else ""
     written = f"{report.out} has the other {report.encoded}" if report.encoded else "nothing was encoded"
     printing.error(f"{report.failed_count} of {total} images failed{more}; {written}")
     click.get_current_context().exit(1)

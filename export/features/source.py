@@ -23,7 +23,15 @@ class Item(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-    """Images in a fixed order. Can be pickled, and reads no image before it is iterated over."""
+    """Images in a fixed order. Can be pickled, and reads no image before it is iterated over.
+
+    Attributes:
+        kind: `images`, `tables` or `tars`.
+        notices: what the user should know about it, one line each.
+    """
+
+    kind: str
+    notices: list[str]
 
     @property
     def digest(self) -> str:
