@@ -110,8 +110,8 @@ def encode(
     (.tar files). Each image's features (tokens, channels) stand under its path, row or key. A bad image is reported and
     skipped; the exit code is then 1. If the command is interrupted, the same command goes on.
     """
+    from ..core.allocator import keep_freed_memory
     from ..export.features import encode_images
-    from ..export.features.encode import decoding_for
     from ..export.features.open_source import SourceOptions, open_source
     from ..export.runtime import Encoder
     from .progress_bar import progress_bar
@@ -122,6 +122,7 @@ def encode(
         dtype=dtype,
         shard_rows=shard_rows,
     )
+    keep_freed_memory()
     with progress_bar() as progress, _told_how_to_go_on(out):
         options = SourceOptions(image_column=columns.image_column, id_column=columns.id_column)
         source = open_source(images, options, sys.stdin.buffer if sys.stdin else None)
@@ -133,7 +134,7 @@ def encode(
             form=what,
             force=force,
             batch_size=running.batch_size,
-            decoding=decoding_for(source, running.workers),
+            workers=running.workers,
             progress=progress,
         )
     if as_json:

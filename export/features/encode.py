@@ -14,7 +14,7 @@ import numpy as np
 from ...core.errors import ArtifactError, ConfigError
 from ...core.progress import NotedProgress, Progress, silent
 from ..runtime.encoder import Encoder
-from .decode import MANY, Batch, BatchReader, Decoding
+from .decode import Batch, BatchReader, check_workers
 from .feature_form import FeatureForm
 from .output import Failures, Output, check_output, finished, open_output
 from .pace import Pace
@@ -65,7 +65,7 @@ class EncodeReport:
 def encode_images(
     images: Source | Iterable[str | os.PathLike[str]], encoder: Encoder, out: str | os.PathLike[str], *,
     form: FeatureForm | None = None, force: bool = False, batch_size: int | None = None,
-    decoding: Decoding | None = None, progress: Progress = silent,
+    workers: int | None = None, progress: Progress = silent,
 ) -> EncodeReport:  # fmt: skip
     """Writes the features of every image under its id: of a file, its path as it was given (with forward slashes).
 
@@ -79,13 +79,13 @@ def encode_images(
         form: what is written; by default a safetensors file of float32 (N, C).
         force: replace what stands at `out`, and drop an unfinished run of other arguments.
         batch_size: images per call; by default the artifact's own, 1 where it takes any number.
-        decoding: who reads and decodes the images.
+        workers: images that are decoded at the same time; by default as many as there are cores.
         progress: called as `encode` with the images done and their number, and told the pace in words.
 
     Raises:
         ArtifactError: `out` exists and `force` is off, it cannot be written (a full disk, no permission), another run
             writes it, or an earlier run of other arguments is not finished.
-        ConfigError: no images, or a batch size under 1.
+        ConfigError: no images, a batch size under 1, or an impossible number of workers.
     """
     start = time.perf_counter()
     source: Source = images if isinstance(images, Source) else files(images)
@@ -96,6 +96,7 @@ def encode_images(
     size = batch_size if batch_size is not None else encoder.batch[0]
     if size < 1:
         raise ConfigError(f"--batch-size must be at least 1; found {batch_size}")
+    check_workers(workers)
     request = make_request(encoder, source, form)
     working = WorkingFolder(out)
     if not force and working.unfinished() is None and (failures := finished(out, request, source)) is not None:
@@ -109,9 +110,8 @@ def encode_images(
         whole = False
         try:
             if output.done < len(source):
-                with BatchReader(
-                    source.part(output.done, len(source)), encoder.preprocessor, size, decoding or Decoding()
-                ) as batches:
+                rest = source.part(output.done, len(source))
+                with BatchReader(rest, encoder.preprocessor, size, workers) as batches:
                     _encode(batches, encoder, output, form, len(source), progress)
             progress("encode", output.done, len(source))
             output.finish(force=force)
@@ -133,11 +133,6 @@ def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
             size = -1
         collected.add(file, size)
     return collected.source([])
-
-
-def decoding_for(source: Source, workers: int | None = None) -> Decoding:
-    """Processes where there are enough images to be worth their start, threads otherwise."""
-    return Decoding(workers=workers, processes=len(source) >= MANY)
 
 
 def _encode(

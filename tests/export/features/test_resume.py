@@ -7,7 +7,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def same(one: dict[str, np.ndarray | None], other: dict[str, np.ndarray | None])
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-class Interrupted(Exception):
+class StopHere(Exception):  # noqa: N818  # an order, not an error
     pass
 
 
@@ -94,12 +93,12 @@ def test_interrupted_and_continued(tmp_path: Path, encoder, images, form: Featur
     def run(until: int | None) -> EncodeReport:
         def progress(_task: str, done: int, _total: int | None) -> None:
             if done == until:
-                raise Interrupted
+                raise StopHere
 
         return encode_images(images, encoder, out, form=form, progress=progress)
 
     for moment in moments:
-        with pytest.raises(Interrupted):
+        with pytest.raises(StopHere):
             run(moment)
         assert not out.exists() and (tmp_path / ".out.encoding").exists()
     report = run(None)
@@ -127,9 +126,9 @@ def test_another_request_is_refused(tmp_path: Path, encoder, images, form: Featu
 
     def stop(_task: str, done: int, _total: int | None) -> None:
         if done == 6:
-            raise Interrupted
+            raise StopHere
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopHere):
         encode_images(images, encoder, out, form=form, progress=stop)
     other = FeatureForm(
         form=form.form,
@@ -160,9 +159,9 @@ def test_force_drops_an_unfinished_run_of_another_request(tmp_path: Path, encode
 
     def stop(_task: str, done: int, _total: int | None) -> None:
         if done == 6:
-            raise Interrupted
+            raise StopHere
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopHere):
         encode_images(images, encoder, out, form=FORMS[1], progress=stop)
     report = encode_images(images, encoder, out, form=FORMS[2], force=True)
     assert report.resumed == 0 and len(content(out)) == 13
@@ -175,9 +174,9 @@ def test_with_force_an_interrupted_replacement_goes_on(tmp_path: Path, encoder, 
 
     def stop(_task: str, done: int, _total: int | None) -> None:
         if done == 8:
-            raise Interrupted
+            raise StopHere
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(StopHere):
         encode_images(images, encoder, out, form=FORMS[1], force=True, progress=stop)
     assert same(content(out), old)
     assert encode_images(images, encoder, out, form=FORMS[1], force=True).resumed == 8
@@ -227,8 +226,11 @@ def request_for(form: FeatureForm, count: int) -> Request:
     )  # fmt: skip
 
 
-def write(out: Path, form: FeatureForm, count: int, pause: float = 0.0) -> int:
-    """Writes `count` images by the output's own means, one after another; returns how many were there before."""
+def write(out: Path, form: FeatureForm, count: int, begun: int | None = None) -> int:
+    """Writes `count` images by the output's own means, one after another; returns how many were there before.
+
+    Says so on the descriptor `begun` when it begins.
+    """
     request, source = request_for(form, count), files([f"{i}.png" for i in range(count)])
     working = WorkingFolder(out)
     check_output(out, request, source, force=False, have_bytes=working.size())
@@ -236,11 +238,12 @@ def write(out: Path, form: FeatureForm, count: int, pause: float = 0.0) -> int:
         output = open_output(working, request, source)
         before = output.done
         working.keep = True
+        if begun is not None:
+            os.write(begun, b"!")
         for index in range(output.done, count):
             bad = index % 7 == 3
             value = np.full((1, *request.shape), index, request.dtype)[: 0 if bad else 1]
             output.append([f"{index}.png"], value, ["bad" if bad else None])
-            time.sleep(pause)
         output.finish(force=False)
         working.keep = False
         output.close(flush=False)
@@ -252,21 +255,20 @@ def write(out: Path, form: FeatureForm, count: int, pause: float = 0.0) -> int:
 def test_killed_at_random_moments(tmp_path: Path, form: FeatureForm, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twenty SIGKILLs; the rows are synced after every image here, as if each took a second."""
     monkeypatch.setattr("fvexport.export.features.pending.SYNC_SECONDS", 0.0)
-    out, rng, count, kept = tmp_path / "out", random.Random(0), 400, []
+    out, rng, count = tmp_path / "out", random.Random(0), 1000
+    reading, writing = os.pipe()
     for _ in range(20):
         child = os.fork()
         if child == 0:
             with suppress(BaseException):
-                write(out, form, count, pause=0.0005)
+                write(out, form, count, writing)
             os._exit(0)
-        time.sleep(rng.uniform(0.005, 0.03))
+        os.read(reading, 1)
+        time.sleep(rng.uniform(0.002, 0.02))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        if out.exists():
-            break
-        kept.append(WorkingFolder(out).size())
-    before = write(out, form, count) if not out.exists() else count
-    assert before > 20  # what the killed runs did was not done again
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    before = write(out, form, count)
+    assert 10 < before < count  # what the killed runs did was not done again
     found = content(out)
     wanted = {f"{i}.png" for i in range(count) if form.form != "safetensors" or i % 7 != 3}
     assert found.keys() == wanted
@@ -278,9 +280,9 @@ def test_killed_at_random_moments(tmp_path: Path, form: FeatureForm, monkeypatch
 
 
 @pytest.fixture
-def pending_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+def pending_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("pending")
-    yield folder / "rows", folder / "journal"
+    return folder / "rows", folder / "journal"
 
 
 @settings(max_examples=60, deadline=None)
