@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MOST_ERRORS = 50
 """How many images that failed are named, one line each."""
+NOTHING = {form: "nothing was written" if form == "safetensors" else "there are no features" for form in get_args(Form)}
+"""What is said where all failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +168,7 @@ def _failures(report: EncodeReport) -> None:
     total, rest = report.failed_count + report.encoded, report.failed_count - len(report.failed[:MOST_ERRORS])
     places = {"safetensors": "--json lists them", "npy": "folder errors has them", "parquet": "column error has them"}
     more = f" ({rest} are not shown; {places[report.form]})" if rest else ""
-    written = f"{report.out} has the other {report.encoded}" if report.encoded else "nothing was encoded"
+    written = f"{report.out} has the other {report.encoded}" if report.encoded else NOTHING[report.form]
     printing.error(f"{report.failed_count} of {total} images failed{more}; {written}")
     click.get_current_context().exit(1)
 

@@ -129,7 +129,8 @@ def finished(out: Path, request: Request, source: Source) -> Failures | None:
     if earlier is None or earlier.differs(request):
         return None
     for index in range(-(-request.images // request.shard_rows)):
-        _count_shard(form, out, index, request, failures)
+        if not _count_shard(form, out, index, request, failures):
+            raise ArtifactError(f"shard {index} is missing in {out}; begin again with --force (force=True)")
     return failures
 
 
