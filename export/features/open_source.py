@@ -131,16 +131,15 @@ class _Files:
 
     def add(self, text: str) -> None:
         """Adds a file, or the images in a folder."""
-        path = Path(text)
-        size, folder = _look(path) if text else (-1, False)
+        size, folder = _look(text) if text else (-1, False)
         if not text or folder:  # an empty path is refused there
             found = search_images([text])
             for file in found.files:
-                self._paths.add(file, _look(file)[0])
+                self._paths.add(str(file), _look(file)[0])
             found.files = []
             self._left_out.add(found)
         else:
-            self._paths.add(path, size)
+            self._paths.add(text, size)
 
     def add_list(self, lines: BinaryIO | None, name: str) -> None:
         """Adds the files and folders that a list names."""
@@ -278,10 +277,10 @@ def _choices(inner: str) -> Sequence[str]:
     return inner.split(",") if "," in inner else [f"{{{inner}}}"]
 
 
-def _look(path: Path) -> tuple[int, bool]:
+def _look(path: str | Path) -> tuple[int, bool]:
     """The size of a file in bytes, -1 if it cannot be looked up; and whether it is a folder."""
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116  # a text, for speed
     except (OSError, ValueError):
         return -1, False
     folder = stat.S_ISDIR(found.st_mode)
