@@ -30,6 +30,6 @@ def assert_source(source: Any) -> list[Any]:
     return items
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def check_source() -> Callable[[Any], list[Any]]:
     return assert_source
