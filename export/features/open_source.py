@@ -131,7 +131,7 @@ class _Files:
 
     def add(self, text: str) -> None:
         """Adds a file, or the images in a folder."""
-        size, folder = _look(text) if text else (-1, False)
+        size, folder = _look(text)
         if not text or folder:  # an empty path is refused there
             found = search_images([text])
             for file in found.files:
@@ -191,7 +191,7 @@ def _classify(text: str, images: set[str]) -> tuple[Kind, list[Path]]:
         kind: Kind = "tars" if lower.endswith(TARS) else "tables"
         found: list[Path] = []
         for path in paths:
-            if path.is_dir():  # Spark calls the folder of a dataset data.parquet
+            if _look(path)[1]:  # Spark calls the folder of a dataset data.parquet
                 inside, shards = _inside(path)
                 if inside != kind:
                     raise ImageError(f"no {lower.rpartition('.')[2]} file in folder {path}")
@@ -201,11 +201,10 @@ def _classify(text: str, images: set[str]) -> tuple[Kind, list[Path]]:
             else:
                 found.append(path)
         return kind, found
-    if lower.endswith(COMPRESSED) and not Path(text).is_dir():
+    if lower.endswith(COMPRESSED) and not _look(text)[1]:
         raise ImageError(f"{text} is compressed, so images cannot be read by position; decompress it to a .tar file")
-    path = Path(text)
-    if text and path.is_dir():
-        return _inside(path)
+    if _look(text)[1]:
+        return _inside(Path(text))
     return "images", []
 
 
@@ -278,7 +277,7 @@ def _choices(inner: str) -> Sequence[str]:
 
 
 def _look(path: str | Path) -> tuple[int, bool]:
-    """The size of a file in bytes, -1 if it cannot be looked up; and whether it is a folder."""
+    """The size of a file in bytes, -1 if it cannot be looked up; and whether it is a folder. No name raises."""
     try:
         found = os.stat(path)  # noqa: PTH116  # a text, for speed
     except (OSError, ValueError):
