@@ -1,0 +1,99 @@
+"""Starts a Ray cluster on this machine, or connects to one, and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from ..core.errors import UnavailableError, first_line
+from ..core.hardware import usable_threads
+from ..core.versions import version_of
+from .workers import RESERVED_CPUS, Node
+
+INSTALL = 'pip install "fvexport[ray]"'
+
+
+def import_ray() -> Any:
+    """The module `ray`, with `ray.data` and its checkpoints.
+
+    Raises UnavailableError if it is not installed, or has no checkpoints yet.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The driver's own C++ part warns on stderr, whatever `logging_level` is.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        raise UnavailableError(
+            f"encoding on Ray needs {missing or 'ray'}, which is not installed; `{INSTALL}`"
+        ) from None
+    except ImportError as error:
+        raise UnavailableError(f"Ray does not load ({first_line(error)}); reinstall it: `{INSTALL}`") from None
+    try:
+        importlib.import_module("ray.data.checkpoint.interfaces")
+    except ImportError:
+        found = version_of("ray") or "unknown"
+        raise UnavailableError(f"Ray {found} cannot resume a run; install a later one: `{INSTALL}`") from None
+    return ray
+
+
+@contextlib.contextmanager
+def connected(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
+    """The module `ray`, connected; a cluster that this starts, or a connection that it makes, ends with the block.
+
+    An existing connection of this process is used if no address is given, and left open.
+
+    Raises UnavailableError if no cluster answers at the address, or none can be started.
+    """
+    ray = import_ray()
+    if address is None and ray.is_initialized():
+        yield ray
+        return
+    options: dict[str, Any] = {"address": "local" if address is None else address, "log_to_driver": verbose}
+    if address is None:
+        options |= {"num_cpus": usable_threads() + RESERVED_CPUS, "include_dashboard": False}
+    options["logging_level"] = logging.INFO if verbose else logging.ERROR
+    with _own_signals():
+        try:
+            ray.init(**options)
+        except Exception as error:
+            reason = first_line(error)
+            if address is None:
+                raise UnavailableError(
+                    f"Ray does not start on this machine ({reason}); see its log in /tmp/ray"
+                ) from None
+            raise UnavailableError(
+                f"no Ray cluster at {address} ({reason}); start one with `ray start --head`, or leave out --ray-address"
+            ) from None
+    try:
+        yield ray
+    finally:
+        with _own_signals():
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps the handler of SIGTERM, which Ray replaces by one of its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def nodes_of(ray: Any) -> list[Node]:
+    """What the cluster's live nodes have."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(float(found.get("CPU", 0)), float(found.get("GPU", 0))) for found in resources]
