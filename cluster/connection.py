@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +26,6 @@ def import_ray() -> Any:
     Raises UnavailableError if it is not installed, or has no checkpoints yet.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The driver's own C++ part warns on stderr, whatever `logging_level` is.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")
@@ -61,7 +60,7 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
     if address is None:
         options |= {"num_cpus": usable_threads() + RESERVED_CPUS, "include_dashboard": False}
     options["logging_level"] = logging.INFO if verbose else logging.ERROR
-    with _own_signals():
+    with _own_signals(), contextlib.nullcontext() if verbose else _silent():
         try:
             ray.init(**options)
         except Exception as error:
@@ -78,6 +77,30 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps the C++ part of Ray off stderr, for the whole connection: it takes its log level when it connects.
+
+    Ray 2.60 reports a harmless fact about each worker of Ray Data as an error. The level is set by a variable alone,
+    and that it was is reported too, for which stderr leads nowhere in the block.
+    """
+    before = os.environ.get("RAY_BACKEND_LOG_LEVEL")
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+        if before is None:
+            del os.environ["RAY_BACKEND_LOG_LEVEL"]
+        else:
+            os.environ["RAY_BACKEND_LOG_LEVEL"] = before
 
 
 @contextlib.contextmanager

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import ArtifactError, ConfigError, FvexportError, UnavailableError, first_line
+from ..core.output_path import FORCE, check_place
 from ..core.progress import Progress, silent
 from ..encoder.preprocess import Preprocessor
+from ..export.artifact import Artifact
 from ..export.features.request import Request
 from ..export.features.source import Source
 from ..export.features.table import features_schema
-from .connection import connected, nodes_of
+from ..export.features.working_folder import WorkingFolder
+from .connection import connected, import_ray, nodes_of
 from .counting import counter, reported
 from .encode_images import EncodeImages
 from .reading import enter, ray_source
@@ -61,7 +64,7 @@ class _Worker(EncodeImages):
 
 def run_on_ray(
     source: Source, artifact: Path, request: Request, out: Path, options: RayOptions | None = None,
-    progress: Progress = silent,
+    progress: Progress = silent, *, force: bool = False,
 ) -> tuple[int, Iterator[tuple[str, str]]]:  # fmt: skip
     """Encodes a source into the Parquet dataset `out`, and goes on where an earlier run was interrupted.
 
@@ -71,16 +74,18 @@ def run_on_ray(
     Args:
         source: the images.
         artifact: its folder, on this machine; nodes that do not have it get it from here.
-        request: what is written; the caller compares it with the request of an interrupted run.
+        request: what is written; an interrupted run with another one is not continued.
         out: the folder to write.
         options: how Ray is used.
         progress: called as `encode` with the images done.
+        force: replace a dataset at `out`, and drop an interrupted run with another request.
 
     Returns:
         The number of images that have features, and (id, error) of the others, read from `out`.
 
     Raises:
-        ArtifactError: `out` exists, or cannot be written, or the artifact cannot be used.
+        ArtifactError: `out` exists or cannot be written, another run writes it or was interrupted with another request,
+            or the artifact cannot be used.
         ConfigError: the request is of another format than Parquet.
         UnavailableError: Ray is missing, no cluster answers, it lacks what the options ask for, or a worker cannot
             run the artifact.
@@ -88,30 +93,46 @@ def run_on_ray(
     options = options or RayOptions()
     if request.form != "parquet":
         raise ConfigError(f"--engine ray writes Parquet alone; use --format parquet (found {request.form})")
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ArtifactError(f"{out} exists; choose another --out")
-    with connected(options.address, verbose=options.verbose) as ray:
-        workers = plan_workers(nodes_of(ray), options)
-        work = WorkFolder(out)
-        done = -1
-        for _ in range(PASSES):
-            if work.is_complete:
-                break
-            before, done = done, work.settle()
-            if done == len(source):
-                break
-            with _quiet(ray, options.verbose):
-                _run_once(ray, source, ship(artifact), request, work, (workers, options), (progress, done))
-            del before
-        else:
-            if work.settle() != len(source):
-                raise UnavailableError(
-                    f"Ray lost images in each of {PASSES} passes ({work.settle()} of {len(source)} are done); run the "
-                    "command again to go on"
-                )
-        work.finish()
+    if not force and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise ArtifactError(f"{out} exists; {FORCE}")
+    shipped = Artifact.open(artifact)
+    check_place(out, 0)
+    import_ray()
+    working = WorkingFolder(out)
+    with working.held(request, force=force):
+        work = WorkFolder(working)
+        try:
+            if not work.is_complete:
+                with connected(options.address, verbose=options.verbose) as ray:
+                    workers = plan_workers(nodes_of(ray), options)
+                    _run_all(ray, source, shipped, request, work, (workers, options), progress)
+            work.finish(force=force)
+        except BaseException:
+            working.keep = work.has_any
+            raise
     progress("encode", len(source), len(source))
     return len(source) - count_failed(out), failures(out)
+
+
+def _run_all(
+    ray: Any, source: Source, artifact: Artifact, request: Request, work: WorkFolder,
+    plan: tuple[Workers, RayOptions], progress: Progress,
+) -> None:  # fmt: skip
+    """Has Ray encode what is not done yet, and again what was lost on the way."""
+    done = work.settle()
+    shipped: ShippedArtifact | None = None
+    for _ in range(PASSES):
+        if done == len(source):
+            return
+        shipped = shipped or ship(artifact)
+        with _quiet(ray, plan[1].verbose):
+            _run_once(ray, source, shipped, request, work, plan, (progress, done))
+        done = work.settle()
+    if done != len(source):
+        raise UnavailableError(
+            f"Ray lost images in each of {PASSES} passes ({done} of {len(source)} are done); run the command again to "
+            "go on"
+        )
 
 
 def _run_once(

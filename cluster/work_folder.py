@@ -24,34 +24,30 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.errors import ArtifactError
-from ..core.output_path import os_errors
+from ..core.output_path import os_errors, put_folder
+from ..export.features.table import request_of
+from ..export.features.working_folder import WorkingFolder
 
 DATA, CHECKPOINT, COMPLETE = "data", "checkpoint", "complete"
 PENDING = ".pending.parquet"
 _PIECE = re.compile(r"-\d+\.parquet\Z")
+_SHARD = re.compile(r"part-\d+\.parquet\Z")
 _START = re.compile(r"ray-(\d{6})\Z")
 
 
-def encoding_folder(out: Path) -> Path:
-    """The folder beside `out` that a run works in."""
-    return out.absolute().parent / f".{out.name}.encoding"
-
-
 class WorkFolder:
-    """The work folder of a run that starts now.
+    """The folder of Ray's files in the working folder of a run that starts now.
 
     Raises ArtifactError if it cannot be written.
 
     Attributes:
+        out: the output.
         root: holds `data/` and `checkpoint/`.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        home = encoding_folder(out)
-        with os_errors(out):
-            home.mkdir(parents=True, exist_ok=True)
+    def __init__(self, working: WorkingFolder) -> None:
+        self.out, home = working.out, working.path
+        with os_errors(self.out):
             starts = sorted(path for path in home.iterdir() if _START.fullmatch(path.name))
             # A worker of an ended driver may have made an earlier one anew.
             found = [path for path in starts if (path / CHECKPOINT).is_dir() or (path / COMPLETE).exists()]
@@ -114,10 +110,15 @@ class WorkFolder:
                     file.unlink()
         return done
 
-    def finish(self) -> None:
-        """Gives the data files their final names and moves them to `out`; the work folder is then empty and removed.
+    @property
+    def has_any(self) -> bool:
+        """Whether anything is done."""
+        return self.is_complete or any(not file.name.endswith(PENDING) for file in self.checkpoint.iterdir())
 
-        Raises ArtifactError if something came to `out` meanwhile.
+    def finish(self, *, force: bool) -> None:
+        """Gives the data files their final names and moves them to `out`.
+
+        Raises ArtifactError if something is at `out` that must not be replaced.
         """
         with os_errors(self.out):
             if not self.is_complete:
@@ -125,23 +126,26 @@ class WorkFolder:
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
                 (self.root / COMPLETE).touch()
-            if self.data.is_dir():  # else it was moved before an interruption
-                names = sorted(file.name for file in self.data.iterdir())
-                taken = {name for name in names if name.startswith("part-")}
-                free = (name for number in range(len(names)) if (name := f"part-{number:05d}.parquet") not in taken)
-                for name in names:
-                    if name not in taken:
-                        (self.data / name).rename(self.data / next(free))
-                try:
-                    self.data.rename(self.out)
-                except OSError as error:
-                    if os.path.lexists(self.out):
-                        raise ArtifactError(
-                            f"{self.out} exists; move it away and run the command again, which only moves the finished "
-                            "features there"
-                        ) from error
-                    raise
-            shutil.rmtree(self.root)
+            if not self.data.is_dir():  # it was moved, and then the run was interrupted
+                return
+            names = sorted(file.name for file in self.data.iterdir())
+            taken = {name for name in names if name.startswith("part-")}
+            free = (name for number in range(len(names)) if (name := f"part-{number:05d}.parquet") not in taken)
+            for name in names:
+                if name not in taken:
+                    (self.data / name).rename(self.data / next(free))
+            put_folder(self.data, self.out, force=force, ours=is_dataset)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder holds shards of features, and nothing else."""
+    import pyarrow.parquet as pq
+
+    files = list(folder.iterdir())
+    try:
+        return all(_SHARD.fullmatch(file.name) for file in files) and request_of(pq.read_schema(files[0])) is not None
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _key(name: str) -> int:

@@ -50,7 +50,7 @@ def images(photographs: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("images")
-    for number, (_, path) in zip(range(6), sorted(photographs.items())):
+    for number, (_, path) in zip(range(6), sorted(photographs.items()), strict=False):
         with Image.open(path) as image:
             image.convert("RGB").resize((60 + 10 * number, 80)).save(folder / f"{number:03d}.jpg")
     return folder

@@ -66,16 +66,16 @@ def test_writes_and_resumes(
 ) -> None:
     """The folder is left as by a run that was killed; what is not whole in it is done again, the rest is kept."""
     from fvexport.cluster import run_on_ray
-    from fvexport.cluster.work_folder import WorkFolder, encoding_folder
+    from fvexport.cluster.work_folder import WorkFolder
 
     request, out = _request(encoder, source), tmp_path / "features"
     steps: list[tuple[int, int | None]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(WorkFolder, "finish", lambda self: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(WorkFolder, "finish", lambda self, force: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run_on_ray(source, artifact, request, out, None, lambda _, done, total: steps.append((done, total)))
     assert steps[0] == (0, 40) and not out.exists()
-    (work,) = encoding_folder(out).iterdir()
+    (work,) = (tmp_path / ".features.encoding").glob("ray-*")
     files, checkpoints = (sorted((work / name).iterdir()) for name in ("data", "checkpoint"))
     assert len(files) == len(checkpoints) >= 3
     kept = files[-1].stat().st_ino
@@ -91,4 +91,4 @@ def test_writes_and_resumes(
     _check(out, source, encoder, request)
     assert kept in [file.stat().st_ino for file in out.iterdir()]  # not written again
     assert sorted(file.name for file in out.iterdir())[0] == "part-00000.parquet"
-    assert not list(encoding_folder(out).iterdir())
+    assert [file.name for file in tmp_path.iterdir()] == ["features"]
