@@ -7,16 +7,22 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..core.errors import UnavailableError, first_line
 from ..core.hardware import usable_threads
+from ..core.input_file import read_text
 from ..core.versions import version_of
 from .workers import RESERVED_CPUS, Node
 
+START = "start one with `ray start --head`, or leave out --ray-address (address)"
+CONNECT_SECONDS = 20
 INSTALL = 'pip install "fvexport[ray]"'
 
 
@@ -37,10 +43,12 @@ def import_ray() -> Any:
     except ImportError as error:
         raise UnavailableError(f"Ray does not load ({first_line(error)}); reinstall it: `{INSTALL}`") from None
     try:
-        importlib.import_module("ray.data.checkpoint.interfaces")
+        writer = importlib.import_module("ray.data.checkpoint.checkpoint_writer")
     except ImportError:
-        found = version_of("ray") or "unknown"
-        raise UnavailableError(f"Ray {found} cannot resume a run; install a later one: `{INSTALL}`") from None
+        writer = None
+    if not hasattr(writer, "PENDING_CHECKPOINT_SUFFIX"):  # checkpoints in two phases
+        found = version_of("ray") or "of this installation"
+        raise UnavailableError(f"Ray {found} cannot resume a run without writing images twice; `{INSTALL}` (2.55 can)")
     return ray
 
 
@@ -56,7 +64,7 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
     if address is None and ray.is_initialized():
         yield ray
         return
-    options: dict[str, Any] = {"address": "local" if address is None else address, "log_to_driver": verbose}
+    options: dict[str, Any] = {"address": "local" if address is None else _answering(address), "log_to_driver": verbose}
     if address is None:
         options |= {"num_cpus": usable_threads() + RESERVED_CPUS, "include_dashboard": False}
     options["logging_level"] = logging.INFO if verbose else logging.ERROR
@@ -69,14 +77,34 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
                 raise UnavailableError(
                     f"Ray does not start on this machine ({reason}); see its log in /tmp/ray"
                 ) from None
-            raise UnavailableError(
-                f"no Ray cluster at {address} ({reason}); start one with `ray start --head`, or leave out --ray-address"
-            ) from None
+            raise UnavailableError(f"no Ray cluster at {address} ({reason}); {START}") from None
     try:
         yield ray
     finally:
         with _own_signals():
             ray.shutdown()
+
+
+def _answering(address: str) -> str:
+    """The address as HOST:PORT, if something answers there: Ray itself tries for minutes.
+
+    Raises UnavailableError if nothing does.
+    """
+    found = address
+    if address == "auto":
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        with contextlib.suppress(OSError, UnicodeDecodeError):  # what `ray start` on this machine left
+            found = read_text(Path(folder, "ray", "ray_current_cluster")).strip()
+        found = os.environ.get("RAY_ADDRESS") or found
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        reason = "it is no HOST:PORT" if isinstance(error, ValueError) else getattr(error, "strerror", None) or error
+        if found == "auto":
+            raise UnavailableError(f"no Ray cluster runs on this machine; {START}") from None
+        raise UnavailableError(f"no Ray cluster at {found} ({reason}); {START}") from None
+    return found
 
 
 @contextlib.contextmanager

@@ -105,7 +105,7 @@ def plan_workers(nodes: Sequence[Node], options: RayOptions) -> Workers:
     if fit < count or have_cpus - count * cpus < RESERVED_CPUS:
         raise UnavailableError(
             f"{counted(count, 'worker')} of {counted(cpus, 'CPU')} do not fit, with {RESERVED_CPUS} CPU left to read "
-            f"and write ({has}); lower --concurrency or --cpus-per-worker"
+            f"and write ({has}); lower --concurrency (concurrency) or cpus_per_worker"
         )
     return Workers(count, cpus, share)
 
