@@ -45,10 +45,16 @@ class _Worker(EncodeImages):
 
     def __init__(self, artifact: ShippedArtifact, count: Any, folder: str, **options: Any) -> None:
         enter(folder)
-        super().__init__(artifact, **options)
+        self._problem: FvexportError | None = None
+        try:
+            super().__init__(artifact, **options)
+        except FvexportError as error:  # from here, Ray would begin again and print it each time
+            self._problem = error
         self._count, self._counted = count, 0
 
     def __call__(self, batch: Any) -> Any:
+        if self._problem is not None:
+            raise self._problem
         self._counted = 0
         result = super().__call__(batch)
         self._count.add.remote(batch.num_rows - self._counted)  # those that failed
