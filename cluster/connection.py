@@ -79,7 +79,9 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
                 ) from None
             raise UnavailableError(f"no Ray cluster at {address} ({reason}); {START}") from None
     try:
-        yield ray
+        # Ray prints messages of its nodes on stdout, where a command's own result goes.
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stderr if verbose else nowhere):
+            yield ray
     finally:
         with _own_signals():
             ray.shutdown()
