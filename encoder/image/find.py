@@ -109,7 +109,7 @@ class _Search:
 
     def __init__(self, folder: Path) -> None:
         self.found = Found()
-        self._suffixes = _suffixes()
+        self._suffixes = image_suffixes()
         self._seen: set[str] = set()
         self._links: list[Path] = []
         self._folder(folder)
@@ -178,8 +178,8 @@ class _Search:
             self.found.files.append(path)
 
 
-def _suffixes() -> set[str]:
-    """Suffixes, in lower case, of the files whose pixels Pillow can read."""
+def image_suffixes() -> set[str]:
+    """Suffixes, in lower case and with the dot, of the files whose pixels Pillow can read."""
     known = Image.registered_extensions()  # also loads the plugins, which fill Image.OPEN
     # MPO files (several JPEGs in one) are opened by the JPEG plugin.
     readable = {*Image.OPEN, "MPO"} - NO_PIXELS

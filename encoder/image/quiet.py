@@ -7,10 +7,11 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 _lock = threading.Lock()
 _uses = 0
-_changed: list[list[object]] = []
+_changed: list[Any] = []
 """The lists of filters that have the rule: `warnings.catch_warnings` in any thread begins another one."""
 
 _RULE = ("ignore", None, Warning, re.compile(r"PIL(\.|$)"), 0)
@@ -26,7 +27,7 @@ def quiet_pillow() -> Iterator[None]:
     global _uses  # noqa: PLW0603  # as the filters are
     with _lock:
         _uses += 1
-        filters: list[object] = warnings.filters  # type: ignore[assignment]  # a list, in every Python so far
+        filters: Any = warnings.filters  # a list, whatever its type is declared to be
         if filters[:1] != [_RULE]:
             filters.insert(0, _RULE)
             _changed.append(filters)

@@ -3,6 +3,12 @@
 | module | |
 |---|---|
 | `source` | what a source of images is |
+| `open_source` | what a user names -> a source: files, folders, lists, tables, tar files |
+| `path_source`, `path_list` | image files; lists of their paths |
+| `table_source`, `table_file` | images in Parquet and Arrow files |
+| `tar_source`, `tar_index` | images in tar files, as WebDataset stores them |
+| `shards`, `packed`, `splits` | what these share: files of many images, many short texts, ranges of images |
+| `pyarrow_package` | pyarrow, which is an extra |
 | `request` | what a run was asked for, as its output records it |
 | `table` | the schema of a Parquet dataset of features |
 | `encode` | many images -> one file or dataset, on this machine |

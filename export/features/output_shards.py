@@ -1,7 +1,7 @@
 """The files of a folder of features: one shard each, written aside and renamed when it is whole.
 
 `parquet`: `part-00000.parquet`, ... with the columns of `table.py`.
-`npy`: what clip-retrieval reads: `img_emb/img_emb_00000.npy` and `metadata/metadata_00000.parquet` with a row `image_path`
+`npy`: what clip-retrieval reads: `img_emb/img_emb_00000.npy` and `metadata/metadata_00000.parquet` with an `image_path`
 (the id) for each row of the array; `errors/errors_00000.parquet` (`id`, `error`) lists the images without features.
 Source: the output format in clip-retrieval's README.
 """
@@ -69,7 +69,7 @@ class ParquetShards:
         return folder / f"part-{index:05}.parquet"
 
     def write(self, folder: Path, aside: Path, index: int, pending: Pending) -> None:
-        pq = import_pyarrow("parquet")
+        pq = import_pyarrow().parquet
         ids, reasons = pending.entries()
         values, scratch, position = pending.values(), aside / "part.new", 0
         rows = max(1, ROW_GROUP_BYTES // pending.each)
@@ -98,7 +98,7 @@ class ParquetShards:
         return _request_in(self.path(folder, 0))
 
     def failures(self, folder: Path, index: int) -> Iterator[tuple[str, str]]:
-        pq = import_pyarrow("parquet")
+        pq = import_pyarrow().parquet
         with pq.ParquetFile(self.path(folder, index)) as file:
             for batch in file.iter_batches(columns=["id", "error"]):
                 for row in batch.to_pylist():
@@ -135,7 +135,7 @@ class NpyShards:
 
     def write(self, folder: Path, aside: Path, index: int, pending: Pending) -> None:
         ids, reasons = pending.entries()
-        pa, pq = import_pyarrow(), import_pyarrow("parquet")
+        pa = import_pyarrow()
         array, names, errors = self.paths(folder, index)
         for path in (array, names, errors):
             path.parent.mkdir(exist_ok=True)
@@ -153,7 +153,7 @@ class NpyShards:
             (errors, {"id": [name for name, _ in bad], "error": [reason for _, reason in bad]}),
         ):
             table = pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
-            pq.write_table(table.replace_schema_metadata(self._metadata), scratch)
+            pa.parquet.write_table(table.replace_schema_metadata(self._metadata), scratch)
             put_shard(scratch, path)
 
     def count(self, folder: Path, index: int, request: Request | None = None) -> tuple[int, int] | None:
@@ -170,7 +170,7 @@ class NpyShards:
         return _request_in(self.paths(folder, 0)[2])
 
     def failures(self, folder: Path, index: int) -> Iterator[tuple[str, str]]:
-        pq = import_pyarrow("parquet")
+        pq = import_pyarrow().parquet
         for row in pq.read_table(self.paths(folder, index)[2]).to_pylist():
             yield row["id"], row["error"]
 
@@ -197,11 +197,11 @@ def put_shard(scratch: Path, path: Path) -> None:
 
 def _footer(path: Path) -> Any:
     """A Parquet file's metadata; None if there is no file. Raises ArtifactError if it cannot be read."""
-    pa, pq = import_pyarrow(), import_pyarrow("parquet")
+    pa = import_pyarrow()
     if not path.exists():
         return None
     try:
-        with pq.ParquetFile(path) as file:
+        with pa.parquet.ParquetFile(path) as file:
             return file.metadata, file.schema_arrow
     except (OSError, pa.ArrowException) as error:
         raise ArtifactError(f"{path} cannot be read ({_line(error)}); {DAMAGED_FIX}") from None

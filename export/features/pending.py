@@ -44,9 +44,9 @@ class Pending:
         self.each = int(np.prod(shape)) * self.dtype.itemsize
         self.images = self.good = 0
         self._lines: list[bytes] = []
-        self._rows = open(rows, "r+b" if rows.exists() else "w+b")  # noqa: SIM115  # closed by `close`
+        self._rows = rows.open("r+b" if rows.exists() else "w+b")
         try:
-            self._journal = open(journal, "a+b")  # noqa: SIM115
+            self._journal = journal.open("a+b")
         except BaseException:
             self._rows.close()
             raise
@@ -113,7 +113,7 @@ class Pending:
     def close(self, *, flush: bool = True) -> None:
         """Closes the files; what is not yet named is named before."""
         try:
-            if flush:
+            if flush and not self._journal.closed:
                 self.sync()
         finally:
             self._journal.close()

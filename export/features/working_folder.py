@@ -58,6 +58,7 @@ class WorkingFolder:
 
         Raises ArtifactError: another run holds it, or an earlier one had another request.
         """
+        made = [folder for folder in self.out.parents if not folder.exists()]
         with os_errors(self.out):
             descriptor = self._lock()
         try:
@@ -70,14 +71,24 @@ class WorkingFolder:
                 with suppress(OSError):
                     (self.path / LOCK).unlink()
                     self.path.rmdir()
+                    for folder in made:  # those that have nothing in them
+                        folder.rmdir()
             if descriptor is not None:
                 os.close(descriptor)
+
+    def can_go_on(self) -> bool:
+        """Whether an earlier run left something."""
+        return (self.path / RUN).is_file()
+
+    def size(self) -> int:
+        """Bytes of what an earlier run left."""
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
 
     def unfinished(self) -> Request | None:
         """What the run that left the folder was asked for; None if none did. Raises ArtifactError if it is damaged."""
         try:
             return read_request(read_bytes(self.path / RUN, MAX_RUN_BYTES))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, RecordError) as error:
             raise ArtifactError(
@@ -92,7 +103,7 @@ class WorkingFolder:
                 self.keep = True
                 raise
             earlier = None
-        differs = [] if earlier is None else request_differences(earlier, request)
+        differs = [] if earlier is None else earlier.differs(request)
         if differs and not force:
             self.keep = True
             raise ArtifactError(
@@ -137,8 +148,3 @@ class WorkingFolder:
             for path in sorted(self.path.iterdir(), key=lambda path: path.name == RUN):
                 if path.name != LOCK:
                     remove(path)
-
-
-def request_differences(earlier: Request, now: Request) -> list[str]:
-    """`Request.differs`, in the order of what most likely surprises."""
-    return earlier.differs(now)
