@@ -16,7 +16,7 @@ from ..core.hardware import usable_processes
 from ..core.phrases import printable
 from ..encoder.preprocess import Preprocessor
 from ..export.artifact import Artifact
-from ..export.features.request import DType, FeatureForm, Pool
+from ..export.features.feature_form import DType, FeatureForm, Pool
 from ..export.runtime.encoder import Encoder
 from .cells import column_cells, image_of
 from .shipping import ShippedArtifact

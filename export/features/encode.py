@@ -131,7 +131,7 @@ def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
             size = file.stat().st_size
         except (OSError, ValueError):
             size = -1
-        collected.add(file, size)
+        collected.add(str(file), size)
     return collected.source([])
 
 
