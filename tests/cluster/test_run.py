@@ -32,7 +32,14 @@ def _request(encoder: Any, source: Any, **options: Any) -> Any:
     from fvexport.export.features import FeatureForm
     from fvexport.export.features.request import make_request
 
-    return make_request(encoder, source, FeatureForm(form="parquet", shard_rows=8, **options), "ray")
+    return make_request(
+        encoder.artifact,
+        encoder.preprocessor,
+        encoder.chosen.name,
+        source,
+        FeatureForm(form="parquet", shard_rows=8, **options),
+        "ray",
+    )
 
 
 def _read(out: Path) -> Any:
