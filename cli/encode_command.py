@@ -1,20 +1,29 @@
-"""`fvexport encode`: images become features in one safetensors file."""
+"""`fvexport encode`: images become features in a file or a dataset."""
 
 from __future__ import annotations
 
-import warnings
+import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ..export.features.feature_form import DType, FeatureForm, Form, Pool
 from . import printing
 from .option_groups import group
 from .options import RESOLUTION, backend_option, json_option, max_pixels_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ..export.features import EncodeReport
+
+MOST_ERRORS = 50
+"""How many images that failed are named, one line each."""
+NOTHING = {form: "nothing was written" if form == "safetensors" else "there are no features" for form in get_args(Form)}
+"""What is said where all failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +34,19 @@ class Running:
     backend: str
     batch_size: int | None
     threads: int | None
+    workers: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Columns of tables; see `SourceOptions`."""
+
+    image_column: str | None
+    id_column: str | None
 
 
 @click.command("encode")
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option(
     "--artifact",
     type=click.Path(path_type=Path),
@@ -37,7 +55,34 @@ class Running:
     help="Artifact that encodes the images.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", required=True, help="The .safetensors file to write."
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    required=True,
+    help="The .safetensors file or the folder to write.",
+)
+@group(
+    "columns",
+    Columns,
+    click.option(
+        "--image-column", metavar="NAME", help="Of a table: has the images, or their paths.  [default: it is found]"
+    ),
+    click.option("--id-column", metavar="NAME", help="Of a table: has the ids.  [default: FILE#ROW]"),
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(get_args(Form)),
+    help="One file, or a folder of shards.  [default: parquet if --out ends in .parquet, safetensors otherwise]",
+)
+@click.option(
+    "--pool", type=click.Choice(get_args(Pool)), default="none", show_default=True, help="Average an image's tokens."
+)
+@click.option(
+    "--dtype", type=click.Choice(get_args(DType)), default="float32", show_default=True, help="Of the features."
+)
+@click.option(
+    "--shard-rows", type=int, metavar="N", help="Images in each file of a folder.  [default: 256 MB of features]"
 )
 @group(
     "running",
@@ -51,54 +96,96 @@ class Running:
     backend_option,
     click.option("--batch-size", type=int, metavar="N", help="Images per call.  [default: the artifact's own, or 1]"),
     threads_option,
+    click.option("--workers", type=int, metavar="N", help="Images decoded at the same time.  [default: all cores]"),
 )
-@click.option("--force", is_flag=True, help="Overwrite an existing file at --out.")
+@click.option("--force", is_flag=True, help="Overwrite what is at --out; drop an unfinished run of other options.")
 @max_pixels_option
 @json_option
 @verbose_option
-def encode(images: tuple[Path, ...], artifact: Path, out: Path, running: Running, force: bool, as_json: bool) -> None:
-    """Encode images and folders of images into one .safetensors file.
+def encode(
+    images: tuple[str, ...], artifact: Path, out: Path, columns: Columns, form: Form | None, pool: Pool, dtype: DType,
+    shard_rows: int | None, running: Running, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Encode images into one .safetensors file, or a dataset of Parquet or NumPy files.
 
-    The file has each image's features (tokens, channels) under the image's path. A bad image is reported and
-    skipped; the exit code is then 1.
+    IMAGE is an image, a folder, a list of paths (@list.txt, or - for stdin), a table (Parquet, Arrow), or a WebDataset
+    (.tar files). Each image's features (tokens, channels) stand under its path, row or key. A bad image is reported and
+    skipped; the exit code is then 1. If the command is interrupted, the same command goes on.
     """
-    from ..core.errors import ImageWarning
-    from ..encoder.image import Found, search_images
+    from ..core.allocator import keep_freed_memory
     from ..export.features import encode_images
+    from ..export.features.open_source import SourceOptions, open_source
     from ..export.runtime import Encoder
     from .progress_bar import progress_bar
 
-    # Only folders are searched here: a missing file is a bad image, and the others are encoded.
-    found = Found()
-    for path in images:
-        found.add(search_images([path]) if path.is_dir() else Found([path]))
-    if notice := found.notice():
-        warnings.warn(notice, ImageWarning, stacklevel=1)
-    with progress_bar() as progress:
+    what = FeatureForm(
+        form=form or ("parquet" if out.suffix == ".parquet" else "safetensors"),
+        pool=pool,
+        dtype=dtype,
+        shard_rows=shard_rows,
+    )
+    keep_freed_memory()
+    with progress_bar() as progress, _told_how_to_go_on(out):
+        options = SourceOptions(image_column=columns.image_column, id_column=columns.id_column)
+        source = open_source(images, options, sys.stdin.buffer if sys.stdin else None)
         encoder = Encoder(artifact, running.backend, resolution=running.res, threads=running.threads)
-        report = encode_images(found.files, encoder, out, force=force, batch_size=running.batch_size, progress=progress)
+        report = encode_images(
+            source,
+            encoder,
+            out,
+            form=what,
+            force=force,
+            batch_size=running.batch_size,
+            workers=running.workers,
+            progress=progress,
+        )
     if as_json:
         printing.print_json(report.to_dict())
     else:
         encode_report(report)
-    for _, reason in report.failed:
+    _failures(report)
+
+
+@contextmanager
+def _told_how_to_go_on(out: Path) -> Iterator[None]:
+    """Says so if a run that ends early left something that the next one can use."""
+    from ..export.features.working_folder import WorkingFolder
+
+    try:
+        yield
+    except BaseException:
+        if WorkingFolder(out).can_go_on():
+            printing.notices(["what is encoded is kept; the same command goes on from there"], err=True)
+        raise
+
+
+def _failures(report: EncodeReport) -> None:
+    """The failures on stderr, one line each; ends the command with exit code 1 if there are any."""
+    if not report.failed_count:
+        return
+    for _, reason in report.failed[:MOST_ERRORS]:
         printing.error(reason)
-    if report.failed:
-        written = f"{out} has the other {report.encoded}" if report.encoded else "nothing was written"
-        printing.error(f"{len(report.failed)} of {len(report.failed) + report.encoded} images failed; {written}")
-        click.get_current_context().exit(1)
+    total, rest = report.failed_count + report.encoded, report.failed_count - len(report.failed[:MOST_ERRORS])
+    places = {"safetensors": "--json lists them", "npy": "folder errors has them", "parquet": "column error has them"}
+    more = f" ({rest} are not shown; {places[report.form]})" if rest else ""
+    written = f"{report.out} has the other {report.encoded}" if report.encoded else NOTHING[report.form]
+    printing.error(f"{report.failed_count} of {total} images failed{more}; {written}")
+    click.get_current_context().exit(1)
 
 
 def encode_report(report: EncodeReport) -> None:
-    """What was written; failures go to stderr, one line each."""
-    if report.encoded:
-        tokens, channels = report.shape
-        printing.facts(
-            [
-                ("images", report.encoded),
-                ("features", f"float32 ({tokens}, {channels}) each, named after the image's path"),
-                ("backend", f"{report.backend} ({report.backend_why})" if report.backend_why else report.backend),
-                ("seconds", f"{report.seconds:.1f} ({report.encoded / max(report.seconds, 1e-9):.1f} images/s)"),
-                ("file", report.out),
-            ]
-        )
+    """What was written."""
+    new = report.encoded + report.failed_count - report.resumed
+    if not report.encoded and report.form == "safetensors":
+        return
+    rows: list[tuple[str, Any]] = [("images", report.encoded)]
+    if report.resumed:
+        rows.append(("of an earlier run", report.resumed))
+    shape = ", ".join(map(str, report.shape))
+    rows += [
+        ("features", f"{report.dtype} ({shape}{',' if len(report.shape) == 1 else ''}) each, by the image's id"),
+        ("backend", f"{report.backend} ({report.backend_why})" if report.backend_why else report.backend),
+        ("seconds", f"{report.seconds:.1f} ({new / max(report.seconds, 1e-9):.1f} images/s)"),
+        ("file" if report.form == "safetensors" else "folder", report.out),
+    ]
+    printing.facts(rows)

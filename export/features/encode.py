@@ -1,207 +1,190 @@
-"""Many images -> one safetensors file, in memory that does not grow with their number.
-
-The format wants its header, which names every tensor, before the data. All features of one run have one shape, so
-the space that the header can need is known at once: it is reserved, the features follow as they come, and the
-header is written last, filled up with spaces. Source: the format's description at github.com/huggingface/safetensors.
-"""
+"""Many images -> one file or dataset of features, on this machine, in memory that does not grow with their number."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ... import __version__
-from ...core.errors import ArtifactError, ConfigError, ImageError
-from ...core.output_path import check_file, os_errors, put_file, scratch_beside
-from ...core.phrases import printable
-from ...core.progress import Progress, silent
+from ...core.errors import ArtifactError, ConfigError
+from ...core.progress import NotedProgress, Progress, silent
 from ..runtime.encoder import Encoder
+from .decode import Batch, BatchReader, check_workers
+from .feature_form import FeatureForm
+from .output import Failures, Output, check_output, finished, open_output
+from .pace import Pace
+from .path_source import PathCollector, PathSource
+from .request import Request, make_request
+from .source import Source
+from .working_folder import WorkingFolder
+from .writer import Writer
 
-METADATA = "__metadata__"
-MAX_HEADER_BYTES = 100_000_000
-"""Readers of safetensors refuse a longer header."""
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncodeReport:
     """What `encode_images` did.
 
     Attributes:
-        out: the file; it was not written where `encoded` is 0.
+        out: the file or folder; a file was not written where `encoded` is 0.
         encoded: images whose features are in it.
-        failed: (image, reason) of the others.
-        seconds: for all of it.
-        shape: (tokens, channels) of one image's features.
+        resumed: images of these, or failed ones, that an earlier run had done.
+        failed_count: images without features.
+        failed: (image, reason) of them; of a folder the first thousand.
+        seconds: for this run.
+        shape: (tokens, channels) of one image's features, or (channels) of pooled ones.
+        dtype: of the features.
+        form: safetensors, parquet or npy.
         backend: what ran the artifact.
         backend_why: why `auto` took it; empty if it was named.
     """
 
     out: Path
     encoded: int
+    resumed: int
+    failed_count: int
     failed: list[tuple[str, str]]
     seconds: float
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
+    dtype: str
+    form: str
     backend: str
     backend_why: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         failed = [{"image": name, "reason": reason} for name, reason in self.failed]
-        return asdict(self) | {"out": str(self.out), "failed": failed, "shape": list(self.shape)}
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return content | {"out": str(self.out), "failed": failed, "shape": list(self.shape)}
 
 
 def encode_images(
-    images: Iterable[Path], encoder: Encoder, out: Path, *, force: bool = False, batch_size: int | None = None,
-    progress: Progress = silent,
+    images: Source | Iterable[str | os.PathLike[str]], encoder: Encoder, out: str | os.PathLike[str], *,
+    form: FeatureForm | None = None, force: bool = False, batch_size: int | None = None,
+    workers: int | None = None, progress: Progress = silent,
 ) -> EncodeReport:  # fmt: skip
-    """Writes the features of every image, each (N, C) float32, under its path as it was given (with forward slashes).
+    """Writes the features of every image under its id: of a file, its path as it was given (with forward slashes).
 
-    Bad images are reported and the others go on; a path given twice is encoded once. Memory holds one batch and the
-    paths. Killed at any moment, `out` is what it was before, or complete.
+    Bad images are reported and the others go on. A run that ends early goes on when it is called again with the same
+    arguments: until all is done, `out` is what it was before, and `.NAME.encoding` beside it holds what is done.
 
     Args:
-        images: files.
+        images: a source, or files; a path given twice is encoded once.
         encoder: what encodes them.
-        out: the .safetensors file.
-        force: replace a file that stands at `out`.
+        out: a .safetensors file, or a folder.
+        form: what is written; by default a safetensors file of float32 (N, C).
+        force: replace what stands at `out`, and drop an unfinished run of other arguments.
         batch_size: images per call; by default the artifact's own, 1 where it takes any number.
-        progress: called as `encode` with the images done.
+        workers: images that are decoded at the same time; by default as many as there are cores.
+        progress: called as `encode` with the images done and their number, and told the pace in words.
 
     Raises:
-        ArtifactError: `out` exists and `force` is off, or it cannot be written (a full disk, no permission).
-        ConfigError: no images, or a batch size under 1.
+        ArtifactError: `out` exists and `force` is off, it cannot be written (a full disk, no permission), another run
+            writes it, or an earlier run of other arguments is not finished.
+        ConfigError: no images, a batch size under 1, or an impossible number of workers.
     """
     start = time.perf_counter()
-    paths = {_key(path): path for path in images}
-    if not paths:
+    source: Source = images if isinstance(images, Source) else files(images)
+    form = form or FeatureForm()
+    out = Path(out)
+    if not len(source):
         raise ConfigError("no images given; name at least one image or folder")
     size = batch_size if batch_size is not None else encoder.batch[0]
     if size < 1:
         raise ConfigError(f"--batch-size must be at least 1; found {batch_size}")
-    file = _FeatureFile(out, list(paths), encoder.shape, _metadata(encoder), force=force)
-    check_file(out, force=force, need_bytes=file.bytes_needed)
-    if any(path.exists() and out.exists() and path.samefile(out) for path in paths.values()):
-        raise ArtifactError(f"{out} is one of the images; choose another --out")
+    check_workers(workers)
+    request = make_request(encoder, source, form)
+    working = WorkingFolder(out)
+    if not force and working.unfinished() is None and (failures := finished(out, request, source)) is not None:
+        return _report(request, encoder, out, failures, resumed=len(source), start=start)
+    if out.exists() and isinstance(source, PathSource) and any(_is_same(Path(path), out) for path in source.paths):
+        raise ArtifactError(f"{out} is one of the images; choose another --out (out)")
+    check_output(out, request, source, force=force, have_bytes=working.size())
+    with working.held(request, force=force):
+        output = open_output(working, request, source)
+        resumed = output.done
+        whole = False
+        try:
+            if output.done < len(source):
+                rest = source.part(output.done, len(source))
+                with BatchReader(rest, encoder.preprocessor, size, workers) as batches:
+                    _encode(batches, encoder, output, form, len(source), progress)
+            progress("encode", output.done, len(source))
+            output.finish(force=force)
+            whole = True
+        finally:
+            working.keep = not whole and output.done > 0
+            output.close(flush=not whole)
+    return _report(request, encoder, out, output.failures, resumed=resumed, start=start)
 
-    failed: list[tuple[str, str]] = []
-    with file:
-        waiting: list[tuple[str, np.ndarray]] = []
-        for done, (key, path) in enumerate(paths.items()):
-            progress("encode", done, len(paths))
-            try:
-                if key == METADATA:
-                    raise ImageError(f"{key} is a name that safetensors keeps for itself: rename the image")
-                waiting.append((key, encoder.preprocessor.pixels(path)))
-            except ImageError as error:
-                failed.append((key, printable(str(error))))
-            if waiting and (len(waiting) == size or done == len(paths) - 1):
-                try:
-                    features = encoder.run(np.stack([pixels for _, pixels in waiting]))
-                except MemoryError:
-                    reason = f"not enough memory to encode {len(waiting)} at once: use a smaller --batch-size"
-                    failed += [(name, f"{name}: {reason}") for name, _ in waiting]
-                    waiting.clear()
-                for (name, _), one in zip(waiting, features if waiting else (), strict=True):
-                    if np.isfinite(one).all():
-                        file.append(name, one)
-                    else:
-                        failed.append((name, f"{name} has infinite or undefined features: encode it with an fp32 file"))
-                waiting.clear()
-        progress("encode", len(paths), len(paths))
-    chosen = encoder.chosen
+
+def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
+    """Image files as a source. A missing one is an image that cannot be read."""
+    collected = PathCollector()
+    for path in paths:
+        file = Path(path)
+        try:
+            size = file.stat().st_size
+        except (OSError, ValueError):
+            size = -1
+        collected.add(str(file), size)
+    return collected.source([])
+
+
+def _encode(
+    batches: BatchReader, encoder: Encoder, output: Output, form: FeatureForm, total: int, progress: Progress
+) -> None:
+    done = output.done
+    pace = Pace(done, total)
+    progress("encode", done, total)
+    with Writer(output, form) as writer:
+        for batch in batches:
+            features, reasons = _features(encoder, batch)
+            writer.put(batch.ids, features, reasons)
+            done += len(batch.ids)
+            if isinstance(progress, NotedProgress):
+                progress.note(pace.note(done, output.failures.count))
+            progress("encode", done, total)
+
+
+def _features(encoder: Encoder, batch: Batch) -> tuple[np.ndarray, list[str | None]]:
+    """Features (B, N, C) of a batch's good images, and why the others have none."""
+    if not len(batch.pixels):
+        return np.zeros((0, *encoder.shape), np.float32), batch.reasons
+    try:
+        return encoder.run(batch.pixels), batch.reasons
+    except MemoryError:
+        why = f"not enough memory to encode {len(batch.pixels)} at once: use a smaller --batch-size"
+        reasons: list[str | None] = [
+            reason or f"{name}: {why}" for name, reason in zip(batch.ids, batch.reasons, strict=True)
+        ]
+        return np.zeros((0, *encoder.shape), np.float32), reasons
+
+
+def _report(
+    request: Request, encoder: Encoder, out: Path, failures: Failures, *, resumed: int, start: float
+) -> EncodeReport:
     return EncodeReport(
-        out, len(file.names), failed, time.perf_counter() - start, encoder.shape, chosen.name, chosen.why
+        out=out,
+        encoded=request.images - failures.count,
+        resumed=resumed,
+        failed_count=failures.count,
+        failed=failures.listed,
+        seconds=time.perf_counter() - start,
+        shape=request.shape,
+        dtype=request.dtype,
+        form=request.form,
+        backend=encoder.chosen.name,
+        backend_why=encoder.chosen.why,
     )
 
 
-class _FeatureFile:
-    """A safetensors file that grows beside `out` and takes its place when the block ends well.
-
-    Nothing is created before the first features.
-    """
-
-    def __init__(
-        self, out: Path, names: list[str], shape: tuple[int, int], metadata: dict[str, str], *, force: bool
-    ) -> None:
-        self.out = out
-        self.force = force
-        self.shape = shape
-        self.metadata = metadata
-        self.each = shape[0] * shape[1] * 4
-        self.names: list[str] = []
-        longest = len(self._header(names))
-        if longest > MAX_HEADER_BYTES:
-            raise ConfigError(
-                f"the names of {len(names)} images need a header of {longest / 1e6:.0f} MB, "
-                f"and safetensors allows {MAX_HEADER_BYTES / 1e6:.0f}; encode them in several files"
-            )
-        self.reserved = -(-longest // 8) * 8
-        self.bytes_needed = 8 + self.reserved + len(names) * self.each
-        self._held = contextlib.ExitStack()
-        self._scratch: Path | None = None
-        self._stream: BinaryIO | None = None
-
-    def _header(self, names: list[str]) -> bytes:
-        content: dict[str, Any] = {METADATA: self.metadata}
-        for index, name in enumerate(names):
-            offsets = [index * self.each, (index + 1) * self.each]
-            content[name] = {"dtype": "F32", "shape": list(self.shape), "data_offsets": offsets}
-        return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-
-    def append(self, name: str, features: np.ndarray) -> None:
-        """Writes one image's features (N, C)."""
-        assert features.shape == self.shape
-        with os_errors(self.out):
-            if self._stream is None:
-                self._scratch = self._held.enter_context(scratch_beside(self.out))
-                self._stream = self._scratch.open("wb")
-                self._stream.seek(8 + self.reserved)
-            self._stream.write(features.astype("<f4", copy=False).tobytes())
-        self.names.append(name)
-
-    def __enter__(self) -> _FeatureFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._held:
-            if self._stream is None or self._scratch is None:
-                return
-            try:
-                if kind is None:
-                    with os_errors(self.out):
-                        self._finish(self._stream, self._scratch)
-            finally:
-                # A full disk makes close fail once more, when it flushes what is left.
-                with contextlib.suppress(OSError):
-                    self._stream.close()
-
-    def _finish(self, stream: BinaryIO, scratch: Path) -> None:
-        stream.seek(0)
-        stream.write(self.reserved.to_bytes(8, "little") + self._header(self.names).ljust(self.reserved))
-        stream.flush()
-        os.fsync(stream.fileno())
-        stream.close()
-        put_file(scratch, self.out, force=self.force)
-
-
-def _key(path: Path) -> str:
-    return printable(Path(path).as_posix())
-
-
-def _metadata(encoder: Encoder) -> dict[str, str]:
-    manifest, frame = encoder.artifact.manifest, encoder.preprocessor
-    return {
-        "artifact_sha256": manifest.files[encoder.artifact.model_path.name].sha256,
-        "checkpoint_sha256": manifest.checkpoint.sha256,
-        "resolution": f"{frame.height}x{frame.width}",
-        "backend": encoder.chosen.name,
-        "fvexport": __version__,
-    }
+def _is_same(path: Path, out: Path) -> bool:
+    try:
+        return path.samefile(out)
+    except OSError:
+        return False

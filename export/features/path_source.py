@@ -50,6 +50,10 @@ class PathSource:
     def __iter__(self) -> Iterator[Item]:
         return (path_item(path_id(text), text) for text in self.paths)
 
+    def ids(self) -> Iterator[str]:
+        """See `Source`."""
+        return (path_id(text) for text in self.paths)
+
     def part(self, start: int, stop: int) -> PathSource:
         """See `Source`."""
         return PathSource(self.paths.part(start, stop), self.sizes[start:stop].copy())

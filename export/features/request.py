@@ -2,84 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from dataclasses import dataclass
-from typing import Any, Literal
+import math
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from ... import __version__
-from ...core.errors import ConfigError
 from ...core.records import Document, Name
 from ..runtime.encoder import Encoder
+from .feature_form import BYTES, DType, Engine, FeatureForm, Form, Pool
 from .source import Source
-
-Form = Literal["safetensors", "parquet", "npy"]
-Pool = Literal["none", "mean"]
-DType = Literal["float32", "float16"]
-Engine = Literal["local", "ray"]
-
-SHARD_BYTES = 256 << 20
-"""About how large a shard becomes where its number of rows is not given."""
-MAX_SHARD_ROWS = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureForm:
-    """What is written.
-
-    Attributes:
-        form: one safetensors file, a folder of Parquet files, or a folder of NumPy arrays.
-        pool: `mean` averages the tokens, so that an image has (C) instead of (N, C).
-        dtype: of the features.
-        shard_rows: images in each file of a folder; None for files of about `SHARD_BYTES`.
-    """
-
-    form: Form = "safetensors"
-    pool: Pool = "none"
-    dtype: DType = "float32"
-    shard_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.shard_rows is None:
-            return
-        if self.form == "safetensors":
-            raise ConfigError("--shard-rows (shard_rows) has no effect on one .safetensors file; leave it out")
-        if self.shard_rows < 1:
-            raise ConfigError(f"--shard-rows must be at least 1; found {self.shard_rows}")
-
-    def shape(self, tokens: int, channels: int) -> tuple[int, ...]:
-        """The shape of one image's features: (N, C), or (C) of pooled ones."""
-        return (channels,) if self.pool == "mean" else (tokens, channels)
-
-    def rows(self, tokens: int, channels: int) -> int:
-        """Images in each file of a folder."""
-        if self.shard_rows is not None:
-            return self.shard_rows
-        each = int(np.prod(self.shape(tokens, channels))) * np.dtype(self.dtype).itemsize
-        return max(1, min(MAX_SHARD_ROWS, SHARD_BYTES // each))
-
-    def finish(self, features: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
-        """Features (B, N, C) float32 as they are written, and for each image why it has none.
-
-        The mean is taken in float64.
-        """
-        reasons: list[str | None] = [None] * len(features)
-        if self.pool == "mean":
-            features = features.mean(axis=1, dtype=np.float64)
-        with np.errstate(over="ignore"):
-            values = features.astype(self.dtype, copy=False)
-        for index, one in enumerate(values):
-            if not np.isfinite(one).all():
-                finite = bool(np.isfinite(features[index]).all())
-                reasons[index] = (
-                    "features exceed the range of float16: use --dtype float32"
-                    if finite
-                    else "infinite or undefined features: encode it with an fp32 file"
-                )
-        return values, reasons
 
 
 class Request(Document, frozen=True, kw_only=True):
@@ -88,7 +21,8 @@ class Request(Document, frozen=True, kw_only=True):
     Attributes:
         artifact_sha256: of the artifact's model file.
         checkpoint_sha256: of the weights that it was made from.
-        preprocessing: how an image becomes pixels, as the artifact's manifest has it, at the run's resolution.
+        resolution: of the pixels, as HEIGHTxWIDTH.
+        preprocessing: how an image becomes pixels, in the terms of the artifact's manifest.
         backend: what computes the features.
         form, pool, dtype: as in `FeatureForm`.
         shard_rows: images in each file of a folder; 0 for one file.
@@ -101,6 +35,7 @@ class Request(Document, frozen=True, kw_only=True):
 
     artifact_sha256: Name
     checkpoint_sha256: Name
+    resolution: Name
     preprocessing: dict[str, Any]
     backend: Name
     form: Form
@@ -118,6 +53,11 @@ class Request(Document, frozen=True, kw_only=True):
     def shape(self) -> tuple[int, ...]:
         """The shape of one image's features."""
         return (self.channels,) if self.pool == "mean" else (self.tokens, self.channels)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one image's features."""
+        return math.prod(self.shape) * BYTES[self.dtype]
 
     def differs(self, other: Request) -> list[str]:
         """What is not the same in another request, in words: `artifact`, `--pool (mean, now none)`."""
@@ -138,12 +78,6 @@ class Request(Document, frozen=True, kw_only=True):
         """One line, the same for the same request."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
-    @property
-    def key(self) -> str:
-        """Hex digits that name this request."""
-        content = {name: value for name, value in self.to_dict().items() if name != "fvexport"}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-
 
 _OPTIONS = {
     "backend": "--backend", "form": "--format", "pool": "--pool", "dtype": "--dtype", "shard_rows": "--shard-rows",
@@ -157,6 +91,7 @@ def make_request(encoder: Encoder, source: Source, form: FeatureForm, engine: En
     return Request(
         artifact_sha256=manifest.files[encoder.artifact.model_path.name].sha256,
         checkpoint_sha256=manifest.checkpoint.sha256,
+        resolution=f"{encoder.preprocessor.height}x{encoder.preprocessor.width}",
         preprocessing=encoder.preprocessor.to_dict(),
         backend=encoder.chosen.name,
         form=form.form,

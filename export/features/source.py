@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Item(NamedTuple):
@@ -21,6 +21,7 @@ class Item(NamedTuple):
     error: str | None = None
 
 
+@runtime_checkable
 class Source(Protocol):
     """Images in a fixed order. Can be pickled, and reads no image before it is iterated over.
 
@@ -41,6 +42,10 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[Item]:
         """Every image in order; what cannot be read comes as an item with an error."""
+        ...
+
+    def ids(self) -> Iterator[str]:
+        """The ids in order; reads no image."""
         ...
 
     def part(self, start: int, stop: int) -> Source:

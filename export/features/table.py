@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 METADATA_KEY = b"fvexport"
 
 
+def metadata_of(request: Request) -> dict[bytes, bytes]:
+    """The schema's metadata that records a request."""
+    return {METADATA_KEY: request.to_json().encode()}
+
+
 def features_schema(request: Request) -> pa.Schema:
     """`id` text, `features` a fixed-shape tensor (N, C) or (C), `error` text; one of the last two is null."""
     import pyarrow as pa
@@ -25,7 +30,7 @@ def features_schema(request: Request) -> pa.Schema:
             pa.field("features", pa.fixed_shape_tensor(value, request.shape)),
             pa.field("error", pa.string()),
         ],
-        metadata={METADATA_KEY: request.to_json().encode()},
+        metadata=metadata_of(request),
     )
 
 

@@ -76,14 +76,14 @@ class TableSource:
         shards: in order.
         image_column: has the images.
         id_column: has the ids; None for `FILE#ROW`.
-        ids: of all items, with an id column.
+        ids_of_column: of all items, with an id column.
         notices: see `Source`.
     """
 
     shards: list[TableShard]
     image_column: str
     id_column: str | None = None
-    ids: PackedTexts | None = None
+    ids_of_column: PackedTexts | None = None
     notices: list[str] = field(default_factory=list)
     kind: str = "tables"
     _digest: str | None = field(default=None, repr=False)
@@ -96,9 +96,9 @@ class TableSource:
             for shard in self.shards:
                 facts = (shard.name, shard.size, shard.groups, shard.start, shard.stop, shard.error)
                 hashed.update(f"{facts!r}\n".encode())
-            if self.ids is not None:
-                hashed.update(self.ids.blob)
-                hashed.update(np.ascontiguousarray(self.ids.offsets, "<i8").data)
+            if self.ids_of_column is not None:
+                hashed.update(self.ids_of_column.blob)
+                hashed.update(np.ascontiguousarray(self.ids_of_column.offsets, "<i8").data)
             self._digest = hashed.hexdigest()
         return self._digest
 
@@ -114,6 +114,14 @@ class TableSource:
                 yield Item(shard.name, None, f"{shard.name} {shard.error}")
             first += shard.items
 
+    def ids(self) -> Iterator[str]:
+        """See `Source`."""
+        if self.ids_of_column is not None:
+            yield from self.ids_of_column
+            return
+        for shard in self.shards:
+            yield from (shard.place(item) if shard.error is None else shard.name for item in range(shard.items))
+
     def part(self, start: int, stop: int) -> TableSource:
         """See `Source`."""
         shards, item = [], 0
@@ -125,7 +133,7 @@ class TableSource:
                 else:
                     shards.append(shard)
             item += shard.items
-        ids = None if self.ids is None else self.ids.part(start, stop)
+        ids = None if self.ids_of_column is None else self.ids_of_column.part(start, stop)
         return TableSource(shards, self.image_column, self.id_column, ids)
 
     def splits(self, rows: int) -> list[tuple[int, int]]:
@@ -170,7 +178,7 @@ class TableSource:
             yield from repeat(error, file.groups[group] - done)
 
     def _item(self, shard: TableShard, first: int, item: int, value: Any) -> Item:
-        name = shard.place(item) if self.ids is None else self.ids[first + item]
+        name = shard.place(item) if self.ids_of_column is None else self.ids_of_column[first + item]
         if isinstance(value, ShardError):
             return Item(name, None, f"{name}: {shard.name} {value}")
         folder = Path()
@@ -274,9 +282,9 @@ def _read_ids(file: TableFile, shard: TableShard, column: str) -> list[str]:
 
 def _check_unique(source: TableSource) -> None:
     """Raises ImageError if an id is in two rows."""
-    if source.ids is None:
+    if source.ids_of_column is None:
         return
-    twice = min(source.ids.repeats(), key=lambda pair: pair[1], default=None)
+    twice = min(source.ids_of_column.repeats(), key=lambda pair: pair[1], default=None)
     if twice is not None:
         ends = np.cumsum([shard.items for shard in source.shards])
         places = []
@@ -284,6 +292,6 @@ def _check_unique(source: TableSource) -> None:
             index = int(np.searchsorted(ends, item, side="right"))
             places.append(source.shards[index].place(item - int(ends[index] - source.shards[index].items)))
         raise ImageError(
-            f"the id {source.ids[twice[0]]} is in two rows ({places[0]} and {places[1]}); use another --id-column, or "
-            "leave it out for ids such as FILE#ROW"
+            f"the id {source.ids_of_column[twice[0]]} is in two rows ({places[0]} and {places[1]}); use another "
+            "--id-column, or leave it out for ids such as FILE#ROW"
         )

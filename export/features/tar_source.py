@@ -96,6 +96,16 @@ class TarSource:
                 yield Item(shard.name, None, f"{shard.name} {shard.error}")
             first += shard.images
 
+    def ids(self) -> Iterator[str]:
+        """See `Source`."""
+        first = 0
+        for shard in self.shards:
+            for index in range(first, first + shard.images):
+                yield image_id(shard, self.keys[index], prefixed=self.prefixed)
+            if shard.error is not None:
+                yield shard.name
+            first += shard.images
+
     def part(self, start: int, stop: int) -> TarSource:
         """See `Source`."""
         shards, first_image, last_image = [], len(self.keys), 0

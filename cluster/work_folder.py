@@ -1,0 +1,184 @@
+"""What a run on Ray has done: Ray's checkpoints and data files, made consistent after any interruption.
+
+    .OUT.encoding/
+        ray-000002/            of the last start; each start renames it, so that what still writes for an earlier one
+                               finds nothing there
+            data/              Parquet files, named after Ray's task
+            checkpoint/        for each task, the ids in its files; `.pending` until these are complete
+            complete           every image is in `data/`, which only needs its final names
+
+Ray deletes data files whose checkpoint is pending when it starts. That is not enough: a write that Ray repeats after
+its checkpoint was committed can be cut off in the middle of the file, and a worker that outlives its driver can add a
+file without a checkpoint. So files and checkpoints are compared here before and after Ray runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from ..core.output_path import os_errors, put_folder
+from ..export.features.table import request_of
+from ..export.features.working_folder import WorkingFolder
+
+DATA, CHECKPOINT, COMPLETE = "data", "checkpoint", "complete"
+PENDING = ".pending.parquet"
+_PIECE = re.compile(r"-\d+\.parquet\Z")
+_SHARD = re.compile(r"part-\d+\.parquet\Z")
+_START = re.compile(r"ray-(\d{6})\Z")
+
+
+class WorkFolder:
+    """The folder of Ray's files in the working folder of a run that starts now.
+
+    Raises ArtifactError if it cannot be written.
+
+    Attributes:
+        out: the output.
+        root: holds `data/` and `checkpoint/`.
+    """
+
+    def __init__(self, working: WorkingFolder) -> None:
+        self.out, home = working.out, working.path
+        with os_errors(self.out):
+            starts = sorted(path for path in home.iterdir() if _START.fullmatch(path.name))
+            # A worker of an ended driver may have made an earlier one anew.
+            found = [path for path in starts if (path / CHECKPOINT).is_dir() or (path / COMPLETE).exists()]
+            last = int(starts[-1].name[4:]) if starts else 0
+            self.root = home / f"ray-{last + 1:06d}"
+            if found:
+                found[-1].rename(self.root)
+            else:
+                self.root.mkdir()
+            for path in starts:
+                shutil.rmtree(path, ignore_errors=True)
+            if not self.is_complete:
+                self.data.mkdir(exist_ok=True)
+                self.checkpoint.mkdir(exist_ok=True)
+
+    @property
+    def data(self) -> Path:
+        """The folder of data files."""
+        return self.root / DATA
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of Ray's checkpoints."""
+        return self.root / CHECKPOINT
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether an earlier run was interrupted when it had every image."""
+        return (self.root / COMPLETE).exists()
+
+    def settle(self) -> int:
+        """Removes data without a committed checkpoint, and checkpoints without all their data; returns images done."""
+        import pyarrow.parquet as pq
+
+        files: dict[str, list[Path]] = defaultdict(list)
+        for file in self.data.iterdir():
+            files[_PIECE.sub("", file.name)].append(file)
+        done = 0
+        seen = np.empty(0, np.uint64)
+        with os_errors(self.out):
+            for checkpoint in sorted(self.checkpoint.iterdir()):
+                if checkpoint.name.endswith(PENDING):
+                    checkpoint.unlink()
+                    continue
+                pieces = files.get(checkpoint.name.removesuffix(".parquet"), [])
+                try:
+                    ids = pq.read_table(checkpoint, columns=["id"]).column("id").to_pylist()
+                    rows = sum(pq.read_metadata(file).num_rows for file in pieces)
+                except Exception:  # cut off by a crash of the machine
+                    ids, rows = [], -1
+                keys = np.sort(np.fromiter((_key(one) for one in ids), np.uint64, len(ids)))
+                if rows != len(ids) or len(np.unique(keys)) != len(keys) or _overlap(seen, keys):
+                    checkpoint.unlink()
+                    continue
+                del files[checkpoint.name.removesuffix(".parquet")]
+                seen = np.sort(np.concatenate([seen, keys]), kind="stable")
+                done += rows
+            for pieces in files.values():
+                for file in pieces:
+                    file.unlink()
+        return done
+
+    @property
+    def has_any(self) -> bool:
+        """Whether anything is done."""
+        return self.is_complete or any(not file.name.endswith(PENDING) for file in self.checkpoint.iterdir())
+
+    def finish(self, *, force: bool) -> None:
+        """Gives the data files their final names and moves them to `out`.
+
+        Raises ArtifactError if something is at `out` that must not be replaced.
+        """
+        with os_errors(self.out):
+            if not self.is_complete:
+                for file in self.data.iterdir():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+                (self.root / COMPLETE).touch()
+            if not self.data.is_dir():  # it was moved, and then the run was interrupted
+                return
+            names = sorted(file.name for file in self.data.iterdir())
+            taken = {name for name in names if name.startswith("part-")}
+            free = (name for number in range(len(names)) if (name := f"part-{number:05d}.parquet") not in taken)
+            for name in names:
+                if name not in taken:
+                    (self.data / name).rename(self.data / next(free))
+            put_folder(self.data, self.out, force=force, ours=is_dataset)
+
+
+def is_dataset(folder: Path) -> bool:
+    """Whether a folder holds shards of features, and nothing else."""
+    import pyarrow.parquet as pq
+
+    files = list(folder.iterdir())
+    try:
+        return all(_SHARD.fullmatch(file.name) for file in files) and request_of(pq.read_schema(files[0])) is not None
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _key(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _overlap(seen: np.ndarray, keys: np.ndarray) -> bool:
+    """Whether two sorted arrays have a value in common."""
+    if not len(seen):
+        return False
+    at = np.minimum(np.searchsorted(seen, keys), len(seen) - 1)
+    return bool((seen[at] == keys).any())
+
+
+def count_failed(folder: Path) -> int:
+    """Images of a dataset that have an error, from the files' statistics."""
+    import pyarrow.parquet as pq
+
+    failed = 0
+    for file in sorted(folder.glob("*.parquet")):
+        metadata = pq.read_metadata(file)
+        column = metadata.schema.names.index("error")
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(column).statistics
+            failed += metadata.row_group(group).num_rows - statistics.null_count
+    return failed
+
+
+def failures(folder: Path) -> Iterator[tuple[str, str]]:
+    """(id, error) of each image of a dataset that has an error, read file by file."""
+    import pyarrow.parquet as pq
+
+    for file in sorted(folder.glob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "error"]):
+            for row in batch.filter(batch.column("error").is_valid()).to_pylist():
+                yield row["id"], row["error"]
