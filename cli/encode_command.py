@@ -10,18 +10,30 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
-from ..export.features.feature_form import DType, FeatureForm, Form, Pool
+from ..export.features.feature_form import DType, Engine, FeatureForm, Form, Pool
 from . import printing
-from .option_groups import group
-from .options import RESOLUTION, backend_option, json_option, max_pixels_option, threads_option, verbose_option
+from .option_groups import group, refuse_given
+from .options import (
+    RESOLUTION,
+    backend_option,
+    is_verbose,
+    json_option,
+    max_pixels_option,
+    threads_option,
+    verbose_option,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ..core.progress import Progress
     from ..export.features import EncodeReport
+    from ..export.features.source import Source
 
 MOST_ERRORS = 50
 """How many images that failed are named, one line each."""
+NOTHING = {form: "nothing was written" if form == "safetensors" else "there are no features" for form in get_args(Form)}
+"""What is said where all failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,16 @@ class Running:
     batch_size: int | None
     threads: int | None
     workers: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Who spreads the work; see `RayOptions`."""
+
+    engine: Engine
+    ray_address: str | None
+    concurrency: int | None
+    gpus_per_worker: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +93,7 @@ class Columns:
     "--format",
     "form",
     type=click.Choice(get_args(Form)),
-    help="One file, or a folder of shards.  [default: parquet if --out ends in .parquet, safetensors otherwise]",
+    help="One file, or a folder of shards.  [default: parquet if --out ends in .parquet or with Ray, or safetensors]",
 )
 @click.option(
     "--pool", type=click.Choice(get_args(Pool)), default="none", show_default=True, help="Average an image's tokens."
@@ -96,13 +118,27 @@ class Columns:
     threads_option,
     click.option("--workers", type=int, metavar="N", help="Images decoded at the same time.  [default: all cores]"),
 )
+@group(
+    "cluster",
+    Cluster,
+    click.option(
+        "--engine",
+        type=click.Choice(get_args(Engine)),
+        default="local",
+        show_default=True,
+        help="This process, or Ray Data on this machine or a cluster.",
+    ),
+    click.option("--ray-address", metavar="HOST:PORT", help="A running cluster; auto for this node's."),
+    click.option("--concurrency", type=int, metavar="N", help="Ray's workers.  [default: one per GPU, or per node]"),
+    click.option("--gpus-per-worker", type=float, metavar="F", help="Such as 0.5.  [default: 1 if there are GPUs]"),
+)
 @click.option("--force", is_flag=True, help="Overwrite what is at --out; drop an unfinished run of other options.")
 @max_pixels_option
 @json_option
 @verbose_option
 def encode(
     images: tuple[str, ...], artifact: Path, out: Path, columns: Columns, form: Form | None, pool: Pool, dtype: DType,
-    shard_rows: int | None, running: Running, force: bool, as_json: bool,
+    shard_rows: int | None, running: Running, cluster: Cluster, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Encode images into one .safetensors file, or a dataset of Parquet or NumPy files.
 
@@ -116,8 +152,11 @@ def encode(
     from ..export.runtime import Encoder
     from .progress_bar import progress_bar
 
+    on_ray = cluster.engine == "ray"
+    if not on_ray:
+        refuse_given(("ray_address", "concurrency", "gpus_per_worker"), "has no effect without --engine ray")
     what = FeatureForm(
-        form=form or ("parquet" if out.suffix == ".parquet" else "safetensors"),
+        form=form or ("parquet" if on_ray or out.suffix == ".parquet" else "safetensors"),
         pool=pool,
         dtype=dtype,
         shard_rows=shard_rows,
@@ -126,22 +165,40 @@ def encode(
     with progress_bar() as progress, _told_how_to_go_on(out):
         options = SourceOptions(image_column=columns.image_column, id_column=columns.id_column)
         source = open_source(images, options, sys.stdin.buffer if sys.stdin else None)
-        encoder = Encoder(artifact, running.backend, resolution=running.res, threads=running.threads)
-        report = encode_images(
-            source,
-            encoder,
-            out,
-            form=what,
-            force=force,
-            batch_size=running.batch_size,
-            workers=running.workers,
-            progress=progress,
-        )
+        if on_ray:
+            report = _on_ray(source, artifact, out, what, running, cluster, force, progress)
+        else:
+            encoder = Encoder(artifact, running.backend, resolution=running.res, threads=running.threads)
+            report = encode_images(
+                source, encoder, out, form=what, force=force, batch_size=running.batch_size, workers=running.workers,
+                progress=progress,
+            )  # fmt: skip
     if as_json:
         printing.print_json(report.to_dict())
     else:
         encode_report(report)
     _failures(report)
+
+
+def _on_ray(
+    source: Source, artifact: Path, out: Path, form: FeatureForm, running: Running, cluster: Cluster, force: bool,
+    progress: Progress,
+) -> EncodeReport:  # fmt: skip
+    from ..cluster import RayOptions, encode_on_ray
+
+    refuse_given(("workers",), "has no effect with --engine ray: a worker decodes with the CPUs that it has")
+    options = RayOptions(
+        address=cluster.ray_address,
+        concurrency=cluster.concurrency,
+        gpus_per_worker=cluster.gpus_per_worker,
+        batch_size=running.batch_size,
+        threads=running.threads,
+        verbose=is_verbose(click.get_current_context()),
+    )
+    return encode_on_ray(
+        source, artifact, out, form, options, backend=running.backend, resolution=running.res, force=force,
+        progress=progress,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -166,7 +223,7 @@ def _failures(report: EncodeReport) -> None:
     total, rest = report.failed_count + report.encoded, report.failed_count - len(report.failed[:MOST_ERRORS])
     places = {"safetensors": "--json lists them", "npy": "folder errors has them", "parquet": "column error has them"}
     more = f" ({rest} are not shown; {places[report.form]})" if rest else ""
-    written = f"{report.out} has the other {report.encoded}" if report.encoded else "nothing was encoded"
+    written = f"{report.out} has the other {report.encoded}" if report.encoded else NOTHING[report.form]
     printing.error(f"{report.failed_count} of {total} images failed{more}; {written}")
     click.get_current_context().exit(1)
 

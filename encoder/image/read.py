@@ -53,7 +53,7 @@ _URL = re.compile(r"(data:|[a-z][a-z0-9+.-]+:/)", re.IGNORECASE)
 """How a URL begins; `Path` makes one slash of two. A letter and a colon alone are a drive of Windows."""
 
 
-def load_image(source: ImageLike) -> Image.Image:
+def load_image(source: ImageLike, notices: list[str] | None = None) -> Image.Image:
     """Reads an image as 8-bit RGB: EXIF orientation applied, fully decoded, independent of `source`.
 
     8-bit modes become what `convert("RGB")` makes of them, as in the released processor: alpha is dropped, not
@@ -68,18 +68,18 @@ def load_image(source: ImageLike) -> Image.Image:
     what Pillow makes of them. Of a file with several frames, the first is read; of a PIL image, the current one.
     Metadata is ignored, except the orientation.
 
-    Warns with ImageWarning of 16-bit images that are nearly black, as 12-bit data is.
+    Warns with ImageWarning of 16-bit images that are nearly black, as 12-bit data is; or adds that to `notices`.
 
     Raises:
         ImageError: a missing, unreadable or damaged file; no image; over `PIL.Image.MAX_IMAGE_PIXELS`; not enough
             memory; no pixels; values out of range; an array of another shape or dtype.
     """
-    notices: list[str] = []
+    found: list[str] = [] if notices is None else notices
     try:
-        image = _loaded(source, notices)
+        image = _loaded(source, found)
     except MemoryError:
         raise ImageError(f"not enough memory to read {_name(source)}: shrink it first, or free some memory") from None
-    for notice in notices:
+    for notice in found if notices is None else ():
         warnings.warn(notice, ImageWarning, stacklevel=2)
     return image
 

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import queue
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
-from ...core.errors import ConfigError, ImageError
+from ...core.errors import ConfigError, ImageError, ImageWarning
 from ...core.hardware import usable_threads
 from ...core.phrases import printable
 from ...encoder.preprocess import Preprocessor
@@ -114,26 +116,37 @@ def check_workers(count: int | None) -> None:
         raise ConfigError(f"--workers (workers) must be from 1 to {MAX_WORKERS}; found {count}")
 
 
+class _Decoded(NamedTuple):
+    """What became of one image: why it cannot be read, if so, and what is to be warned of in its turn."""
+
+    reason: str | None
+    notices: list[str]
+
+
 @dataclass(frozen=True)
 class _Decoding:
     """A batch whose images are being decoded."""
 
     ids: list[str]
     buffer: int
-    futures: list[Future[str | None]]
+    futures: list[Future[_Decoded]]
 
     def batch(self, pixels: np.ndarray) -> Batch:
-        reasons = [future.result() for future in self.futures]
+        decoded = [future.result() for future in self.futures]
+        for notice in (notice for one in decoded for notice in one.notices):
+            warnings.warn(notice, ImageWarning, stacklevel=3)
+        reasons = [one.reason for one in decoded]
         good = [slot for slot, reason in enumerate(reasons) if reason is None]
         return Batch(self.ids, pixels[: len(good)] if len(good) == len(reasons) else pixels[good], reasons)
 
 
-def _decode(preprocessor: Preprocessor, item: Item, into: np.ndarray) -> str | None:
-    """Writes the pixels (3, H, W) of an image; returns why it cannot be read, or None."""
+def _decode(preprocessor: Preprocessor, item: Item, into: np.ndarray) -> _Decoded:
+    """Writes the pixels (3, H, W) of an image."""
     if item.data is None:
-        return printable(item.error or f"{item.id} cannot be read")
+        return _Decoded(printable(item.error or f"{item.id} cannot be read"), [])
+    notices: list[str] = []
     try:
-        into[...] = preprocessor.pixels(item.data)
+        into[...] = preprocessor.pixels(item.data, notices)
     except ImageError as error:
-        return printable(str(error).replace("the given bytes", item.id))
-    return None
+        return _Decoded(printable(str(error).replace("the given bytes", item.id)), notices)
+    return _Decoded(None, [notice.replace("the given bytes", item.id) for notice in notices])

@@ -97,10 +97,10 @@ def encode_images(
     if size < 1:
         raise ConfigError(f"--batch-size must be at least 1; found {batch_size}")
     check_workers(workers)
-    request = make_request(encoder, source, form)
+    request = make_request(encoder.artifact, encoder.preprocessor, encoder.chosen.name, source, form)
     working = WorkingFolder(out)
     if not force and working.unfinished() is None and (failures := finished(out, request, source)) is not None:
-        return _report(request, encoder, out, failures, resumed=len(source), start=start)
+        return report_of(request, out, failures, resumed=len(source), start=start, why=encoder.chosen.why)
     if out.exists() and isinstance(source, PathSource) and any(_is_same(Path(path), out) for path in source.paths):
         raise ArtifactError(f"{out} is one of the images; choose another --out (out)")
     check_output(out, request, source, force=force, have_bytes=working.size())
@@ -119,7 +119,7 @@ def encode_images(
         finally:
             working.keep = not whole and output.done > 0
             output.close(flush=not whole)
-    return _report(request, encoder, out, output.failures, resumed=resumed, start=start)
+    return report_of(request, out, output.failures, resumed=resumed, start=start, why=encoder.chosen.why)
 
 
 def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
@@ -131,7 +131,7 @@ def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
             size = file.stat().st_size
         except (OSError, ValueError):
             size = -1
-        collected.add(file, size)
+        collected.add(str(file), size)
     return collected.source([])
 
 
@@ -165,9 +165,19 @@ def _features(encoder: Encoder, batch: Batch) -> tuple[np.ndarray, list[str | No
         return np.zeros((0, *encoder.shape), np.float32), reasons
 
 
-def _report(
-    request: Request, encoder: Encoder, out: Path, failures: Failures, *, resumed: int, start: float
-) -> EncodeReport:
+def report_of(
+    request: Request, out: Path, failures: Failures, *, resumed: int, start: float, why: str = ""
+) -> EncodeReport:  # fmt: skip
+    """The report of a run that is done.
+
+    Args:
+        request: of the run.
+        out: the output.
+        failures: the images without features.
+        resumed: images that an earlier run had done.
+        start: when it began, by `time.perf_counter`.
+        why: the backend was chosen.
+    """
     return EncodeReport(
         out=out,
         encoded=request.images - failures.count,
@@ -178,8 +188,8 @@ def _report(
         shape=request.shape,
         dtype=request.dtype,
         form=request.form,
-        backend=encoder.chosen.name,
-        backend_why=encoder.chosen.why,
+        backend=request.backend,
+        backend_why=why,
     )
 
 

@@ -131,16 +131,15 @@ class _Files:
 
     def add(self, text: str) -> None:
         """Adds a file, or the images in a folder."""
-        path = Path(text)
-        size, folder = _look(path) if text else (-1, False)
+        size, folder = _look(text)
         if not text or folder:  # an empty path is refused there
             found = search_images([text])
             for file in found.files:
-                self._paths.add(file, _look(file)[0])
+                self._paths.add(str(file), _look(file)[0])
             found.files = []
             self._left_out.add(found)
         else:
-            self._paths.add(path, size)
+            self._paths.add(text, size)
 
     def add_list(self, lines: BinaryIO | None, name: str) -> None:
         """Adds the files and folders that a list names."""
@@ -192,7 +191,7 @@ def _classify(text: str, images: set[str]) -> tuple[Kind, list[Path]]:
         kind: Kind = "tars" if lower.endswith(TARS) else "tables"
         found: list[Path] = []
         for path in paths:
-            if path.is_dir():  # Spark calls the folder of a dataset data.parquet
+            if _look(path)[1]:  # Spark calls the folder of a dataset data.parquet
                 inside, shards = _inside(path)
                 if inside != kind:
                     raise ImageError(f"no {lower.rpartition('.')[2]} file in folder {path}")
@@ -202,11 +201,10 @@ def _classify(text: str, images: set[str]) -> tuple[Kind, list[Path]]:
             else:
                 found.append(path)
         return kind, found
-    if lower.endswith(COMPRESSED) and not Path(text).is_dir():
+    if lower.endswith(COMPRESSED) and not _look(text)[1]:
         raise ImageError(f"{text} is compressed, so images cannot be read by position; decompress it to a .tar file")
-    path = Path(text)
-    if text and path.is_dir():
-        return _inside(path)
+    if _look(text)[1]:
+        return _inside(Path(text))
     return "images", []
 
 
@@ -278,10 +276,10 @@ def _choices(inner: str) -> Sequence[str]:
     return inner.split(",") if "," in inner else [f"{{{inner}}}"]
 
 
-def _look(path: Path) -> tuple[int, bool]:
-    """The size of a file in bytes, -1 if it cannot be looked up; and whether it is a folder."""
+def _look(path: str | Path) -> tuple[int, bool]:
+    """The size of a file in bytes, -1 if it cannot be looked up; and whether it is a folder. No name raises."""
     try:
-        found = path.stat()
+        found = os.stat(path)  # noqa: PTH116  # a text, for speed
     except (OSError, ValueError):
         return -1, False
     folder = stat.S_ISDIR(found.st_mode)

@@ -128,9 +128,31 @@ def finished(out: Path, request: Request, source: Source) -> Failures | None:
     earlier = form.request(out)
     if earlier is None or earlier.differs(request):
         return None
-    for index in range(-(-request.images // request.shard_rows)):
-        _count_shard(form, out, index, request, failures)
+    if not count_all(form, out, request, failures):
+        raise ArtifactError(f"images are missing in {out}; begin again with --force (force=True)")
     return failures
+
+
+def count_all(form: ShardForm, folder: Path, request: Request, failures: Failures) -> bool:
+    """Adds the failures of all shards; whether these have all images. Ray's shards have whatever number of them."""
+    index = images = 0
+    while (counted := form.count(folder, index, request)) is not None:
+        if request.engine == "local" and counted[0] != _shard_images(request, index):
+            return False
+        _add_failures(form, folder, index, counted[1], failures)
+        index, images = index + 1, images + counted[0]
+    return images == request.images
+
+
+def _add_failures(form: ShardForm, folder: Path, index: int, count: int, failures: Failures) -> None:
+    """Adds the `count` failures of a shard, and lists them up to `MAX_LISTED`."""
+    if not count:
+        return
+    for number, (name, reason) in enumerate(form.failures(folder, index)):
+        if len(failures.listed) >= MAX_LISTED:
+            failures.count += count - number
+            break
+        failures.add(name, reason, MAX_LISTED)
 
 
 def shard_form(request: Request) -> ShardForm:
@@ -152,12 +174,7 @@ def _count_shard(form: ShardForm, folder: Path, index: int, request: Request, fa
             f"shard {index} in {folder} has {counted[0]} images instead of {_shard_images(request, index)}; "
             "begin again with --force (force=True)"
         )
-    if counted[1]:
-        for number, (name, reason) in enumerate(form.failures(folder, index)):
-            if len(failures.listed) >= MAX_LISTED:
-                failures.count += counted[1] - number
-                break
-            failures.add(name, reason, MAX_LISTED)
+    _add_failures(form, folder, index, counted[1], failures)
     return True
 
 

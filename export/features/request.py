@@ -10,7 +10,8 @@ import msgspec
 
 from ... import __version__
 from ...core.records import Document, Name
-from ..runtime.encoder import Encoder
+from ...encoder.preprocess import Preprocessor
+from ..artifact import Artifact
 from .feature_form import BYTES, DType, Engine, FeatureForm, Form, Pool
 from .source import Source
 
@@ -23,7 +24,7 @@ class Request(Document, frozen=True, kw_only=True):
         checkpoint_sha256: of the weights that it was made from.
         resolution: of the pixels, as HEIGHTxWIDTH.
         preprocessing: how an image becomes pixels, in the terms of the artifact's manifest.
-        backend: what computes the features.
+        backend: what computes the features; `auto` if each worker chooses.
         form, pool, dtype: as in `FeatureForm`.
         shard_rows: images in each file of a folder; 0 for one file.
         tokens, channels: of the encoder's features.
@@ -85,15 +86,21 @@ _OPTIONS = {
 }  # fmt: skip
 
 
-def make_request(encoder: Encoder, source: Source, form: FeatureForm, engine: Engine = "local") -> Request:
+def make_request(
+    artifact: Artifact, preprocessor: Preprocessor, backend: str, source: Source, form: FeatureForm,
+    engine: Engine = "local",
+) -> Request:  # fmt: skip
     """The request of a run."""
-    manifest, (tokens, channels) = encoder.artifact.manifest, encoder.shape
+    manifest = artifact.manifest
+    tokens = manifest.architecture.tokens(preprocessor.height, preprocessor.width)
+    channels = manifest.output.shape[-1]
+    assert isinstance(channels, int)
     return Request(
-        artifact_sha256=manifest.files[encoder.artifact.model_path.name].sha256,
+        artifact_sha256=manifest.files[artifact.model_path.name].sha256,
         checkpoint_sha256=manifest.checkpoint.sha256,
-        resolution=f"{encoder.preprocessor.height}x{encoder.preprocessor.width}",
-        preprocessing=encoder.preprocessor.to_dict(),
-        backend=encoder.chosen.name,
+        resolution=f"{preprocessor.height}x{preprocessor.width}",
+        preprocessing=preprocessor.to_dict(),
+        backend=backend,
         form=form.form,
         pool=form.pool,
         dtype=form.dtype,

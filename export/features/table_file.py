@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
 from ...core.errors import first_line
+from ...core.phrases import first_few
 from .pyarrow_package import import_pyarrow
 from .shards import ShardError, open_shard
 
@@ -23,6 +24,7 @@ class TableFile:
     Attributes:
         size: of the file in bytes.
         schema: its pyarrow schema.
+        names: of the columns.
         groups: rows of each row group or record batch.
     """
 
@@ -41,6 +43,7 @@ class TableFile:
                 else:
                     self._reader = _Arrow(self._pa, file, magic)
                 self.schema: Any = self._reader.schema
+                self.names: list[str] = self.schema.names  # fails for names that are not UTF-8
                 self.groups: tuple[int, ...] = tuple(self._reader.groups())
             # Rows of images need bytes. A wrong number would be the length of everything that follows.
             if min(self.groups, default=0) < 0 or sum(self.groups) > (1 << 20) + 8 * self.size:
@@ -57,15 +60,15 @@ class TableFile:
 
     def columns(self) -> str:
         """The names and types of the columns, for messages."""
-        listed = [f"{field.name} ({str(field.type)[:40]})" for field in self.schema]
-        return ", ".join(listed[:20]) + (f" and {len(listed) - 20} more" if len(listed) > 20 else "") or "none"
+        with self._errors():
+            listed = [f"{field.name} ({str(field.type)[:40]})" for field in self.schema]
+        return first_few(listed, 20) or "none"
 
     def column_type(self, name: str) -> Any:
         """The type of a column, without the dictionary if it has one; None if there is no such column, or two."""
-        found = self.schema.get_all_field_indices(name)
-        if len(found) != 1:
+        if self.names.count(name) != 1:
             return None
-        kind = self.schema.field(found[0]).type
+        kind = self.schema.field(self.names.index(name)).type
         return kind.value_type if self._pa.types.is_dictionary(kind) else kind
 
     def image_kind(self, name: str) -> ColumnKind | None:
@@ -78,7 +81,8 @@ class TableFile:
         if self.is_text(kind):
             return "path"
         if self._pa.types.is_struct(kind):
-            fields = {field.name: field.type for field in kind}
+            with self._errors():
+                fields = {field.name: field.type for field in kind}
             if len(fields) == kind.num_fields and "bytes" in fields and self._is_binary(fields["bytes"]):
                 return "image" if "path" not in fields or self.is_text(fields["path"]) else None
         return None
@@ -189,11 +193,11 @@ class _Arrow:
                 yield batch.num_rows
 
     def batches(self, column: str, group: int, rows: int) -> Iterator[Any]:
-        reader, at = self._streams.get(column) or (self._open(self.schema.get_field_index(column)), 0)
+        reader, at = self._streams.get(column) or (self._open(self.schema.names.index(column)), 0)
         if self._is_file:
             batch = reader.get_batch(group)
         else:
             for _ in range(group + 1 - at):
-                batch = reader.read_next_batch()
+                batch = next(iter(reader), None)
         self._streams[column] = reader, group + 1
-        return iter([batch])
+        return iter([] if batch is None else [batch])

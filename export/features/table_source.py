@@ -249,7 +249,7 @@ def _image_column(file: TableFile, name: str | None) -> str:
             what = "no column" if file.column_type(name) is None else "no images or paths in the column"
             raise ShardError(f"has {what} {name!r} (columns: {file.columns()}); name another with --image-column")
         return name
-    kinds = {name: file.image_kind(name) for name in file.schema.names}
+    kinds = {name: file.image_kind(name) for name in file.names}
     found = [name for name, kind in kinds.items() if kind in ("bytes", "image")]
     if not found:
         found = [name for name, kind in kinds.items() if kind == "path" and name.lower() in PATH_NAMES]

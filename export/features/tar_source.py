@@ -192,9 +192,9 @@ def open_tars(paths: Sequence[Path]) -> TarSource:
 
 
 def image_key(name: str, suffixes: set[str]) -> str | None:
-    """The key of a member, as WebDataset splits names; None if it is no image.
+    """The key of a member, as WebDataset splits names; None if it is no image, or hidden (`a/.0.jpg`).
 
-    Source: webdataset's `base_plus_ext`, and `tar_file_iterator`, which skips names such as `__index__`.
+    Source: webdataset's `base_plus_ext`.
     """
     folder, slash, base = name.rpartition("/")
     stem, dot, extension = base.partition(".")

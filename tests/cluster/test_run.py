@@ -32,7 +32,8 @@ def _request(encoder: Any, source: Any, **options: Any) -> Any:
     from fvexport.export.features import FeatureForm
     from fvexport.export.features.request import make_request
 
-    return make_request(encoder, source, FeatureForm(form="parquet", shard_rows=10, **options), "ray")
+    form = FeatureForm(form="parquet", shard_rows=10, **options)
+    return make_request(encoder.artifact, encoder.preprocessor, encoder.chosen.name, source, form, "ray")
 
 
 def _read(out: Path) -> Any:
