@@ -12,12 +12,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ...core.errors import ArtifactError
+from ...core.errors import ArtifactError, first_line
+from ...core.plain_text import plain_line
 from ...core.records import RecordError
 from .pending import Pending
 from .pyarrow_package import import_pyarrow
@@ -98,12 +100,7 @@ class ParquetShards:
         return _request_in(self.path(folder, 0))
 
     def failures(self, folder: Path, index: int) -> Iterator[tuple[str, str]]:
-        pq = import_pyarrow().parquet
-        with pq.ParquetFile(self.path(folder, index)) as file:
-            for batch in file.iter_batches(columns=["id", "error"]):
-                for row in batch.to_pylist():
-                    if row["error"] is not None:
-                        yield row["id"], row["error"]
+        return _failures(self.path(folder, index))
 
     def is_ours(self, folder: Path) -> bool:
         names = [path.name for path in folder.iterdir()]
@@ -170,9 +167,7 @@ class NpyShards:
         return _request_in(self.paths(folder, 0)[2])
 
     def failures(self, folder: Path, index: int) -> Iterator[tuple[str, str]]:
-        pq = import_pyarrow().parquet
-        for row in pq.read_table(self.paths(folder, index)[2]).to_pylist():
-            yield row["id"], row["error"]
+        return _failures(self.paths(folder, index)[2])
 
     def is_ours(self, folder: Path) -> bool:
         if {path.name for path in folder.iterdir()} != set(self.FOLDERS):
@@ -195,16 +190,30 @@ def put_shard(scratch: Path, path: Path) -> None:
     scratch.replace(path)
 
 
-def _footer(path: Path) -> Any:
-    """A Parquet file's metadata; None if there is no file. Raises ArtifactError if it cannot be read."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What pyarrow raises of a damaged file becomes ArtifactError."""
     pa = import_pyarrow()
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        raise ArtifactError(f"{path} cannot be read ({first_line(error)}); {DAMAGED_FIX}") from None
+
+
+def _footer(path: Path) -> tuple[Any, Any] | None:
+    """A Parquet file's metadata and schema; None if there is no file. Raises ArtifactError if it cannot be read."""
     if not path.exists():
         return None
-    try:
-        with pa.parquet.ParquetFile(path) as file:
-            return file.metadata, file.schema_arrow
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{path} cannot be read ({_line(error)}); {DAMAGED_FIX}") from None
+    with _reading(path), import_pyarrow().parquet.ParquetFile(path) as file:
+        return file.metadata, file.schema_arrow
+
+
+def _failures(path: Path) -> Iterator[tuple[str, str]]:
+    """(id, error) of the rows with an error, batch by batch."""
+    with _reading(path), import_pyarrow().parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["id", "error"]):
+            for row in batch.filter(batch.column("error").is_valid()).to_pylist():
+                yield plain_line(str(row["id"])), plain_line(str(row["error"]))
 
 
 def _request_in(path: Path) -> Request | None:
@@ -251,7 +260,3 @@ def _check_request(path: Path, schema: pa.Schema, request: Request | None) -> No
     found = _request(path, schema)
     if found is None or (request is not None and found.differs(request)):
         raise ArtifactError(f"{path} belongs to another run; {DAMAGED_FIX}")
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -6,9 +6,8 @@ import json
 import math
 from typing import Any
 
-import msgspec
-
 from ... import __version__
+from ...core.input_file import parse_json
 from ...core.records import Document, Name
 from ...encoder.preprocess import Preprocessor
 from ..artifact import Artifact
@@ -115,4 +114,4 @@ def make_request(
 
 def read_request(text: str | bytes) -> Request:
     """What `to_json` made; raises RecordError, or ValueError for what is no JSON."""
-    return Request.from_dict(msgspec.json.decode(text))
+    return Request.from_dict(parse_json(text))
