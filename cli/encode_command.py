@@ -26,9 +26,8 @@ from .options import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ..core.progress import Progress
+    from ..cluster import RayOptions
     from ..export.features import EncodeReport
-    from ..export.features.source import Source
 
 MOST_ERRORS = 50
 """How many images that failed are named, one line each."""
@@ -58,6 +57,28 @@ class Cluster:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Target:
+    """What is written, and where; see `FeatureForm`."""
+
+    out: Path
+    form: Form | None
+    pool: Pool
+    dtype: DType
+    shard_rows: int | None
+    force: bool
+
+    def form_for(self, engine: Engine) -> FeatureForm:
+        """The form, by the name of `out` and the engine if it was not given."""
+        parquet = engine == "ray" or self.out.suffix == ".parquet"
+        return FeatureForm(
+            form=self.form or ("parquet" if parquet else "safetensors"),
+            pool=self.pool,
+            dtype=self.dtype,
+            shard_rows=self.shard_rows,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Columns:
     """Columns of tables; see `SourceOptions`."""
 
@@ -74,12 +95,36 @@ class Columns:
     required=True,
     help="Artifact that encodes the images.",
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    required=True,
-    help="The .safetensors file or the folder to write.",
+@group(
+    "target",
+    Target,
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        required=True,
+        help="The .safetensors file or the folder to write.",
+    ),
+    click.option(
+        "--format",
+        "form",
+        type=click.Choice(get_args(Form)),
+        help="A file, or a folder of shards.  [default: parquet if --out ends so or with Ray, safetensors otherwise]",
+    ),
+    click.option(
+        "--pool",
+        type=click.Choice(get_args(Pool)),
+        default="none",
+        show_default=True,
+        help="Average an image's tokens.",
+    ),
+    click.option(
+        "--dtype", type=click.Choice(get_args(DType)), default="float32", show_default=True, help="Of the features."
+    ),
+    click.option(
+        "--shard-rows", type=int, metavar="N", help="Images in each file of a folder.  [default: about 256 MB]"
+    ),
+    click.option("--force", is_flag=True, help="Overwrite what is at --out; drop an unfinished run of other options."),
 )
 @group(
     "columns",
@@ -88,21 +133,6 @@ class Columns:
         "--image-column", metavar="NAME", help="Of a table: has the images, or their paths.  [default: it is found]"
     ),
     click.option("--id-column", metavar="NAME", help="Of a table: has the ids.  [default: FILE#ROW]"),
-)
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(get_args(Form)),
-    help="One file, or a folder of shards.  [default: parquet if --out ends in .parquet or with Ray, or safetensors]",
-)
-@click.option(
-    "--pool", type=click.Choice(get_args(Pool)), default="none", show_default=True, help="Average an image's tokens."
-)
-@click.option(
-    "--dtype", type=click.Choice(get_args(DType)), default="float32", show_default=True, help="Of the features."
-)
-@click.option(
-    "--shard-rows", type=int, metavar="N", help="Images in each file of a folder.  [default: 256 MB of features]"
 )
 @group(
     "running",
@@ -132,13 +162,12 @@ class Columns:
     click.option("--concurrency", type=int, metavar="N", help="Ray's workers.  [default: one per GPU, or per node]"),
     click.option("--gpus-per-worker", type=float, metavar="F", help="Such as 0.5.  [default: 1 if there are GPUs]"),
 )
-@click.option("--force", is_flag=True, help="Overwrite what is at --out; drop an unfinished run of other options.")
 @max_pixels_option
 @json_option
 @verbose_option
 def encode(
-    images: tuple[str, ...], artifact: Path, out: Path, columns: Columns, form: Form | None, pool: Pool, dtype: DType,
-    shard_rows: int | None, running: Running, cluster: Cluster, force: bool, as_json: bool,
+    images: tuple[str, ...], artifact: Path, target: Target, columns: Columns, running: Running, cluster: Cluster,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Encode images into one .safetensors file, or a dataset of Parquet or NumPy files.
 
@@ -146,32 +175,31 @@ def encode(
     (.tar files). Each image's features (tokens, channels) stand under its path, row or key. A bad image is reported and
     skipped; the exit code is then 1. If the command is interrupted, the same command goes on.
     """
+    from ..cluster import encode_on_ray
     from ..core.allocator import keep_freed_memory
     from ..export.features import encode_images
     from ..export.features.open_source import SourceOptions, open_source
     from ..export.runtime import Encoder
     from .progress_bar import progress_bar
 
-    on_ray = cluster.engine == "ray"
-    if not on_ray:
+    if cluster.engine != "ray":
         refuse_given(("ray_address", "concurrency", "gpus_per_worker"), "has no effect without --engine ray")
-    what = FeatureForm(
-        form=form or ("parquet" if on_ray or out.suffix == ".parquet" else "safetensors"),
-        pool=pool,
-        dtype=dtype,
-        shard_rows=shard_rows,
-    )
+    form = target.form_for(cluster.engine)
     keep_freed_memory()
-    with progress_bar() as progress, _told_how_to_go_on(out):
+    with progress_bar() as progress, _told_how_to_go_on(target.out):
         options = SourceOptions(image_column=columns.image_column, id_column=columns.id_column)
         source = open_source(images, options, sys.stdin.buffer if sys.stdin else None)
-        if on_ray:
-            report = _on_ray(source, artifact, out, what, running, cluster, force, progress)
+        if cluster.engine == "ray":
+            refuse_given(("workers",), "has no effect with --engine ray: a worker decodes with the CPUs that it has")
+            report = encode_on_ray(
+                source, artifact, target.out, form, _ray_options(running, cluster), backend=running.backend,
+                resolution=running.res, force=target.force, progress=progress,
+            )  # fmt: skip
         else:
             encoder = Encoder(artifact, running.backend, resolution=running.res, threads=running.threads)
             report = encode_images(
-                source, encoder, out, form=what, force=force, batch_size=running.batch_size, workers=running.workers,
-                progress=progress,
+                source, encoder, target.out, form=form, force=target.force, batch_size=running.batch_size,
+                workers=running.workers, progress=progress,
             )  # fmt: skip
     if as_json:
         printing.print_json(report.to_dict())
@@ -180,14 +208,10 @@ def encode(
     _failures(report)
 
 
-def _on_ray(
-    source: Source, artifact: Path, out: Path, form: FeatureForm, running: Running, cluster: Cluster, force: bool,
-    progress: Progress,
-) -> EncodeReport:  # fmt: skip
-    from ..cluster import RayOptions, encode_on_ray
+def _ray_options(running: Running, cluster: Cluster) -> RayOptions:
+    from ..cluster import RayOptions
 
-    refuse_given(("workers",), "has no effect with --engine ray: a worker decodes with the CPUs that it has")
-    options = RayOptions(
+    return RayOptions(
         address=cluster.ray_address,
         concurrency=cluster.concurrency,
         gpus_per_worker=cluster.gpus_per_worker,
@@ -195,10 +219,6 @@ def _on_ray(
         threads=running.threads,
         verbose=is_verbose(click.get_current_context()),
     )
-    return encode_on_ray(
-        source, artifact, out, form, options, backend=running.backend, resolution=running.res, force=force,
-        progress=progress,
-    )  # fmt: skip
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class EncodeImages:
     - `error`: None, or why the image has no features. A row that comes with an error is not tried.
 
     The column holds encoded images (bytes), Hugging Face's {bytes, path}, decoded images (H, W, 3) uint8, or paths.
-    Images are decoded in threads while the encoder runs.
+    A column `id`, if there is one, names images in errors. Images are decoded in threads while the encoder runs.
 
     Args:
         artifact: a folder that every node has at this path, or what `ship` returned.
@@ -80,15 +80,18 @@ class EncodeImages:
         """Encodes a batch; raises ConfigError if it has no column of images."""
         cells = column_cells(batch, self.column)
         table = not isinstance(batch, dict)
-        known = column_cells(batch, "error") if "error" in (batch.column_names if table else batch) else None
+        columns = batch.column_names if table else list(batch)
+        known, names = (column_cells(batch, one) if one in columns else None for one in ("error", "id"))
         errors: list[str | None] = [None] * len(cells) if known is None else [e or None for e in known]
         shape = self.form.shape(*self.encoder.shape)
         features = np.full((len(cells), *shape), 0 if table else np.nan, self.form.dtype)
-        for rows, pixels in self._batches(cells, errors):
+        for rows, pixels in self._batches(cells, errors, names):
             self._encode(rows, pixels, features, errors)
         return self._table(batch, features, errors) if table else self._arrays(batch, features, errors)
 
-    def _batches(self, cells: list[Any], errors: list[str | None]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    def _batches(
+        self, cells: list[Any], errors: list[str | None], names: list[Any] | None
+    ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
         """Rows and pixels of up to `batch_size` images that can be decoded; the others' errors are filled in."""
         rows: list[int] = []
         pixels: list[np.ndarray] = []
@@ -101,7 +104,8 @@ class EncodeImages:
             try:
                 pixels.append(future.result())
             except ImageError as error:
-                errors[row] = printable(str(error))
+                reason = str(error) if names is None else str(error).replace("the given bytes", str(names[row]))
+                errors[row] = printable(reason)
                 continue
             rows.append(row)
             if len(rows) == self.batch_size:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import ArtifactError, ConfigError, FvexportError, UnavailableError, first_line
-from ..core.output_path import FORCE, check_place
+from ..core.errors import ConfigError, FvexportError, UnavailableError, first_line
 from ..core.progress import Progress, silent
 from ..encoder.preprocess import Preprocessor
 from ..export.artifact import Artifact
+from ..export.features.output import check_output
+from ..export.features.output_shards import ROW_GROUP_BYTES
 from ..export.features.request import Request
 from ..export.features.source import Source
 from ..export.features.table import features_schema
@@ -26,7 +27,7 @@ from .counting import counter, reported
 from .encode_images import EncodeImages
 from .reading import enter, ray_source
 from .shipping import ShippedArtifact, ship
-from .work_folder import WorkFolder, count_failed, failures
+from .work_folder import WorkFolder, count_failed, failures, is_whole
 from .workers import RayOptions, Workers, plan_workers
 
 PASSES = 3
@@ -99,20 +100,20 @@ def run_on_ray(
     options = options or RayOptions()
     if request.form != "parquet":
         raise ConfigError(f"--engine ray writes Parquet alone; use --format parquet (found {request.form})")
-    if not force and os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise ArtifactError(f"{out} exists; {FORCE}")
-    shipped = Artifact.open(artifact)
-    check_place(out, 0)
     import_ray()
     working = WorkingFolder(out)
+    if not force and working.unfinished() is None and is_whole(out, request):
+        return len(source) - count_failed(out), failures(out)
+    check_output(out, request, source, force=force, have_bytes=working.size())
+    opened = Artifact.open(artifact)
     with working.held(request, force=force):
         work = WorkFolder(working)
         try:
             if not work.is_complete:
                 with connected(options.address, verbose=options.verbose) as ray:
                     workers = plan_workers(nodes_of(ray), options)
-                    _run_all(ray, source, shipped, request, work, (workers, options), progress)
-            work.finish(force=force)
+                    _run_all(ray, source, opened, request, work, (workers, options), progress)
+            work.finish(request, force=force)
         except BaseException:
             working.keep = work.has_any
             raise
@@ -183,7 +184,12 @@ def _run_once(
                 os.fspath(work.data),
                 min_rows_per_file=request.shard_rows,
                 ray_remote_args={"num_cpus": 0},
+                row_group_size=max(1, ROW_GROUP_BYTES // request.row_bytes),
                 schema=features_schema(request),
+                # Floats hardly compress; the null count of `error` says how many failed.
+                compression="none",
+                use_dictionary=False,
+                write_statistics=["id", "error"],
             )
         except FvexportError:
             raise
@@ -193,9 +199,8 @@ def _run_once(
 
 def _call_rows(source: Source, request: Request, workers: Workers, batch_size: int) -> int:
     """Images in one call of a worker: some batches of the encoder, and few where there are few in all."""
-    each = int(np.prod(request.shape)) * np.dtype(request.dtype).itemsize
     share = -(-len(source) // (8 * workers.count))
-    rows = max(1, min(CALL_ROWS, CALL_BYTES // each, share))
+    rows = max(1, min(CALL_ROWS, CALL_BYTES // request.row_bytes, share))
     return -(-rows // batch_size) * batch_size
 
 

@@ -25,13 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from ..core.output_path import os_errors, put_folder
-from ..export.features.table import request_of
+from ..export.features.output import is_empty_folder, shard_form
+from ..export.features.request import Request
 from ..export.features.working_folder import WorkingFolder
 
 DATA, CHECKPOINT, COMPLETE = "data", "checkpoint", "complete"
 PENDING = ".pending.parquet"
 _PIECE = re.compile(r"-\d+\.parquet\Z")
-_SHARD = re.compile(r"part-\d+\.parquet\Z")
 _START = re.compile(r"ray-(\d{6})\Z")
 
 
@@ -115,7 +115,7 @@ class WorkFolder:
         """Whether anything is done."""
         return self.is_complete or any(not file.name.endswith(PENDING) for file in self.checkpoint.iterdir())
 
-    def finish(self, *, force: bool) -> None:
+    def finish(self, request: Request, *, force: bool) -> None:
         """Gives the data files their final names and moves them to `out`.
 
         Raises ArtifactError if something is at `out` that must not be replaced.
@@ -134,17 +134,22 @@ class WorkFolder:
             for name in names:
                 if name not in taken:
                     (self.data / name).rename(self.data / next(free))
-            put_folder(self.data, self.out, force=force, ours=is_dataset)
+            put_folder(self.data, self.out, force=force, ours=shard_form(request).is_ours)
 
 
-def is_dataset(folder: Path) -> bool:
-    """Whether a folder holds shards of features, and nothing else."""
+def is_whole(folder: Path, request: Request) -> bool:
+    """Whether a folder is the dataset that a run with the same request wrote."""
     import pyarrow.parquet as pq
 
-    files = list(folder.iterdir())
+    form = shard_form(request)
+    if not folder.is_dir() or is_empty_folder(folder) or not form.is_ours(folder):
+        return False
+    earlier = form.request(folder)
+    if earlier is None or earlier.differs(request):
+        return False
     try:
-        return all(_SHARD.fullmatch(file.name) for file in files) and request_of(pq.read_schema(files[0])) is not None
-    except (OSError, ValueError, IndexError):
+        return sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet")) == request.images
+    except (OSError, ValueError):
         return False
 
 

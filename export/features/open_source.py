@@ -15,7 +15,7 @@ from typing import BinaryIO, Literal
 from ...core.errors import ConfigError, ImageError, ImageWarning, first_line
 from ...core.input_file import open_regular
 from ...core.phrases import first_few
-from ...encoder.image import Found, image_suffixes, search_images
+from ...encoder.image import Found, image_suffixes, images_in
 from .path_list import read_list
 from .path_source import PathCollector
 from .shards import shard_id
@@ -132,11 +132,12 @@ class _Files:
     def add(self, text: str) -> None:
         """Adds a file, or the images in a folder."""
         size, folder = _look(text)
-        if not text or folder:  # an empty path is refused there
-            found = search_images([text])
-            for file in found.files:
-                self._paths.add(str(file), _look(file)[0])
-            found.files = []
+        if not text:
+            raise ImageError("the path of an image is empty: give the path of a file or folder")
+        if folder:
+            found = Found()
+            for file in images_in(Path(text), found):
+                self._paths.add(file, _look(file)[0])
             self._left_out.add(found)
         else:
             self._paths.add(text, size)

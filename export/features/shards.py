@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from ...core.errors import ImageError, first_line
 from ...core.input_file import open_regular
@@ -43,6 +45,22 @@ def why_unreadable(error: BaseException) -> str:
     if reason.startswith("is "):
         return reason
     return f"cannot be read ({reason}); check its path and permissions"
+
+
+def overlaps(ends: np.ndarray, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """The shards that have some of the items `start` to `stop`: (index, first item in it, last + 1).
+
+    Args:
+        ends: the number of items up to the end of each shard.
+        start, stop: items of the source.
+    """
+    for index in range(int(np.searchsorted(ends, start, side="right")), len(ends)):
+        before = int(ends[index - 1]) if index else 0
+        if before >= stop:
+            return
+        low, high = max(start - before, 0), min(stop, int(ends[index])) - before
+        if low < high:
+            yield index, low, high
 
 
 def refuse_all(errors: Iterable[tuple[str, str]]) -> None:

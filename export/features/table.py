@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .pyarrow_package import import_pyarrow
 from .request import Request, read_request
 
 if TYPE_CHECKING:
@@ -21,8 +22,7 @@ def metadata_of(request: Request) -> dict[bytes, bytes]:
 
 def features_schema(request: Request) -> pa.Schema:
     """`id` text, `features` a fixed-shape tensor (N, C) or (C), `error` text; one of the last two is null."""
-    import pyarrow as pa
-
+    pa = import_pyarrow()
     value = pa.float16() if request.dtype == "float16" else pa.float32()
     return pa.schema(
         [
@@ -43,8 +43,7 @@ def features_table(ids: list[str], features: np.ndarray, errors: list[str | None
         errors: None for images that have features.
         schema: as `features_schema` makes it.
     """
-    import pyarrow as pa
-
+    pa = import_pyarrow()
     kind = schema.field("features").type
     flat = np.ascontiguousarray(features).reshape(-1)
     length = int(np.prod(kind.shape))

@@ -83,8 +83,11 @@ class TableFile:
         if self._pa.types.is_struct(kind):
             with self._errors():
                 fields = {field.name: field.type for field in kind}
-            if len(fields) == kind.num_fields and "bytes" in fields and self._is_binary(fields["bytes"]):
-                return "image" if "path" not in fields or self.is_text(fields["path"]) else None
+            empty = self._pa.types.is_null  # the type of a column in which pyarrow finds nulls alone
+            if len(fields) == kind.num_fields and fields.keys() >= {"bytes"}:
+                content, path = fields["bytes"], fields.get("path", self._pa.null())
+                if (self._is_binary(content) or empty(content)) and (self.is_text(path) or empty(path)):
+                    return None if empty(content) and empty(path) else "image"
         return None
 
     def is_text(self, kind: Any) -> bool:

@@ -16,7 +16,7 @@ from ...core.errors import ImageError
 from ...core.phrases import printable
 from .packed import PackedTexts, TextPacker
 from .path_source import path_item
-from .shards import MAX_IMAGE_BYTES, ShardError, open_shard, refuse_all, shard_id
+from .shards import MAX_IMAGE_BYTES, ShardError, open_shard, overlaps, refuse_all, shard_id
 from .source import Item
 from .splits import cut
 from .table_file import TableFile
@@ -88,6 +88,10 @@ class TableSource:
     kind: str = "tables"
     _digest: str | None = field(default=None, repr=False)
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([shard.items for shard in self.shards], dtype=np.int64)
+
     @property
     def digest(self) -> str:
         """See `Source`; hashes the columns' names, the files' names, sizes and row counts, and the ids of a column."""
@@ -103,7 +107,7 @@ class TableSource:
         return self._digest
 
     def __len__(self) -> int:
-        return sum(shard.items for shard in self.shards)
+        return int(self._ends[-1]) if self.shards else 0
 
     def __iter__(self) -> Iterator[Item]:
         first = 0
@@ -124,15 +128,12 @@ class TableSource:
 
     def part(self, start: int, stop: int) -> TableSource:
         """See `Source`."""
-        shards, item = [], 0
-        for shard in self.shards:
-            low, high = max(start - item, 0), min(stop - item, shard.items)
-            if low < high:
-                if shard.error is None:
-                    shards.append(replace(shard, start=shard.start + low, stop=shard.start + high))
-                else:
-                    shards.append(shard)
-            item += shard.items
+        shards: list[TableShard] = []
+        for index, low, high in overlaps(self._ends, start, stop):
+            shard = self.shards[index]
+            if shard.error is None:
+                shard = replace(shard, start=shard.start + low, stop=shard.start + high)
+            shards.append(shard)
         ids = None if self.ids_of_column is None else self.ids_of_column.part(start, stop)
         return TableSource(shards, self.image_column, self.id_column, ids)
 
@@ -287,10 +288,9 @@ def _check_unique(source: TableSource) -> None:
     twice = min(source.ids_of_column.repeats(), key=lambda pair: pair[1], default=None)
     if twice is not None:
         ends = np.cumsum([shard.items for shard in source.shards])
-        places = []
-        for item in twice:
-            index = int(np.searchsorted(ends, item, side="right"))
-            places.append(source.shards[index].place(item - int(ends[index] - source.shards[index].items)))
+        places = [
+            source.shards[index].place(inside) for item in twice for index, inside, _ in overlaps(ends, item, item + 1)
+        ]
         raise ImageError(
             f"the id {source.ids_of_column[twice[0]]} is in two rows ({places[0]} and {places[1]}); use another "
             "--id-column, or leave it out for ids such as FILE#ROW"

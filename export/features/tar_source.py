@@ -16,7 +16,7 @@ from ...core.errors import ImageError
 from ...core.phrases import printable
 from ...encoder.image import image_suffixes
 from .packed import PackedTexts, TextPacker
-from .shards import MAX_IMAGE_BYTES, ShardError, open_shard, refuse_all, shard_id, why_unreadable
+from .shards import MAX_IMAGE_BYTES, ShardError, open_shard, overlaps, refuse_all, shard_id, why_unreadable
 from .source import Item
 from .splits import cut
 from .tar_index import Member, TarDamageError, members
@@ -71,6 +71,14 @@ class TarSource:
     kind: str = "tars"
     _digest: str | None = field(default=None, repr=False)
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([shard.items for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def _image_ends(self) -> np.ndarray:
+        return np.cumsum([shard.images for shard in self.shards], dtype=np.int64)
+
     @property
     def digest(self) -> str:
         """See `Source`; hashes names and sizes of the shards, and the key, place and size of each image."""
@@ -86,7 +94,7 @@ class TarSource:
         return self._digest
 
     def __len__(self) -> int:
-        return sum(shard.items for shard in self.shards)
+        return int(self._ends[-1]) if self.shards else 0
 
     def __iter__(self) -> Iterator[Item]:
         first = 0
@@ -108,29 +116,26 @@ class TarSource:
 
     def part(self, start: int, stop: int) -> TarSource:
         """See `Source`."""
-        shards, first_image, last_image = [], len(self.keys), 0
-        item = image = 0
-        for shard in self.shards:
-            low, high = max(start - item, 0), min(stop - item, shard.items)
-            if low < high:
-                images = min(high, shard.images) - min(low, shard.images)
-                first_image = min(first_image, image + min(low, shard.images))
-                last_image = image + min(high, shard.images)
-                shards.append(replace(shard, images=images, error=shard.error if high > shard.images else None))
-            item, image = item + shard.items, image + shard.images
-        first_image = min(first_image, last_image)
-        chosen = slice(first_image, last_image)
+        shards: list[TarShard] = []
+        first = last = 0
+        for index, low, high in overlaps(self._ends, start, stop):
+            shard = self.shards[index]
+            inside = range(min(low, shard.images), min(high, shard.images))
+            error = shard.error if high > shard.images else None
+            before = int(self._image_ends[index]) - shard.images
+            first, last = first if shards else before + inside.start, before + inside.stop
+            shards.append(replace(shard, images=len(inside), error=error))
         return TarSource(
             shards,
-            self.keys.part(first_image, last_image),
-            self.offsets[chosen].copy(),
-            self.sizes[chosen].copy(),
+            self.keys.part(first, last),
+            self.offsets[first:last].copy(),
+            self.sizes[first:last].copy(),
             self.prefixed,
         )
 
     def splits(self, rows: int) -> list[tuple[int, int]]:
         """See `Source`."""
-        return cut(len(self), rows, np.cumsum([shard.items for shard in self.shards]))
+        return cut(len(self), rows, self._ends)
 
     def _images(self, shard: TarShard, first: int) -> Iterator[Item]:
         if not shard.images:

@@ -23,7 +23,15 @@ def cluster() -> Iterator[Any]:
 
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     ray = import_ray()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
+    ray.init(
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 << 20,
+        # Else Ray ends idle processes after a second, and starts one for each file that it writes.
+        _system_config={"num_workers_soft_limit": 16},
+    )
     ray.data.DataContext.get_current()  # sets the level that the next line replaces
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # pytest would show thousands of lines
     yield ray

@@ -24,7 +24,7 @@ def main() -> None:
     import_ray().cloudpickle.register_pickle_by_value(listed_source)
     files = sorted(Path(images).iterdir())
     source = listed_source.Listed(tuple(Item(f"{i:06d}", files[i % len(files)]) for i in range(int(count))))
-    encoder, form = Encoder(artifact), FeatureForm(form="parquet", shard_rows=40)
+    encoder, form = Encoder(artifact), FeatureForm(form="parquet", shard_rows=100)
     request = make_request(encoder.artifact, encoder.preprocessor, encoder.chosen.name, source, form, "ray")
     encoded, failed = run_on_ray(source, Path(artifact), request, Path(out), RayOptions(address=address))
     print(encoded, len(list(failed)))  # noqa: T201

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,17 @@ class Listed:
 
     items: tuple[Any, ...]
     digest: str = "0" * 64
+    kind = "list"
+    notices: ClassVar[list[str]] = []
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.items)
+
+    def ids(self) -> Iterator[str]:
+        return (item.id for item in self.items)
 
     def part(self, start: int, stop: int) -> Listed:
         return Listed(self.items[start:stop])

@@ -32,14 +32,8 @@ def _request(encoder: Any, source: Any, **options: Any) -> Any:
     from fvexport.export.features import FeatureForm
     from fvexport.export.features.request import make_request
 
-    return make_request(
-        encoder.artifact,
-        encoder.preprocessor,
-        encoder.chosen.name,
-        source,
-        FeatureForm(form="parquet", shard_rows=8, **options),
-        "ray",
-    )
+    form = FeatureForm(form="parquet", shard_rows=10, **options)
+    return make_request(encoder.artifact, encoder.preprocessor, encoder.chosen.name, source, form, "ray")
 
 
 def _read(out: Path) -> Any:
@@ -78,7 +72,7 @@ def test_writes_and_resumes(
     request, out = _request(encoder, source), tmp_path / "features"
     steps: list[tuple[int, int | None]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(WorkFolder, "finish", lambda self, force: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(WorkFolder, "finish", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             run_on_ray(source, artifact, request, out, None, lambda _, done, total: steps.append((done, total)))
     assert steps[0] == (0, 40) and not out.exists()

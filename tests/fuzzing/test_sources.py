@@ -90,7 +90,7 @@ def test_sound_tar_files_are_read(content: bytes, tmp_path: Path) -> None:
     assert [(item.id, len(item.data)) for item in items] == [("a/0", 700), ("n" * 180, 30), ("2", 0)]
 
 
-@fuzz(examples=250, content=tar_files())
+@fuzz(examples=120, content=tar_files())
 def test_tar_file(content: bytes, folder: Path) -> None:
     (folder / "t.tar").write_bytes(content)
     with only_our_errors():
@@ -118,7 +118,7 @@ def pax_headers(draw: st.DrawFn) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + body.ljust(-(-len(body) // 512) * 512, b"\0") + TARS[0]
 
 
-@fuzz(examples=150, content=pax_headers())
+@fuzz(examples=80, content=pax_headers())
 def test_attributes_of_a_tar_file(content: bytes, folder: Path) -> None:
     (folder / "t.tar").write_bytes(content)
     with only_our_errors():
@@ -171,7 +171,7 @@ def table_changes(draw: st.DrawFn) -> Any:
 
 
 @fuzz(
-    examples=300,
+    examples=160,
     share=0.5,
     name=st.sampled_from(["snappy.parquet", "plain.parquet", "stream.arrow", "file.feather"]),
     change=table_changes(),
@@ -198,7 +198,7 @@ lines = st.lists(
 )
 
 
-@fuzz(examples=150, lines=lines, end=st.sampled_from([b"\n", b"\r\n", b"\r", b"\0"]))
+@fuzz(examples=80, lines=lines, end=st.sampled_from([b"\n", b"\r\n", b"\r", b"\0"]))
 def test_list(lines: list[bytes], end: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     Path("a.png").write_bytes(b"")
@@ -212,7 +212,7 @@ def test_list(lines: list[bytes], end: bytes, folder: Path, monkeypatch: pytest.
 
 
 @fuzz(
-    examples=150,
+    examples=80,
     text=st.one_of(hostile_text, st.text("{}.,0123456789-a", max_size=30)),
     suffix=st.sampled_from(["", ".tar", ".parquet"]),
 )

@@ -14,6 +14,7 @@ def assert_source(source: Any) -> list[Any]:
     items = list(source)
     assert len(source) == len(items) == len({item.id for item in items})
     assert list(source) == items, "a second iteration"
+    assert list(source.ids()) == [item.id for item in items]
     assert all((item.data is None) != (item.error is None) for item in items)
     assert list(pickle.loads(pickle.dumps(source))) == items
     assert pickle.loads(pickle.dumps(source)).digest == source.digest

@@ -89,7 +89,7 @@ def test_the_digest_is_of_ids_order_and_sizes() -> None:
 
 
 def test_a_list_of_many_paths_takes_little_memory() -> None:
-    count = 100_000
+    count = 50_000
     lines = "".join(f"photos/{i // 1000:03d}/{i:09d}.jpg\n" for i in range(count)).encode()
     stdin = io.BytesIO(lines)
     ids("a.png")  # imports what is needed
@@ -102,6 +102,23 @@ def test_a_list_of_many_paths_takes_little_memory() -> None:
     assert len(source) == count
     path = len(lines) / count
     assert held < count * (path + 32) and peak < count * 150, (held / count, peak / count)
+
+
+def test_a_folder_of_many_images_takes_little_memory() -> None:
+    count = 3000
+    for number in range(count):
+        file = Path(f"in/{number // 50:040d}/{number:040d}.png")
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(b"")
+    ids("in")
+    tracemalloc.start()
+    try:
+        source = open_source(["in"])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    path = 84
+    assert len(source) == count + 1 and peak < count * (2 * path + 130), peak / count
 
 
 @pytest.mark.parametrize(
@@ -130,7 +147,7 @@ def test_inputs_that_are_refused() -> None:
     os.mkfifo("pipe.txt")
     for inputs, message in [
         ([], "no images given; name at least one image or folder"),
-        ([""], "the path of the image is empty"),
+        ([""], "the path of an image is empty"),
         (["a.png", "t.tar"], r"images and tar files cannot be in one run \(a.png, t.tar\)"),
         (["t.tar", "-"], "tar files and images cannot be in one run"),
         (["@gone.txt"], r"cannot read the list gone.txt \(No such file or directory\)"),

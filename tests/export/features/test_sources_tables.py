@@ -48,6 +48,9 @@ COLUMNS = {
     "large": lambda values: pa.array(values, pa.large_binary()),
     "dictionary": lambda values: pa.array(values, pa.binary()).dictionary_encode(),
     "image": lambda values: pa.array([{"bytes": value, "path": None} for value in values], HF),
+    "image without paths": lambda values: pa.array(
+        [{"bytes": value, "path": None} for value in values], pa.struct([("bytes", pa.binary()), ("path", pa.null())])
+    ),
 }
 
 
