@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -185,6 +186,15 @@ def test_the_page_has_the_tables(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     renew = "python -m fvexport.benchmarks.studies.scale --page docs/scale.md"
     assert copy.read_text(encoding="utf-8") == page.read_text(encoding="utf-8"), renew
+
+
+def test_the_commands_of_the_page() -> None:
+    page = (REPOSITORY / "docs" / "scale.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^python -m fvexport\.benchmarks\.studies\.scale (--images .*)$", page, re.M)
+    assert len(lines) == 2
+    for line in lines:
+        done = CliRunner().invoke(command.main, line.split())
+        assert done.exit_code == 0 and "closed form" in done.output, done.output
 
 
 def test_no_rates() -> None:
