@@ -229,7 +229,7 @@ def _told_how_to_go_on(out: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if WorkingFolder(out).can_go_on():
+        if WorkingFolder.left_by_a_run(out):
             printing.notices(["what is encoded is kept; the same command goes on from there"], err=True)
         raise
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...core.errors import ArtifactError, ConfigError
+from ...core.output_path import os_errors
 from ...core.progress import NotedProgress, Progress, silent
 from ..runtime.encoder import Encoder
 from .decode import Batch, BatchReader, check_workers
@@ -99,11 +100,14 @@ def encode_images(
     check_workers(workers)
     request = make_request(encoder.artifact, encoder.preprocessor, encoder.chosen.name, source, form)
     working = WorkingFolder(out)
-    if not force and working.unfinished() is None and (failures := finished(out, request, source)) is not None:
+    with os_errors(out):
+        failures = None if force or working.unfinished() is not None else finished(out, request, source)
+    if failures is not None:
         return report_of(request, out, failures, resumed=len(source), start=start, why=encoder.chosen.why)
     if out.exists() and isinstance(source, PathSource) and any(_is_same(Path(path), out) for path in source.paths):
         raise ArtifactError(f"{out} is one of the images; choose another --out (out)")
-    check_output(out, request, source, force=force, have_bytes=working.size())
+    with os_errors(out):
+        check_output(out, request, source, force=force, have_bytes=working.size())
     with working.held(request, force=force):
         output = open_output(working, request, source)
         resumed = output.done

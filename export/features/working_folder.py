@@ -10,6 +10,7 @@ What is in it stays when a run ends early, unless nothing was encoded yet.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,7 +29,7 @@ BEGIN_AGAIN = "begin again with --force (force=True)"
 
 
 class WorkingFolder:
-    """The working folder of `out`, held by this run.
+    """The working folder of `out`, held by this run. Raises ArtifactError for an `out` that can only be a folder.
 
     Attributes:
         out: the output.
@@ -39,6 +40,8 @@ class WorkingFolder:
 
     def __init__(self, out: Path) -> None:
         self.out = out.absolute()
+        if self.out.name in ("", ".."):
+            raise ArtifactError(f"cannot write {out}: it is a folder; name what is to be written with --out (out)")
         self.path = self.out.with_name(f".{self.out.name}.encoding")
         self.resumed = False
         self.keep = False
@@ -66,7 +69,7 @@ class WorkingFolder:
                 self._begin(request, force=force)
             yield
         finally:
-            if not self.keep and (descriptor is not None or not self.resumed):
+            if not self.keep:
                 self._clear()
                 with suppress(OSError):
                     (self.path / LOCK).unlink()
@@ -76,24 +79,32 @@ class WorkingFolder:
             if descriptor is not None:
                 os.close(descriptor)
 
-    def can_go_on(self) -> bool:
-        """Whether an earlier run left something."""
-        return (self.path / RUN).is_file()
+    @staticmethod
+    def left_by_a_run(out: Path) -> bool:
+        """Whether a run of `out` that ended early left something."""
+        with suppress(OSError, ArtifactError):
+            return (WorkingFolder(out).path / RUN).is_file()
+        return False
 
     def size(self) -> int:
         """Bytes of what an earlier run left."""
-        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        total = 0
+        with suppress(OSError):  # another run is at work
+            for path in self.path.rglob("*"):
+                total += path.stat().st_size
+        return total
 
     def unfinished(self) -> Request | None:
         """What the run that left the folder was asked for; None if none did. Raises ArtifactError if it is damaged."""
         try:
             return read_request(read_bytes(self.path / RUN, MAX_RUN_BYTES))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (OSError, ValueError, RecordError) as error:
-            raise ArtifactError(
-                f"{self.path / RUN} cannot be read ({getattr(error, 'strerror', None) or error}); {BEGIN_AGAIN}"
-            ) from None
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+                return None
+            reason = error.strerror or str(error)
+        except (ValueError, RecordError) as error:
+            reason = str(error)
+        raise ArtifactError(f"{self.path / RUN} cannot be read ({reason}); {BEGIN_AGAIN}")
 
     def _begin(self, request: Request, *, force: bool) -> None:
         try:
