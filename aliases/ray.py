@@ -6,6 +6,6 @@
 Needs Ray (`pip install "fvexport[ray]"`). The code is in `fvexport.cluster`.
 """
 
-from fvexport.cluster import EncodeImages, RayOptions, ShippedArtifact, run_on_ray, ship
+from fvexport.cluster import EncodeImages, RayOptions, ShippedArtifact, encode_on_ray, ship
 
-__all__ = ["EncodeImages", "RayOptions", "ShippedArtifact", "run_on_ray", "ship"]
+__all__ = ["EncodeImages", "RayOptions", "ShippedArtifact", "encode_on_ray", "ship"]

@@ -6,17 +6,22 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from ..core.allocator import keep_freed_memory
 from ..core.errors import ConfigError, FvexportError, UnavailableError, first_line
+from ..core.output_path import os_errors
 from ..core.progress import Progress, silent
 from ..encoder.preprocess import Preprocessor
 from ..export.artifact import Artifact
-from ..export.features.output import check_output
+from ..export.features.encode import EncodeReport, report_of
+from ..export.features.output import Failures, check_output, count_all, finished, shard_form
 from ..export.features.output_shards import ROW_GROUP_BYTES
 from ..export.features.request import Request
 from ..export.features.source import Source
@@ -27,7 +32,7 @@ from .counting import counter, reported
 from .encode_images import EncodeImages
 from .reading import enter, ray_source
 from .shipping import ShippedArtifact, ship
-from .work_folder import WorkFolder, count_failed, failures, is_whole
+from .work_folder import WorkFolder
 from .workers import RayOptions, Workers, plan_workers
 
 PASSES = 3
@@ -42,10 +47,14 @@ FILTER_BYTES = 64 << 20
 
 
 class _Worker(EncodeImages):
-    """Counts what it encodes, and reads relative paths where the driver does."""
+    """Counts what it encodes, and reads relative paths, and images as large, as the driver does."""
 
-    def __init__(self, artifact: ShippedArtifact, count: Any, folder: str, **options: Any) -> None:
+    def __init__(
+        self, artifact: ShippedArtifact, count: Any, folder: str, max_pixels: int | None, **options: Any
+    ) -> None:  # fmt: skip
         enter(folder)
+        keep_freed_memory()
+        Image.MAX_IMAGE_PIXELS = max_pixels
         self._problem: FvexportError | None = None
         try:
             super().__init__(artifact, **options)
@@ -72,7 +81,7 @@ class _Worker(EncodeImages):
 def run_on_ray(
     source: Source, artifact: Path, request: Request, out: Path, options: RayOptions | None = None,
     progress: Progress = silent, *, force: bool = False,
-) -> tuple[int, Iterator[tuple[str, str]]]:  # fmt: skip
+) -> EncodeReport:  # fmt: skip
     """Encodes a source into the Parquet dataset `out`, and goes on where an earlier run was interrupted.
 
     The work is done in `.OUT.encoding` beside `out`, and `out` appears when every image is done. All nodes must see
@@ -87,9 +96,6 @@ def run_on_ray(
         progress: called as `encode` with the images done.
         force: replace a dataset at `out`, and drop an interrupted run with another request.
 
-    Returns:
-        The number of images that have features, and (id, error) of the others, read from `out`.
-
     Raises:
         ArtifactError: `out` exists or cannot be written, another run writes it or was interrupted with another request,
             or the artifact cannot be used.
@@ -100,37 +106,43 @@ def run_on_ray(
     options = options or RayOptions()
     if request.form != "parquet":
         raise ConfigError(f"--engine ray writes Parquet alone; use --format parquet (found {request.form})")
-    import_ray()
+    start = time.perf_counter()
     working = WorkingFolder(out)
-    if not force and working.unfinished() is None and is_whole(out, request):
-        return len(source) - count_failed(out), failures(out)
-    check_output(out, request, source, force=force, have_bytes=working.size())
+    with os_errors(out):
+        failures = None if force or working.unfinished() is not None else finished(out, request, source)
+        if failures is not None:
+            return report_of(request, out, failures, resumed=len(source), start=start)
+        check_output(out, request, source, force=force, have_bytes=working.size())
+    import_ray()
     opened = Artifact.open(artifact)
+    resumed = len(source)
     with working.held(request, force=force):
         work = WorkFolder(working)
         try:
             if not work.is_complete:
                 with connected(options.address, verbose=options.verbose) as ray:
                     workers = plan_workers(nodes_of(ray), options)
-                    _run_all(ray, source, opened, request, work, (workers, options), progress)
+                    resumed = _run_all(ray, source, opened, request, work, (workers, options), progress)
             work.finish(request, force=force)
         except BaseException:
             working.keep = work.has_any
             raise
     progress("encode", len(source), len(source))
-    return len(source) - count_failed(out), failures(out)
+    failures = Failures()
+    count_all(shard_form(request), out, request, failures)
+    return report_of(request, out, failures, resumed=resumed, start=start)
 
 
 def _run_all(
     ray: Any, source: Source, artifact: Artifact, request: Request, work: WorkFolder,
     plan: tuple[Workers, RayOptions], progress: Progress,
-) -> None:  # fmt: skip
-    """Has Ray encode what is not done yet, and again what was lost on the way."""
-    done = work.settle()
+) -> int:  # fmt: skip
+    """Has Ray encode what is not done yet, and again what was lost on the way; returns images that were done before."""
+    resumed = done = work.settle()
     shipped: ShippedArtifact | None = None
     for _ in range(PASSES):
         if done == len(source):
-            return
+            return resumed
         shipped = shipped or ship(artifact)
         with _quiet(ray, plan[1].verbose):
             _run_once(ray, source, shipped, request, work, plan, (progress, done))
@@ -140,6 +152,7 @@ def _run_all(
             f"Ray lost images in each of {PASSES} passes ({done} of {len(source)} are done); run the command again to "
             "go on"
         )
+    return resumed
 
 
 def _run_once(
@@ -167,7 +180,7 @@ def _run_once(
     size = Preprocessor.from_dict(request.preprocessing)
     features = images.map_batches(
         _Worker,
-        fn_constructor_args=(artifact, count, folder),
+        fn_constructor_args=(artifact, count, folder, Image.MAX_IMAGE_PIXELS),
         fn_constructor_kwargs={
             "column": "image", "pool": request.pool, "dtype": request.dtype, "backend": request.backend,
             "resolution": (size.height, size.width), "batch_size": options.batch_size, "threads": options.threads,

@@ -18,14 +18,13 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
 from ..core.output_path import os_errors, put_folder
-from ..export.features.output import is_empty_folder, shard_form
+from ..export.features.output import shard_form
 from ..export.features.request import Request
 from ..export.features.working_folder import WorkingFolder
 
@@ -137,22 +136,6 @@ class WorkFolder:
             put_folder(self.data, self.out, force=force, ours=shard_form(request).is_ours)
 
 
-def is_whole(folder: Path, request: Request) -> bool:
-    """Whether a folder is the dataset that a run with the same request wrote."""
-    import pyarrow.parquet as pq
-
-    form = shard_form(request)
-    if not folder.is_dir() or is_empty_folder(folder) or not form.is_ours(folder):
-        return False
-    earlier = form.request(folder)
-    if earlier is None or earlier.differs(request):
-        return False
-    try:
-        return sum(pq.read_metadata(file).num_rows for file in folder.glob("*.parquet")) == request.images
-    except (OSError, ValueError):
-        return False
-
-
 def _key(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
@@ -163,27 +146,3 @@ def _overlap(seen: np.ndarray, keys: np.ndarray) -> bool:
         return False
     at = np.minimum(np.searchsorted(seen, keys), len(seen) - 1)
     return bool((seen[at] == keys).any())
-
-
-def count_failed(folder: Path) -> int:
-    """Images of a dataset that have an error, from the files' statistics."""
-    import pyarrow.parquet as pq
-
-    failed = 0
-    for file in sorted(folder.glob("*.parquet")):
-        metadata = pq.read_metadata(file)
-        column = metadata.schema.names.index("error")
-        for group in range(metadata.num_row_groups):
-            statistics = metadata.row_group(group).column(column).statistics
-            failed += metadata.row_group(group).num_rows - statistics.null_count
-    return failed
-
-
-def failures(folder: Path) -> Iterator[tuple[str, str]]:
-    """(id, error) of each image of a dataset that has an error, read file by file."""
-    import pyarrow.parquet as pq
-
-    for file in sorted(folder.glob("*.parquet")):
-        for batch in pq.ParquetFile(file).iter_batches(columns=["id", "error"]):
-            for row in batch.filter(batch.column("error").is_valid()).to_pylist():
-                yield row["id"], row["error"]

@@ -11,11 +11,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import listed_source
 
+from fvexport.cluster import RayOptions, run_on_ray
 from fvexport.cluster.connection import import_ray
 from fvexport.export.features import FeatureForm, Item
 from fvexport.export.features.request import make_request
 from fvexport.export.runtime import Encoder
-from fvexport.ray import RayOptions, run_on_ray
 
 
 def main() -> None:
@@ -26,8 +26,8 @@ def main() -> None:
     source = listed_source.Listed(tuple(Item(f"{i:06d}", files[i % len(files)]) for i in range(int(count))))
     encoder, form = Encoder(artifact), FeatureForm(form="parquet", shard_rows=100)
     request = make_request(encoder.artifact, encoder.preprocessor, encoder.chosen.name, source, form, "ray")
-    encoded, failed = run_on_ray(source, Path(artifact), request, Path(out), RayOptions(address=address))
-    print(encoded, len(list(failed)))  # noqa: T201
+    report = run_on_ray(source, Path(artifact), request, Path(out), RayOptions(address=address))
+    print(report.encoded, report.failed_count)  # noqa: T201
 
 
 if __name__ == "__main__":

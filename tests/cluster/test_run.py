@@ -84,10 +84,8 @@ def test_writes_and_resumes(
     checkpoints[1].rename(checkpoints[1].with_suffix(".pending.parquet"))
     (work / "data" / "of_a_lost_worker-0.parquet").write_bytes(files[2].read_bytes())
 
-    encoded, failed = run_on_ray(
-        source, artifact, request, out, None, lambda _, done, total: steps.append((done, total))
-    )
-    assert encoded == 37 and {name for name, _ in failed} == {"id/7", "id/11", "id/30"}
+    report = run_on_ray(source, artifact, request, out, None, lambda _, done, total: steps.append((done, total)))
+    assert report.encoded == 37 and {name for name, _ in report.failed} == {"id/7", "id/11", "id/30"}
     assert steps[-1] == (40, 40) and any(0 < done < 40 for done, _ in steps)
     _check(out, source, encoder, request)
     assert kept in [file.stat().st_ino for file in out.iterdir()]  # not written again
