@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -24,8 +23,6 @@ from .options import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..cluster import RayOptions
     from ..export.features import EncodeReport
 
@@ -186,9 +183,9 @@ def encode(
         refuse_given(("ray_address", "concurrency", "gpus_per_worker"), "has no effect without --engine ray")
     form = target.form_for(cluster.engine)
     keep_freed_memory()
-    with progress_bar() as progress, _told_how_to_go_on(target.out):
+    with progress_bar() as progress:
         options = SourceOptions(image_column=columns.image_column, id_column=columns.id_column)
-        source = open_source(images, options, sys.stdin.buffer if sys.stdin else None)
+        source = open_source(images, options, sys.stdin.buffer if sys.stdin else None, leave_out=target.out)
         if cluster.engine == "ray":
             refuse_given(("workers",), "has no effect with --engine ray: a worker decodes with the CPUs that it has")
             report = encode_on_ray(
@@ -219,19 +216,6 @@ def _ray_options(running: Running, cluster: Cluster) -> RayOptions:
         threads=running.threads,
         verbose=is_verbose(click.get_current_context()),
     )
-
-
-@contextmanager
-def _told_how_to_go_on(out: Path) -> Iterator[None]:
-    """Says so if a run that ends early left something that the next one can use."""
-    from ..export.features.working_folder import WorkingFolder
-
-    try:
-        yield
-    except BaseException:
-        if WorkingFolder.left_by_a_run(out):
-            printing.notices(["what is encoded is kept; the same command goes on from there"], err=True)
-        raise
 
 
 def _failures(report: EncodeReport) -> None:

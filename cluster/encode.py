@@ -9,9 +9,9 @@ from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..export.artifact import Artifact
 from ..export.export_options import AUTO
-from ..export.features.encode import EncodeReport
 from ..export.features.feature_form import FeatureForm
 from ..export.features.request import make_request
+from ..export.features.run import EncodeReport
 from ..export.features.source import Source
 from ..export.runtime.encoder import preprocessor_of
 from .run import run_on_ray

@@ -16,14 +16,13 @@ from PIL import Image
 
 from ..core.allocator import keep_freed_memory
 from ..core.errors import ConfigError, FvexportError, UnavailableError, first_line
-from ..core.output_path import os_errors
 from ..core.progress import Progress, silent
 from ..encoder.preprocess import Preprocessor
 from ..export.artifact import Artifact
-from ..export.features.encode import EncodeReport, report_of
-from ..export.features.output import Failures, check_output, count_all, finished, shard_form
+from ..export.features.existing import Failures
 from ..export.features.output_shards import ROW_GROUP_BYTES
 from ..export.features.request import Request
+from ..export.features.run import EncodeReport, Outcome, Target, encode_into
 from ..export.features.source import Source
 from ..export.features.table import features_schema
 from ..export.features.working_folder import WorkingFolder
@@ -107,30 +106,28 @@ def run_on_ray(
     if request.form != "parquet":
         raise ConfigError(f"--engine ray writes Parquet alone; use --format parquet (found {request.form})")
     start = time.perf_counter()
-    working = WorkingFolder(out)
-    with os_errors(out):
-        failures = None if force or working.unfinished() is not None else finished(out, request, source)
-        if failures is not None:
-            return report_of(request, out, failures, resumed=len(source), start=start)
-        check_output(out, request, source, force=force, have_bytes=working.size())
-    import_ray()
     opened = Artifact.open(artifact)
-    resumed = len(source)
-    with working.held(request, force=force):
+    target = Target(out=out, source=source, artifact=opened.path, request=request, force=force)
+
+    def run(working: WorkingFolder) -> Outcome:
+        import_ray()
         work = WorkFolder(working)
+        resumed = len(source)
         try:
             if not work.is_complete:
                 with connected(options.address, verbose=options.verbose) as ray:
                     workers = plan_workers(nodes_of(ray), options)
                     resumed = _run_all(ray, source, opened, request, work, (workers, options), progress)
-            work.finish(request, force=force)
+            failures = Failures()
+            work.finish(request, failures, force=force)
         except BaseException:
             working.keep = work.has_any
             raise
-    progress("encode", len(source), len(source))
-    failures = Failures()
-    count_all(shard_form(request), out, request, failures)
-    return report_of(request, out, failures, resumed=resumed, start=start)
+        working.keep = False
+        progress("encode", len(source), len(source))
+        return Outcome(failures, resumed)
+
+    return encode_into(target, run, start)
 
 
 def _run_all(

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.output_path import os_errors, put_folder
-from ..export.features.output import shard_form
+from ..export.features.existing import Failures, count_all, shard_form
 from ..export.features.request import Request
 from ..export.features.working_folder import WorkingFolder
 
@@ -114,8 +114,8 @@ class WorkFolder:
         """Whether anything is done."""
         return self.is_complete or any(not file.name.endswith(PENDING) for file in self.checkpoint.iterdir())
 
-    def finish(self, request: Request, *, force: bool) -> None:
-        """Gives the data files their final names and moves them to `out`.
+    def finish(self, request: Request, failures: Failures, *, force: bool) -> None:
+        """Gives the data files their final names, adds their failures to `failures`, and moves them to `out`.
 
         Raises ArtifactError if something is at `out` that must not be replaced.
         """
@@ -126,6 +126,7 @@ class WorkFolder:
                         os.fsync(stream.fileno())
                 (self.root / COMPLETE).touch()
             if not self.data.is_dir():  # it was moved, and then the run was interrupted
+                count_all(shard_form(request), self.out, request, failures)
                 return
             names = sorted(file.name for file in self.data.iterdir())
             taken = {name for name in names if name.startswith("part-")}
@@ -133,6 +134,7 @@ class WorkFolder:
             for name in names:
                 if name not in taken:
                     (self.data / name).rename(self.data / next(free))
+            count_all(shard_form(request), self.data, request, failures)
             put_folder(self.data, self.out, force=force, ours=shard_form(request).is_ours)
 
 

@@ -5,62 +5,23 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...core.errors import ArtifactError, ConfigError
-from ...core.output_path import os_errors
 from ...core.progress import NotedProgress, Progress, silent
 from ..runtime.encoder import Encoder
 from .decode import Batch, BatchReader, check_workers
 from .feature_form import FeatureForm
-from .output import Failures, Output, check_output, finished, open_output
+from .output import Output, open_output
 from .pace import Pace
 from .path_source import PathCollector, PathSource
-from .request import Request, make_request
+from .request import make_request
+from .run import EncodeReport, Outcome, Target, encode_into
 from .source import Source
 from .working_folder import WorkingFolder
 from .writer import Writer
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncodeReport:
-    """What `encode_images` did.
-
-    Attributes:
-        out: the file or folder; a file was not written where `encoded` is 0.
-        encoded: images whose features are in it.
-        resumed: images of these, or failed ones, that an earlier run had done.
-        failed_count: images without features.
-        failed: (image, reason) of them; of a folder the first thousand.
-        seconds: for this run.
-        shape: (tokens, channels) of one image's features, or (channels) of pooled ones.
-        dtype: of the features.
-        form: safetensors, parquet or npy.
-        backend: what ran the artifact.
-        backend_why: why `auto` took it; empty if it was named.
-    """
-
-    out: Path
-    encoded: int
-    resumed: int
-    failed_count: int
-    failed: list[tuple[str, str]]
-    seconds: float
-    shape: tuple[int, ...]
-    dtype: str
-    form: str
-    backend: str
-    backend_why: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        failed = [{"image": name, "reason": reason} for name, reason in self.failed]
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return content | {"out": str(self.out), "failed": failed, "shape": list(self.shape)}
 
 
 def encode_images(
@@ -91,7 +52,6 @@ def encode_images(
     start = time.perf_counter()
     source: Source = images if isinstance(images, Source) else files(images)
     form = form or FeatureForm()
-    out = Path(out)
     if not len(source):
         raise ConfigError("no images given; name at least one image or folder")
     size = batch_size if batch_size is not None else encoder.batch[0]
@@ -99,17 +59,10 @@ def encode_images(
         raise ConfigError(f"--batch-size must be at least 1; found {batch_size}")
     check_workers(workers)
     request = make_request(encoder.artifact, encoder.preprocessor, encoder.chosen.name, source, form)
-    working = WorkingFolder(out)
-    with os_errors(out):
-        failures = None if force or working.unfinished() is not None else finished(out, request, source)
-    if failures is not None:
-        return report_of(request, out, failures, resumed=len(source), start=start, why=encoder.chosen.why)
-    if out.exists() and isinstance(source, PathSource) and any(_is_same(Path(path), out) for path in source.paths):
-        raise ArtifactError(f"{out} is one of the images; choose another --out (out)")
-    with os_errors(out):
-        check_output(out, request, source, force=force, have_bytes=working.size())
-    with working.held(request, force=force):
-        output = open_output(working, request, source)
+    target = Target(out=Path(out), source=source, artifact=encoder.artifact.path, request=request, force=force)
+
+    def work(working: WorkingFolder) -> Outcome:
+        output = _opened(target, working)
         resumed = output.done
         whole = False
         try:
@@ -121,9 +74,22 @@ def encode_images(
             output.finish(force=force)
             whole = True
         finally:
-            working.keep = not whole and output.done > 0
+            working.keep = not whole and (working.resumed or output.done > 0)
             output.close(flush=not whole)
-    return report_of(request, out, output.failures, resumed=resumed, start=start, why=encoder.chosen.why)
+        return Outcome(output.failures, resumed)
+
+    return encode_into(target, work, start, encoder.chosen.why)
+
+
+def _opened(target: Target, working: WorkingFolder) -> Output:
+    """The output; begun anew if what an earlier run left is damaged and `force` is on."""
+    try:
+        return open_output(working, target.request, target.source)
+    except ArtifactError:
+        if not target.force or not working.resumed:
+            raise
+        working.restart(target.request)
+        return open_output(working, target.request, target.source)
 
 
 def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
@@ -167,38 +133,3 @@ def _features(encoder: Encoder, batch: Batch) -> tuple[np.ndarray, list[str | No
             reason or f"{name}: {why}" for name, reason in zip(batch.ids, batch.reasons, strict=True)
         ]
         return np.zeros((0, *encoder.shape), np.float32), reasons
-
-
-def report_of(
-    request: Request, out: Path, failures: Failures, *, resumed: int, start: float, why: str = ""
-) -> EncodeReport:  # fmt: skip
-    """The report of a run that is done.
-
-    Args:
-        request: of the run.
-        out: the output.
-        failures: the images without features.
-        resumed: images that an earlier run had done.
-        start: when it began, by `time.perf_counter`.
-        why: the backend was chosen.
-    """
-    return EncodeReport(
-        out=out,
-        encoded=request.images - failures.count,
-        resumed=resumed,
-        failed_count=failures.count,
-        failed=failures.listed,
-        seconds=time.perf_counter() - start,
-        shape=request.shape,
-        dtype=request.dtype,
-        form=request.form,
-        backend=request.backend,
-        backend_why=why,
-    )
-
-
-def _is_same(path: Path, out: Path) -> bool:
-    try:
-        return path.samefile(out)
-    except OSError:
-        return False

@@ -7,6 +7,7 @@ import re
 import stat
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -49,8 +50,9 @@ class SourceOptions:
 
 
 def open_source(
-    inputs: Sequence[str | os.PathLike[str]], options: SourceOptions | None = None, stdin: BinaryIO | None = None
-) -> Source:
+    inputs: Sequence[str | os.PathLike[str]], options: SourceOptions | None = None, stdin: BinaryIO | None = None, *,
+    leave_out: Path | None = None,
+) -> Source:  # fmt: skip
     """The images that `inputs` stand for, in order. Images that are given twice are read once.
 
     An input is one of these, and only the first four may be together:
@@ -70,6 +72,7 @@ def open_source(
         inputs: see above.
         options: columns of tables.
         stdin: what `-` reads.
+        leave_out: a folder that is not searched for tables and tar files, because it is the output.
 
     Raises:
         ConfigError: no input; kinds that cannot be together; an option without effect; a bad pattern.
@@ -83,7 +86,7 @@ def open_source(
     images = image_suffixes()
     for given in inputs:
         text = os.fspath(given)
-        kind, found = _classify(text, images)
+        kind, found = _classify(text, images, leave_out)
         kinds.setdefault(kind, text)
         if len(kinds) > 1:
             (one, first), (other, second) = kinds.items()
@@ -179,10 +182,11 @@ class _Files:
                 "write one path per line"
             )
         notice = self._left_out.notice()
-        return self._paths.source([notice] if notice else [])
+        lists = tuple(name for name in self._lists if name != "stdin")
+        return self._paths.source([notice] if notice else [], lists)
 
 
-def _classify(text: str, images: set[str]) -> tuple[Kind, list[Path]]:
+def _classify(text: str, images: set[str], leave_out: Path | None) -> tuple[Kind, list[Path]]:
     """The kind of an input, and its shards if it has any."""
     if text == "-" or text.startswith("@"):
         return "images", []
@@ -193,7 +197,7 @@ def _classify(text: str, images: set[str]) -> tuple[Kind, list[Path]]:
         found: list[Path] = []
         for path in paths:
             if _look(path)[1]:  # Spark calls the folder of a dataset data.parquet
-                inside, shards = _inside(path)
+                inside, shards = _inside(path, leave_out)
                 if inside != kind:
                     raise ImageError(f"no {lower.rpartition('.')[2]} file in folder {path}")
                 found += shards
@@ -205,11 +209,11 @@ def _classify(text: str, images: set[str]) -> tuple[Kind, list[Path]]:
     if lower.endswith(COMPRESSED) and not _look(text)[1]:
         raise ImageError(f"{text} is compressed, so images cannot be read by position; decompress it to a .tar file")
     if _look(text)[1]:
-        return _inside(Path(text))
+        return _inside(Path(text), leave_out)
     return "images", []
 
 
-def _inside(folder: Path) -> tuple[Kind, list[Path]]:
+def _inside(folder: Path, leave_out: Path | None) -> tuple[Kind, list[Path]]:
     """What a folder has: `images` at the first image, or else its tables or tar files, in order.
 
     Names that begin with `_` or `.` are ignored, as pyarrow and Spark do. Tables beside tar files of the same names
@@ -220,7 +224,9 @@ def _inside(folder: Path) -> tuple[Kind, list[Path]]:
     tars: list[Path] = []
     denied: list[OSError] = []
     for place, folders, names in os.walk(folder, onerror=denied.append):
-        folders[:] = [name for name in folders if not name.startswith(("_", "."))]
+        folders[:] = [
+            name for name in folders if not name.startswith(("_", ".")) and not _is_at(Path(place, name), leave_out)
+        ]
         for name in names:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  # a text, for speed
             if name.startswith(("_", ".")):
@@ -243,6 +249,12 @@ def _inside(folder: Path) -> tuple[Kind, list[Path]]:
             f"folder {folder} has tables and tar files ({tables[0]}, {tars[0]}); name the files of one kind"
         )
     return "tables", sorted(tables)
+
+
+def _is_at(folder: Path, other: Path | None) -> bool:
+    with suppress(OSError):
+        return other is not None and folder.samefile(other)
+    return False
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -65,6 +65,7 @@ class ParquetShards:
 
     def __init__(self, request: Request | None = None) -> None:
         self._schema = None if request is None else features_schema(request)
+        import_pyarrow()  # before the work
 
     def path(self, folder: Path, index: int) -> Path:
         """The file of a shard."""
@@ -120,6 +121,7 @@ class NpyShards:
 
     def __init__(self, request: Request | None = None) -> None:
         self._metadata = None if request is None else metadata_of(request)
+        import_pyarrow()  # before the work
 
     def paths(self, folder: Path, index: int) -> tuple[Path, Path, Path]:
         """The files of a shard; the last is written last."""
@@ -159,8 +161,10 @@ class NpyShards:
         if failed is None:
             return None
         good = _rows(names, request)
-        if good is None or not array.is_file():
-            raise ArtifactError(f"{array} or {names} is missing; {DAMAGED_FIX}")
+        with _reading(array):
+            rows = len(np.load(array, mmap_mode="r", allow_pickle=False))  # fails for one that is cut off
+        if good != rows:
+            raise ArtifactError(f"{array} has {rows} rows and {names} has {good or 0}; {DAMAGED_FIX}")
         return good + failed, failed
 
     def request(self, folder: Path) -> Request | None:

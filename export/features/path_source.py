@@ -25,12 +25,14 @@ class PathSource:
         paths: of the files.
         sizes: of each file in bytes, (n) int64; -1 if it is missing or cannot be looked up.
         notices: see `Source`.
+        lists: files that name the paths.
     """
 
     paths: PackedTexts
     sizes: np.ndarray
     notices: list[str] = field(default_factory=list)
     kind: str = "images"
+    lists: tuple[str, ...] = ()
     _digest: str | None = field(default=None, repr=False)
 
     @property
@@ -53,6 +55,11 @@ class PathSource:
     def ids(self) -> Iterator[str]:
         """See `Source`."""
         return (path_id(text) for text in self.paths)
+
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        yield from map(Path, self.lists)
+        yield from map(Path, self.paths)
 
     def part(self, start: int, stop: int) -> PathSource:
         """See `Source`."""
@@ -78,7 +85,7 @@ class PathCollector:
     def __len__(self) -> int:
         return len(self._sizes)
 
-    def source(self, notices: list[str]) -> PathSource:
+    def source(self, notices: list[str], lists: tuple[str, ...] = ()) -> PathSource:
         """The files so far; the collector is not used after this."""
         paths, sizes = self._paths.packed(), np.frombuffer(self._sizes, np.int64)
         keep = np.ones(len(paths), bool)
@@ -90,7 +97,7 @@ class PathCollector:
                 if kept:
                     once.append(path)
             paths, sizes = once.packed(), sizes[keep]
-        return PathSource(paths, sizes, notices)
+        return PathSource(paths, sizes, notices, lists=lists)
 
 
 def path_id(path: str) -> str:

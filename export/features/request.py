@@ -6,6 +6,8 @@ import json
 import math
 from typing import Any
 
+from PIL import Image
+
 from ... import __version__
 from ...core.input_file import parse_json
 from ...core.records import Document, Name
@@ -30,6 +32,7 @@ class Request(Document, frozen=True, kw_only=True):
         source_sha256: `Source.digest`.
         images: in the source.
         engine: what spreads the work.
+        max_pixels: of an image, more of which is refused; None for no limit.
         fvexport: the version; runs of different versions may share an output.
     """
 
@@ -47,6 +50,7 @@ class Request(Document, frozen=True, kw_only=True):
     source_sha256: Name
     images: int
     engine: Engine = "local"
+    max_pixels: int | None = None
     fvexport: Name = __version__
 
     @property
@@ -81,7 +85,7 @@ class Request(Document, frozen=True, kw_only=True):
 
 _OPTIONS = {
     "backend": "--backend", "form": "--format", "pool": "--pool", "dtype": "--dtype", "shard_rows": "--shard-rows",
-    "engine": "--engine",
+    "engine": "--engine", "max_pixels": "--max-pixels",
 }  # fmt: skip
 
 
@@ -109,6 +113,7 @@ def make_request(
         source_sha256=source.digest,
         images=len(source),
         engine=engine,
+        max_pixels=Image.MAX_IMAGE_PIXELS,
     )
 
 

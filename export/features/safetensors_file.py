@@ -71,6 +71,12 @@ def read_header(file: Path) -> tuple[Request, set[str]] | None:
         return None
 
 
+def file_bytes(file: Path, request: Request, images: int) -> int:
+    """The size that a file with so many images has, by the length of its header."""
+    with open_regular(file) as stream:
+        return 8 + int.from_bytes(stream.read(8), "little") + images * request.row_bytes
+
+
 def _entry(request: Request, name: str, index: int, each: int) -> bytes:
     """One image of the header: `"name":{...}`."""
     entry: dict[str, Any] = {

@@ -48,6 +48,10 @@ class Source(Protocol):
         """The ids in order; reads no image."""
         ...
 
+    def files(self) -> Iterator[Path]:
+        """The files that are read: images, tables, tar files, lists."""
+        ...
+
     def part(self, start: int, stop: int) -> Source:
         """The images `start` to `stop` (not included), without the rest of the list."""
         ...

@@ -126,6 +126,10 @@ class TableSource:
         for shard in self.shards:
             yield from (shard.place(item) if shard.error is None else shard.name for item in range(shard.items))
 
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        return (Path(shard.path) for shard in self.shards)
+
     def part(self, start: int, stop: int) -> TableSource:
         """See `Source`."""
         shards: list[TableShard] = []

@@ -114,6 +114,10 @@ class TarSource:
                 yield shard.name
             first += shard.images
 
+    def files(self) -> Iterator[Path]:
+        """See `Source`."""
+        return (Path(shard.path) for shard in self.shards)
+
     def part(self, start: int, stop: int) -> TarSource:
         """See `Source`."""
         shards: list[TarShard] = []

@@ -2,7 +2,8 @@
 
     run.json    the request; a run with another one is refused
     lock        locked while a run lives
-    result      what becomes the output: a file, or a folder of shards
+    result      what becomes the output: a file, or a folder of shards; with `placing`, perhaps what was the output
+    placing     the result is whole, and is or was about to be put in its place
     pending-*   features of the shard that is being filled
 
 What is in it stays when a run ends early, unless nothing was encoded yet.
@@ -19,11 +20,11 @@ from pathlib import Path
 from ...core.errors import ArtifactError
 from ...core.input_file import read_bytes
 from ...core.locks import try_lock
-from ...core.output_path import TRIES, os_errors, remove
+from ...core.output_path import TRIES, os_errors, remove, why_not_written
 from ...core.records import RecordError
 from .request import Request, read_request
 
-RUN, LOCK, RESULT = "run.json", "lock", "result"
+RUN, LOCK, RESULT, PLACING = "run.json", "lock", "result", "placing"
 MAX_RUN_BYTES = 1 << 20
 BEGIN_AGAIN = "begin again with --force (force=True)"
 
@@ -35,7 +36,7 @@ class WorkingFolder:
         out: the output.
         path: of the folder.
         resumed: whether an earlier run with the same request left something here.
-        keep: leave it there at the end, for the next run.
+        keep: leave it there at the end, for the next run; set if it was resumed.
     """
 
     def __init__(self, out: Path) -> None:
@@ -67,6 +68,7 @@ class WorkingFolder:
         try:
             with os_errors(self.out):
                 self._begin(request, force=force)
+                self.keep = self.resumed
             yield
         finally:
             if not self.keep:
@@ -79,12 +81,20 @@ class WorkingFolder:
             if descriptor is not None:
                 os.close(descriptor)
 
-    @staticmethod
-    def left_by_a_run(out: Path) -> bool:
-        """Whether a run of `out` that ended early left something."""
-        with suppress(OSError, ArtifactError):
-            return (WorkingFolder(out).path / RUN).is_file()
-        return False
+    @property
+    def placing(self) -> bool:
+        """Whether an earlier run was about to put its result in place, or had done so."""
+        return (self.path / PLACING).exists()
+
+    def mark_placing(self) -> None:
+        """Says that the result is whole; called just before it is put in place."""
+        (self.path / PLACING).touch()
+
+    def restart(self, request: Request) -> None:
+        """Drops what an earlier run left."""
+        self.resumed = self.keep = False
+        self._clear()
+        self._record(request)
 
     def size(self) -> int:
         """Bytes of what an earlier run left."""
@@ -101,19 +111,19 @@ class WorkingFolder:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
                 return None
-            reason = error.strerror or str(error)
+            why = why_not_written(error, self.path, elsewhere="mend that and run the command again")
+            raise ArtifactError(f"cannot read {self.path / RUN}: {why}") from None
         except (ValueError, RecordError) as error:
-            reason = str(error)
-        raise ArtifactError(f"{self.path / RUN} cannot be read ({reason}); {BEGIN_AGAIN}")
+            raise ArtifactError(f"{self.path / RUN} is damaged ({error}); {BEGIN_AGAIN}") from None
 
     def _begin(self, request: Request, *, force: bool) -> None:
         try:
             earlier = self.unfinished()
         except ArtifactError:
+            self.keep = True
             if not force:
-                self.keep = True
                 raise
-            earlier = None
+            earlier, self.keep = None, False
         differs = [] if earlier is None else earlier.differs(request)
         if differs and not force:
             self.keep = True
@@ -121,12 +131,15 @@ class WorkingFolder:
                 f"{self.path} holds an unfinished run of {self.out.name} with another {', another '.join(differs)}; "
                 f"repeat the command that began it, or {BEGIN_AGAIN}"
             )
-        self.resumed = earlier is not None and not differs
-        if not self.resumed:
-            self._clear()
-            begun = self.path / f"{RUN}.new"
-            begun.write_text(request.to_json())
-            begun.replace(self.path / RUN)
+        if earlier is None or differs:
+            self.restart(request)
+        else:
+            self.resumed = True
+
+    def _record(self, request: Request) -> None:
+        begun = self.path / f"{RUN}.new"
+        begun.write_text(request.to_json())
+        begun.replace(self.path / RUN)
 
     def _lock(self) -> int | None:
         """Makes the folder and locks it; None where the file system has no locks."""

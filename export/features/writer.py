@@ -25,6 +25,7 @@ class Writer:
         self._output, self._form = output, form
         self._pool = ThreadPoolExecutor(1, "write features")
         self._waiting: deque[Future[None]] = deque()
+        self._failed = False
 
     def put(self, ids: list[str], features: np.ndarray, reasons: list[str | None]) -> None:
         """Adds images in order; waits while too many batches do. Raises what writing an earlier batch raised.
@@ -39,6 +40,15 @@ class Writer:
         self._waiting.append(self._pool.submit(self._write, ids, features, reasons))
 
     def _write(self, ids: list[str], features: np.ndarray, reasons: list[str | None]) -> None:
+        if self._failed:  # what follows would stand in the place of the images that are missing
+            return
+        try:
+            self._append(ids, features, reasons)
+        except BaseException:
+            self._failed = True
+            raise
+
+    def _append(self, ids: list[str], features: np.ndarray, reasons: list[str | None]) -> None:
         values, problems = self._form.finish(features)
         if any(problems):
             positions = [index for index, reason in enumerate(reasons) if reason is None]

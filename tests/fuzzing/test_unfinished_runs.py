@@ -14,7 +14,8 @@ from mutations import byte_files, json_files, json_lines_files, safetensors_file
 
 from fvexport.export.features import FeatureForm, Request
 from fvexport.export.features.encode import files
-from fvexport.export.features.output import Output, finished, open_output
+from fvexport.export.features.existing import finished
+from fvexport.export.features.output import Output, open_output
 from fvexport.export.features.working_folder import WorkingFolder
 
 SOURCE = files([f"{index}.png" for index in range(6)])

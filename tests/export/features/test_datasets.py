@@ -179,10 +179,22 @@ def test_a_damaged_dataset_is_not_taken_for_a_finished_one(
 
 
 def test_many_failures_are_counted_and_the_first_are_listed(encoder, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("fvexport.export.features.output.MAX_LISTED", 3)
+    for module in ("existing", "output"):
+        monkeypatch.setattr(f"fvexport.export.features.{module}.MAX_LISTED", 3)
     missing = [tmp_path / f"{index}.png" for index in range(10)]
     out = tmp_path / "out"
     for _ in range(2):  # the second run reads them from the files
         report = encode_images(missing, encoder, out, form=FeatureForm(form="parquet", shard_rows=2))
         assert (report.encoded, report.failed_count) == (0, 10)
         assert [name for name, _ in report.failed] == [path.as_posix() for path in missing[:3]]
+
+
+@pytest.mark.parametrize("form", ["safetensors", "npy"])
+def test_an_output_that_is_cut_off_is_not_taken_for_a_finished_one(encoder, images, tmp_path: Path, form) -> None:
+    out, asked = tmp_path / "out", FeatureForm(form=form, shard_rows=None if form == "safetensors" else 3)
+    encode_images(images, encoder, out, form=asked)
+    path = out if form == "safetensors" else out / "img_emb" / "img_emb_00001.npy"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ArtifactError, match="--force"):
+        encode_images(images, encoder, out, form=asked)
+    assert encode_images(images, encoder, out, form=asked, force=True).resumed == 0

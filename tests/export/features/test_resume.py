@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import random
 import signal
 import sys
+import tarfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +24,8 @@ from safetensors.numpy import load_file
 from fvexport.core.errors import ArtifactError, ConfigError
 from fvexport.export.features import FeatureForm, Request, encode_images
 from fvexport.export.features.encode import EncodeReport, files
-from fvexport.export.features.output import check_output, open_output
+from fvexport.export.features.existing import check_output
+from fvexport.export.features.output import open_output
 from fvexport.export.features.pending import Pending
 from fvexport.export.features.working_folder import WorkingFolder
 
@@ -78,6 +82,17 @@ def content(out: Path) -> dict[str, np.ndarray | None]:
 
 def same(one: dict[str, np.ndarray | None], other: dict[str, np.ndarray | None]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def interrupt(images: list[Path], encoder, out: Path, form: FeatureForm, moment: int) -> None:
+    """A run that ends after `moment` images."""
+
+    def stop(_task: str, done: int, _total: int | None) -> None:
+        if done == moment:
+            raise StopHere
+
+    with pytest.raises(StopHere):
+        encode_images(images, encoder, out, form=form, progress=stop)
 
 
 class StopHere(Exception):  # noqa: N818  # an order, not an error
@@ -215,6 +230,152 @@ def test_options_that_make_no_sense() -> None:
         FeatureForm(form="parquet", shard_rows=0)
 
 
+# --- what fails once ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.form)
+@pytest.mark.parametrize("place", ["append", "write"])
+def test_a_write_that_fails_once_loses_nothing(tmp_path: Path, encoder, images, monkeypatch, form, place: str) -> None:
+    """Batches that wait behind the one that failed must not take the place of its images."""
+    from fvexport.export.features.output_shards import NpyShards, ParquetShards
+
+    whole, out, calls = tmp_path / "whole", tmp_path / "out", []
+    encode_images(images, encoder, whole, form=form)
+    owners = [Pending] if place == "append" or form.form == "safetensors" else [ParquetShards, NpyShards]
+    name = "sync" if place == "write" and form.form == "safetensors" else place
+    for owner in owners:
+        real = getattr(owner, name)
+
+        def failing(*arguments: object, real=real) -> None:
+            calls.append(None)
+            if len(calls) == 2:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(*arguments)
+
+        monkeypatch.setattr(owner, name, failing)
+    with contextlib.suppress(ArtifactError):
+        encode_images(images, encoder, out, form=form)
+    encode_images(images, encoder, out, form=form)
+    assert same(content(out), content(whole))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.form)
+def test_a_run_that_fails_when_it_goes_on_keeps_what_is_done(tmp_path, encoder, images, monkeypatch, form) -> None:
+    out = tmp_path / "out"
+    interrupt(images, encoder, out, form, 7)
+    with monkeypatch.context() as patched:
+        patched.setattr(Pending, "_continue", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            encode_images(images, encoder, out, form=form)
+    with monkeypatch.context() as patched:
+        patched.setattr("fvexport.export.features.encode.BatchReader", lambda *_: (_ for _ in ()).throw(StopHere))
+        with pytest.raises(StopHere):
+            encode_images(images, encoder, out, form=form)
+    assert encode_images(images, encoder, out, form=form).resumed == 7
+
+
+def test_a_damaged_shard_is_told_and_force_begins_again(tmp_path: Path, encoder, images) -> None:
+    out, shards = tmp_path / "out", tmp_path / ".out.encoding" / "result"
+    interrupt(images, encoder, out, FORMS[1], 11)
+    damaged = shards / "part-00001.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    for _ in range(2):
+        with pytest.raises(ArtifactError, match=r"part-00001.*--force"):
+            encode_images(images, encoder, out, form=FORMS[1])
+    assert len(list(shards.iterdir())) == 2
+    assert encode_images(images, encoder, out, form=FORMS[1], force=True).encoded == 11
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.form)
+@pytest.mark.parametrize("old", [False, True])
+def test_killed_between_the_result_s_place_and_the_end(tmp_path, encoder, images, monkeypatch, form, old) -> None:
+    """The next run has nothing to do, with `force` and without, and removes what is left."""
+    from fvexport.export.features.output import open_output as real
+
+    out = tmp_path / "out"
+    if old:
+        encode_images(images[:2], encoder, out, form=form)
+
+    def opened(*arguments):
+        output = real(*arguments)
+        finish = output.finish
+
+        def killed(*, force: bool) -> None:
+            finish(force=force)
+            raise StopHere
+
+        output.finish = killed
+        return output
+
+    with monkeypatch.context() as patched:
+        patched.setattr("fvexport.export.features.encode.open_output", opened)
+        with pytest.raises(StopHere):
+            encode_images(images, encoder, out, form=form, force=old)
+    assert len(content(out)) >= 11 and (tmp_path / ".out.encoding").exists()
+    monkeypatch.setattr(encoder, "run", lambda _pixels: pytest.fail("worked"))
+    assert encode_images(images, encoder, out, form=form, force=old).resumed == 13
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.form)
+def test_a_run_that_waited_for_another_one_has_nothing_to_do(tmp_path, encoder, images, monkeypatch, form) -> None:
+    """The other one ended after this one had looked, and before it held the working folder."""
+    out, held = tmp_path / "out", WorkingFolder.held
+
+    def later(self, *arguments, **options):
+        monkeypatch.setattr(WorkingFolder, "held", held)
+        encode_images(images, encoder, out, form=form)
+        monkeypatch.setattr(encoder, "run", lambda _pixels: pytest.fail("worked"))
+        return held(self, *arguments, **options)
+
+    monkeypatch.setattr(WorkingFolder, "held", later)
+    assert encode_images(images, encoder, out, form=form).resumed == 13
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_read_is_never_replaced(tmp_path: Path, encoder, images, monkeypatch) -> None:
+    import pyarrow as pa
+
+    from fvexport.export.features import open_source
+
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(pa.table({"image": [images[0].read_bytes()]}), "t.parquet")
+    Path("list.txt").write_text(f"{images[0]}\n")
+    with tarfile.open("t.tar", "w") as tar:
+        tar.add(images[0], "0.png")
+    for name in ("t.parquet", "@list.txt", "t.tar"):
+        path = Path(name.removeprefix("@"))
+        before = path.read_bytes()
+        with pytest.raises(ArtifactError, match="that are read"):
+            encode_images(open_source([name]), encoder, path, force=True)
+        assert path.read_bytes() == before
+    artifact = encoder.artifact.path
+    for inside in (artifact / "manifest.json", artifact):
+        with pytest.raises(ArtifactError, match="part of the artifact"):
+            encode_images(images, encoder, inside, force=True)
+
+
+def test_an_output_among_the_tables_that_are_read(tmp_path: Path, encoder, images, monkeypatch) -> None:
+    import pyarrow as pa
+
+    from fvexport.export.features import open_source
+
+    monkeypatch.chdir(tmp_path)
+    Path("tables").mkdir()
+    pq.write_table(pa.table({"image": [images[0].read_bytes()]}), "tables/t.parquet")
+    out = Path("tables/out.parquet")
+    for resumed in (0, 1):
+        source = open_source(["tables"], leave_out=out)
+        assert encode_images(source, encoder, out, form=FORMS[1]).resumed == resumed
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path, encoder, images) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    encode_images(images, encoder, tmp_path / "out", form=FORMS[1])
+    assert (tmp_path / "out").is_symlink() and len(content(tmp_path / "disk")) == 13
+
+
 # --- killed -----------------------------------------------------------------------------------------
 
 
@@ -330,7 +491,7 @@ def test_a_damaged_record_of_the_run_is_refused(tmp_path: Path, encoder, images)
     out, folder = tmp_path / "out", tmp_path / ".out.encoding"
     folder.mkdir()
     (folder / "run.json").write_text('{"images": "many"}')
-    with pytest.raises(ArtifactError, match="cannot be read"):
+    with pytest.raises(ArtifactError, match="is damaged"):
         encode_images(images, encoder, out)
     assert (folder / "run.json").exists()
     assert encode_images(images, encoder, out, force=True).encoded == 11
