@@ -81,6 +81,8 @@ def main(
             held.enter_context(connected(None))
             runs["ray"] = on_ray(artifact, encoder, source, folder, skip)
         rows = measure(runs, rounds)
+    for row in rows:  # not before: nothing is printed while Ray runs
+        click.echo("  ".join(f"{kind} {rate:.3f}/s ({rate / row['bare']:.3f})" for kind, rate in row.items()))
     click.echo("median of the ratios to the bare loop:")
     for kind in runs:
         click.echo(f"  {kind:8s} {statistics.median(row[kind] / row['bare'] for row in rows):.3f}")
@@ -92,9 +94,8 @@ def measure(runs: dict[str, Callable[[], float]], rounds: int) -> list[dict[str,
     rows, kinds = [], list(runs)
     for number in range(rounds):
         order = kinds[number % len(kinds) :] + kinds[: number % len(kinds)]
-        row = {kind: runs[kind]() for kind in order}
-        click.echo("  ".join(f"{kind} {row[kind]:.3f}/s ({row[kind] / row['bare']:.3f})" for kind in kinds))
-        rows.append(row)
+        found = {kind: runs[kind]() for kind in order}
+        rows.append({kind: found[kind] for kind in kinds})
     return rows
 
 
