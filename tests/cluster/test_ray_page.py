@@ -7,8 +7,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 PAGE = (Path(__file__).parents[2] / "docs" / "ray.md").read_text(encoding="utf-8")
+
+
+def test_the_commands(cluster: Any, artifact: Path, images: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """On the cluster of the tests, which a process that is connected uses; the second line only names another one."""
+    from fvexport.cli.main import main
+
+    lines = [line for block in re.findall(r"```console\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+    assert len(lines) == 2 and lines[1] == f"{lines[0]} --ray-address auto"
+    monkeypatch.chdir(tmp_path)
+    Path("photos").symlink_to(images)
+    Path("fastvithd-1024").symlink_to(artifact)
+    with pytest.raises(SystemExit) as ended:
+        main(lines[0].split()[1:])
+    assert ended.value.code == 0, capsys.readouterr().err
+    import pyarrow.parquet as pq
+
+    names = {f"photos/{path.name}" for path in images.iterdir()}
+    assert set(pq.read_table("features").column("id").to_pylist()) == names
 
 
 def test_the_pipeline(cluster: Any, artifact: Path, encoder: Any, images: Path, tmp_path: Path) -> None:

@@ -31,5 +31,5 @@ def test_the_page_has_the_committed_ratios() -> None:
         r"keeps ([\d.]+) of the pace of a bare loop over decoded batches, and the same on Ray ([\d.]+)", PAGE
     )
     assert said is not None
-    for kind, words in zip(("encode", "ray"), said.groups(), strict=True):
-        assert float(words) == round(statistics.median(row[kind] / row["bare"] for row in rows), 2)
+    for kind, value in zip(("encode", "ray"), said.groups(), strict=True):
+        assert float(value) == round(statistics.median(row[kind] / row["bare"] for row in rows), 2)
