@@ -175,7 +175,7 @@ def encode(
     from ..cluster import encode_on_ray
     from ..core.allocator import keep_freed_memory
     from ..export.features import encode_images
-    from ..export.features.open_source import SourceOptions, open_source
+    from ..export.features.sources.open_source import SourceOptions, open_source
     from ..export.runtime import Encoder
     from .progress_bar import progress_bar
 

@@ -12,7 +12,7 @@ from ..export.export_options import AUTO
 from ..export.features.feature_form import FeatureForm
 from ..export.features.request import make_request
 from ..export.features.run import EncodeReport
-from ..export.features.source import Source
+from ..export.features.sources.source import Source
 from ..export.runtime.encoder import preprocessor_of
 from .run import run_on_ray
 from .workers import RayOptions

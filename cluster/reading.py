@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import first_line
 from ..core.input_file import read_bytes
-from ..export.features.source import Item, Source
+from ..export.features.sources.source import Item, Source
 
 if TYPE_CHECKING:
     import pyarrow as pa

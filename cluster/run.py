@@ -23,7 +23,7 @@ from ..export.features.existing import Failures
 from ..export.features.output_shards import ROW_GROUP_BYTES
 from ..export.features.request import Request
 from ..export.features.run import EncodeReport, Outcome, Target, encode_into
-from ..export.features.source import Source
+from ..export.features.sources.source import Source
 from ..export.features.table import features_schema
 from ..export.features.working_folder import WorkingFolder
 from .connection import connected, import_ray, nodes_of

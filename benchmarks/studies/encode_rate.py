@@ -27,7 +27,7 @@ from ...encoder.image import load_image, sample_images
 from ...export.artifact import Artifact
 from ...export.features.encode import encode_images, files
 from ...export.features.feature_form import FeatureForm
-from ...export.features.source import Source
+from ...export.features.sources.source import Source
 from ...export.runtime import Encoder
 from .overhead import export_seeded
 from .results import out_option, write_rows

@@ -2,16 +2,16 @@
 
 | module | |
 |---|---|
-| `source` | what a source of images is |
-| `open_source` | what a user names -> a source: files, folders, lists, tables, tar files |
-| `path_source`, `path_list` | image files; lists of their paths |
-| `table_source`, `table_file` | images in Parquet and Arrow files |
-| `tar_source`, `tar_index` | images in tar files, as WebDataset stores them |
-| `shards`, `packed`, `splits` | what these share: files of many images, many short texts, ranges of images |
-| `pyarrow_package` | pyarrow, which is an extra |
+| `sources/` | what a user names -> images in a fixed order |
+| `feature_form` | what is written of each image |
 | `request` | what a run was asked for, as its output records it |
-| `table` | the schema of a Parquet dataset of features |
-| `encode` | many images -> one file or dataset, on this machine |
+| `run` | what a run does around its work: it goes on, or finds that all is done |
+| `encode` | the work on this machine |
+| `decode`, `writer`, `pace` | images decoded ahead, features written behind, and how fast it goes |
+| `working_folder`, `pending` | what is kept of an unfinished run |
+| `output`, `output_shards`, `safetensors_file`, `table` | the output: a file, or a folder of Parquet or NumPy shards |
+| `existing` | what stands at an output already |
+| `pyarrow_package` | pyarrow, which is an extra |
 """
 
 import lazy_loader as _lazy

@@ -21,7 +21,7 @@ from ...core.errors import ConfigError, ImageError, ImageWarning
 from ...core.hardware import usable_threads
 from ...core.phrases import printable
 from ...encoder.preprocess import Preprocessor
-from .source import Item
+from .sources.source import Item
 
 AHEAD = 2
 """Batches that are decoded while another one is encoded."""

@@ -16,10 +16,10 @@ from .decode import Batch, BatchReader, check_workers
 from .feature_form import FeatureForm
 from .output import Output, open_output
 from .pace import Pace
-from .path_source import PathCollector, PathSource
 from .request import make_request
 from .run import EncodeReport, Outcome, Target, encode_into
-from .source import Source
+from .sources.path_source import PathCollector, PathSource
+from .sources.source import Source
 from .working_folder import WorkingFolder
 from .writer import Writer
 

@@ -11,7 +11,7 @@ from ...core.output_path import check_file, check_place
 from .output_shards import NpyShards, ParquetShards, ShardForm
 from .request import Request
 from .safetensors_file import file_bytes, read_header, reserved_bytes
-from .source import Source
+from .sources.source import Source
 
 MAX_LISTED = 1000
 """Failures of a folder that are listed; its `error` column has all of them."""

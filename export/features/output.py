@@ -13,7 +13,7 @@ from .existing import MAX_LISTED, Failures, count_shard, finished, shard_form, s
 from .pending import Pending
 from .request import Request
 from .safetensors_file import check_names, reserved_bytes, write_header
-from .source import Source
+from .sources.source import Source
 from .working_folder import BEGIN_AGAIN, WorkingFolder
 
 

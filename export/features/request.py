@@ -14,7 +14,7 @@ from ...core.records import Document, Name
 from ...encoder.preprocess import Preprocessor
 from ..artifact import Artifact
 from .feature_form import BYTES, DType, Engine, FeatureForm, Form, Pool
-from .source import Source
+from .sources.source import Source
 
 
 class Request(Document, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ from ...core.errors import ArtifactError, UnfinishedWarning
 from ...core.output_path import os_errors
 from .existing import Failures, check_output, finished
 from .request import Request
-from .source import Source
+from .sources.source import Source
 from .working_folder import WorkingFolder
 
 

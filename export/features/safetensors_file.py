@@ -16,7 +16,7 @@ from ...core.errors import ConfigError
 from ...core.input_file import open_regular
 from ...core.records import RecordError
 from .request import Request, read_request
-from .source import Source
+from .sources.source import Source
 
 METADATA = "__metadata__"
 REQUEST = "request"

@@ -17,7 +17,7 @@ from PIL import Image
 from fvexport.core.errors import ConfigError
 from fvexport.encoder.preprocess import Preprocessor
 from fvexport.export.features.decode import BatchReader
-from fvexport.export.features.source import Item
+from fvexport.export.features.sources.source import Item
 
 PREPROCESSOR = Preprocessor(64, 64)
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fvexport.core.errors import ConfigError, ImageError, ImageWarning
 from fvexport.export.features import Item, SourceOptions, open_source
-from fvexport.export.features.open_source import expand_braces
+from fvexport.export.features.sources.open_source import expand_braces
 
 
 @pytest.fixture(autouse=True)

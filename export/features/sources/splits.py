@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...core.errors import ConfigError
+from ....core.errors import ConfigError
 
 
 def cut(total: int, rows: int, ends: np.ndarray | None = None) -> list[tuple[int, int]]:

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fvexport.export.features.packed import PackedTexts, TextPacker
-from fvexport.export.features.splits import cut
+from fvexport.export.features.sources.packed import PackedTexts, TextPacker
+from fvexport.export.features.sources.splits import cut
 
 texts = st.lists(st.one_of(st.sampled_from(["", "a", "ä", "\udce9", "写真/🐈"]), st.text(max_size=5)), max_size=30)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from ...core.errors import ImageError
+from ....core.errors import ImageError
 
 LONGEST_LINE = 1 << 16
 """Bytes; longer than any path that a system opens."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...core.phrases import printable
+from ....core.phrases import printable
 from .packed import PackedTexts, TextPacker
 from .source import Item
 from .splits import cut

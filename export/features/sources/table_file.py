@@ -7,9 +7,9 @@ import mmap
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal
 
-from ...core.errors import first_line
-from ...core.phrases import first_few
-from .pyarrow_package import import_pyarrow
+from ....core.errors import first_line
+from ....core.phrases import first_few
+from ..pyarrow_package import import_pyarrow
 from .shards import ShardError, open_shard
 
 ColumnKind = Literal["bytes", "image", "path"]

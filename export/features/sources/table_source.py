@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import ImageError
-from ...core.phrases import printable
+from ....core.errors import ImageError
+from ....core.phrases import printable
 from .packed import PackedTexts, TextPacker
 from .path_source import path_item
 from .shards import MAX_IMAGE_BYTES, ShardError, open_shard, overlaps, refuse_all, shard_id

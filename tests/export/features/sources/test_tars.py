@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fvexport.core.errors import ImageError, ImageWarning
 from fvexport.encoder.image import image_suffixes
 from fvexport.export.features import open_source
-from fvexport.export.features.tar_index import TarDamageError, members
-from fvexport.export.features.tar_source import image_key
+from fvexport.export.features.sources.tar_index import TarDamageError, members
+from fvexport.export.features.sources.tar_source import image_key
 
 IMAGES = (".jpg", ".png", ".JPEG", ".webp")
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -195,7 +195,7 @@ def test_a_shard_that_changes_after_it_was_indexed() -> None:
 
 
 def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fvexport.export.features import tar_source
+    from fvexport.export.features.sources import tar_source
 
     monkeypatch.setattr(tar_source, "MAX_IMAGE_BYTES", 5)
     make_tar("a.tar", [("0.jpg", b"12345"), ("1.jpg", b"123456")])

@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ...core.errors import ImageError, first_line
-from ...core.input_file import open_regular
-from ...core.phrases import printable
+from ....core.errors import ImageError, first_line
+from ....core.input_file import open_regular
+from ....core.phrases import printable
 
 MAX_IMAGE_BYTES = 1 << 30
 """Larger ones are an error of the image and are not read."""

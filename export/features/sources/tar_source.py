@@ -12,9 +12,9 @@ from typing import BinaryIO, NoReturn
 
 import numpy as np
 
-from ...core.errors import ImageError
-from ...core.phrases import printable
-from ...encoder.image import image_suffixes
+from ....core.errors import ImageError
+from ....core.phrases import printable
+from ....encoder.image import image_suffixes
 from .packed import PackedTexts, TextPacker
 from .shards import MAX_IMAGE_BYTES, ShardError, open_shard, overlaps, refuse_all, shard_id, why_unreadable
 from .source import Item

@@ -13,10 +13,10 @@ from itertools import product
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from ...core.errors import ConfigError, ImageError, ImageWarning, first_line
-from ...core.input_file import open_regular
-from ...core.phrases import first_few
-from ...encoder.image import Found, image_suffixes, images_in
+from ....core.errors import ConfigError, ImageError, ImageWarning, first_line
+from ....core.input_file import open_regular
+from ....core.phrases import first_few
+from ....encoder.image import Found, image_suffixes, images_in
 from .path_list import read_list
 from .path_source import PathCollector
 from .shards import shard_id
