@@ -74,7 +74,7 @@ class ParquetShards:
     def write(self, folder: Path, aside: Path, index: int, pending: Pending) -> None:
         pq = import_pyarrow().parquet
         ids, reasons = pending.entries()
-        values, scratch, position = pending.values(), aside / "part.new", 0
+        scratch, position = aside / "part.new", 0
         rows = max(1, ROW_GROUP_BYTES // pending.each)
         assert self._schema is not None
         # Floats hardly compress, and a dictionary of them is waste; the null count of `error` says how many failed.
@@ -85,7 +85,7 @@ class ParquetShards:
             for start in range(0, len(ids), rows):
                 why = reasons[start : start + rows]
                 good = np.array([reason is None for reason in why])
-                part = values[position : position + int(good.sum())]
+                part = pending.values(position, int(good.sum()))
                 position += len(part)
                 if not good.all():
                     whole = np.zeros((len(why), *pending.shape), pending.dtype)

@@ -103,12 +103,14 @@ class Pending:
         lines = [_parsed(line, self.journal) for line in self._journal]
         return [line[0] for line in lines], [line[1] if len(line) == 2 else None for line in lines]
 
-    def values(self) -> np.ndarray:
-        """The rows (rows, *shape), mapped from the file."""
+    def values(self, start: int = 0, count: int | None = None) -> np.ndarray:
+        """`count` rows (rows, *shape) from `start` on, read from the file; by default all."""
         self.sync()
-        if not self.good:
-            return np.empty((0, *self.shape), self.dtype)
-        return np.memmap(self.rows, self.dtype, "r", self.offset, (self.good, *self.shape))
+        count = self.good - start if count is None else count
+        found = np.fromfile(
+            self.rows, self.dtype, count * (self.each // self.dtype.itemsize), offset=self.offset + start * self.each
+        )
+        return found.reshape(count, *self.shape)
 
     def close(self, *, flush: bool = True) -> None:
         """Closes the files; what is not yet named is named before."""
