@@ -20,7 +20,9 @@ from ..core.progress import Progress, silent
 from ..encoder.preprocess import Preprocessor
 from ..export.artifact import Artifact
 from ..export.features.existing import Failures
+from ..export.features.feature_form import named
 from ..export.features.output_shards import ROW_GROUP_BYTES
+from ..export.features.pyarrow_package import import_pyarrow
 from ..export.features.request import Request
 from ..export.features.run import EncodeReport, Outcome, Target, encode_into
 from ..export.features.sources.source import Source
@@ -67,7 +69,12 @@ class _Worker(EncodeImages):
         self._counted = 0
         result = super().__call__(batch)
         self._count.add.remote(batch.num_rows - self._counted)  # those that failed
-        return result
+        errors = [
+            reason and named(reason, name)
+            for name, reason in zip(result.column("id").to_pylist(), result.column("error").to_pylist(), strict=True)
+        ]
+        pa = import_pyarrow()
+        return result.set_column(result.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
 
     def _encode(
         self, rows: list[int], pixels: list[np.ndarray], features: np.ndarray, errors: list[str | None]

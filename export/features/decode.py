@@ -21,6 +21,7 @@ from ...core.errors import ConfigError, ImageError, ImageWarning
 from ...core.hardware import usable_threads
 from ...core.phrases import printable
 from ...encoder.preprocess import Preprocessor
+from .feature_form import named
 from .sources.source import Item
 
 AHEAD = 2
@@ -148,5 +149,5 @@ def _decode(preprocessor: Preprocessor, item: Item, into: np.ndarray) -> _Decode
     try:
         into[...] = preprocessor.pixels(item.data, notices)
     except ImageError as error:
-        return _Decoded(printable(str(error).replace("the given bytes", item.id)), notices)
-    return _Decoded(None, [notice.replace("the given bytes", item.id) for notice in notices])
+        return _Decoded(named(printable(str(error)), item.id), notices)
+    return _Decoded(None, [named(notice, item.id) for notice in notices])

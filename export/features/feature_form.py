@@ -24,6 +24,18 @@ SHARD_BYTES = 256 << 20
 MAX_SHARD_ROWS = 100_000
 
 
+BEYOND = "features beyond the range of float16: use --dtype float32"
+UNDEFINED = "infinite or undefined features: encode it with an fp32 file"
+"""What an image has that cannot be written."""
+
+
+def named(reason: str, name: str) -> str:
+    """Why image `name` has no features, where the reason could not name it."""
+    if reason in (BEYOND, UNDEFINED):
+        return f"{name} has {reason}"
+    return reason.replace("the given bytes", name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeatureForm:
     """What is written.
@@ -74,9 +86,5 @@ class FeatureForm:
         for index, one in enumerate(values):
             if not np.isfinite(one).all():
                 finite = bool(np.isfinite(features[index]).all())
-                reasons[index] = (
-                    "features exceed the range of float16: use --dtype float32"
-                    if finite
-                    else "infinite or undefined features: encode it with an fp32 file"
-                )
+                reasons[index] = BEYOND if finite else UNDEFINED
         return values, reasons

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
-from .feature_form import FeatureForm
+from .feature_form import FeatureForm, named
 from .output import Output
 
 BEHIND = 2
@@ -54,7 +54,7 @@ class Writer:
             positions = [index for index, reason in enumerate(reasons) if reason is None]
             reasons = list(reasons)
             for index, problem in zip(positions, problems, strict=True):
-                reasons[index] = problem if problem is None else f"{ids[index]} has {problem}"
+                reasons[index] = problem if problem is None else named(problem, ids[index])
             values = values[[problem is None for problem in problems]]
         self._output.append(ids, values, reasons)
 
