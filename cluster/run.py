@@ -221,6 +221,7 @@ def _call_rows(source: Source, request: Request, workers: Workers, batch_size: i
     return -(-rows // batch_size) * batch_size
 
 
+_CAUSE = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Invalid): .+", re.MULTILINE)
 _OURS = re.compile(r"fvexport\.core\.errors\.(\w+): (.+)")
 
 
@@ -229,10 +230,9 @@ def _explained(error: Exception) -> FvexportError:
     text = str(error)
     if found := _OURS.findall(text):
         return UnavailableError(f"a worker cannot go on: {found[-1][1]}")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return UnavailableError(
-        f"Ray ended the run ({lines[-1][:300] if lines else first_line(error)}); run the command again to go on"
-    )
+    causes = [found[0] for found in _CAUSE.finditer(text) if not found[0].startswith("ray.")]
+    reason = causes[0][:300] if causes else first_line(error)
+    return UnavailableError(f"Ray ended the run ({reason}); run the command again to go on")
 
 
 @contextlib.contextmanager
