@@ -7,7 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from ..core.progress import Progress
+from ..core.progress import NotedProgress, Progress
+from ..export.features.pace import Pace
 
 PAUSE_SECONDS = 0.5
 
@@ -16,13 +17,13 @@ class _Count:
     """An actor."""
 
     def __init__(self) -> None:
-        self.done = 0
+        self.done = self.failed = 0
 
-    def add(self, count: int) -> None:
-        self.done += count
+    def add(self, done: int, failed: int) -> None:
+        self.done, self.failed = self.done + done, self.failed + failed
 
-    def get(self) -> int:
-        return self.done
+    def get(self) -> tuple[int, int]:
+        return self.done, self.failed
 
 
 def counter(ray: Any) -> Any:
@@ -40,16 +41,20 @@ def reported(ray: Any, count: Any, progress: Progress, done: int, total: int) ->
     Args:
         ray: the module.
         count: of `counter`.
-        progress: called as `encode`.
+        progress: called as `encode`, and told the pace in words.
         done: images that earlier runs encoded.
         total: images in all.
     """
-    ended = threading.Event()
+    ended, pace = threading.Event(), Pace(done, total)
 
     def poll() -> None:
         while not ended.wait(PAUSE_SECONDS):
             with contextlib.suppress(Exception):  # the cluster ends, or is busy: the next look tells more
-                progress("encode", min(total, done + ray.get(count.get.remote(), timeout=5)), total)
+                new, failed = ray.get(count.get.remote(), timeout=5)
+                now = min(total, done + new)
+                if isinstance(progress, NotedProgress):
+                    progress.note(pace.note(now, failed))
+                progress("encode", now, total)
 
     progress("encode", done, total)
     thread = threading.Thread(target=poll, name="progress", daemon=True)

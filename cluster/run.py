@@ -68,7 +68,7 @@ class _Worker(EncodeImages):
             raise self._problem
         self._counted = 0
         result = super().__call__(batch)
-        self._count.add.remote(batch.num_rows - self._counted)  # those that failed
+        self._count.add.remote(batch.num_rows - self._counted, result.column("features").null_count)
         errors = [
             reason and named(reason, name)
             for name, reason in zip(result.column("id").to_pylist(), result.column("error").to_pylist(), strict=True)
@@ -80,7 +80,7 @@ class _Worker(EncodeImages):
         self, rows: list[int], pixels: list[np.ndarray], features: np.ndarray, errors: list[str | None]
     ) -> None:
         super()._encode(rows, pixels, features, errors)
-        self._count.add.remote(len(rows))
+        self._count.add.remote(len(rows), 0)
         self._counted += len(rows)
 
 
