@@ -15,6 +15,7 @@ import click
 from ..core.plain_text import plain_line
 from ..core.progress import Progress, silent
 from .options import is_verbose
+from .printing import progress_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -77,8 +78,14 @@ class _Line:
     def __exit__(self, *_: object) -> None:
         self.timer.cancel()
         with self.lock:
+            progress_line(None)
             if self.shown is not None:
                 self.shown.stop()
+
+    def _erase(self) -> None:
+        """Empties the line; the next update draws it again."""
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
 
     def note(self, text: str) -> None:
         with self.lock:
@@ -113,6 +120,7 @@ class _Line:
             )
             self._update()
             self.shown.start()
+            progress_line(self._erase)
 
     def _update(self) -> None:
         if self.shown is None:

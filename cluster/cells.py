@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 def column_cells(batch: dict[str, np.ndarray] | pa.Table, column: str) -> list[Any]:
     """The values of a column, one for each row; raises ConfigError if the batch has no such column."""
+    if not isinstance(batch, dict) and not hasattr(batch, "column_names"):
+        raise ConfigError(
+            f"a batch is a dictionary of NumPy arrays or a pyarrow.Table; found {type(batch).__name__}: leave "
+            'batch_format out, or set it to "pyarrow"'
+        )
     names = list(batch) if isinstance(batch, dict) else batch.column_names
     if column not in names:
         raise ConfigError(f"the batch has no column {column!r}; {did_you_mean(column, names)} (column=...)")

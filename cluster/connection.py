@@ -77,7 +77,10 @@ def connected(address: str | None, *, verbose: bool = False) -> Iterator[Any]:
                 raise UnavailableError(
                     f"Ray does not start on this machine ({reason}); see its log in /tmp/ray"
                 ) from None
-            raise UnavailableError(f"no Ray cluster at {address} ({reason}); {START}") from None
+            raise UnavailableError(f"Ray does not connect to {options['address']} ({reason})") from None
+        except BaseException:  # a signal
+            ray.shutdown()
+            raise
     try:
         # Ray prints messages of its nodes on stdout, where a command's own result goes.
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(sys.stderr if verbose else nowhere):
@@ -105,7 +108,7 @@ def _answering(address: str) -> str:
         reason = "it is no HOST:PORT" if isinstance(error, ValueError) else getattr(error, "strerror", None) or error
         if found == "auto":
             raise UnavailableError(f"no Ray cluster runs on this machine; {START}") from None
-        raise UnavailableError(f"no Ray cluster at {found} ({reason}); {START}") from None
+        raise UnavailableError(f"no Ray cluster at {found or repr(found)} ({reason}); {START}") from None
     return found
 
 
@@ -135,14 +138,20 @@ def _silent() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keeps the handler of SIGTERM, which Ray replaces by one of its own."""
+    """Keeps the handler of SIGTERM: Ray would replace it, and end the process without a word while it starts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = signal.getsignal(signal.SIGTERM)
+    utils = importlib.import_module("ray._private.utils")
+    setter = getattr(utils, "set_sigterm_handler", None)
+    if setter is not None:
+        utils.set_sigterm_handler = lambda _handler: None  # type: ignore[attr-defined]
     try:
         yield
     finally:
+        if setter is not None:
+            utils.set_sigterm_handler = setter  # type: ignore[attr-defined]
         signal.signal(signal.SIGTERM, before)
 
 

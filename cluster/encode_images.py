@@ -65,9 +65,9 @@ class EncodeImages:
         resolution: tuple[int, int] | None = None, batch_size: int | None = None, threads: int | None = None,
         decoders: int | None = None, keep: bool = False,
     ) -> None:  # fmt: skip
-        for name, value in (("batch_size", batch_size), ("decoders", decoders)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1; found {value}")
+        for name, value in (("batch_size", batch_size), ("decoders", decoders), ("threads", threads)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"{name} must be a whole number of at least 1; found {value!r}")
         cpus = assigned_cpus()
         opened = artifact.open() if isinstance(artifact, ShippedArtifact) else artifact
         self.encoder = Encoder(opened, backend, resolution=resolution, threads=threads or cpus)
@@ -82,7 +82,8 @@ class EncodeImages:
         table = not isinstance(batch, dict)
         columns = batch.column_names if table else list(batch)
         known, names = (column_cells(batch, one) if one in columns else None for one in ("error", "id"))
-        errors: list[str | None] = [None] * len(cells) if known is None else [e or None for e in known]
+        # A column of None alone comes as one of NaN.
+        errors = [error if isinstance(error, str) and error else None for error in known or [None] * len(cells)]
         shape = self.form.shape(*self.encoder.shape)
         features = np.full((len(cells), *shape), 0 if table else np.nan, self.form.dtype)
         for rows, pixels in self._batches(cells, errors, names):

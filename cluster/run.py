@@ -24,7 +24,7 @@ from ..export.features.feature_form import named
 from ..export.features.output_shards import ROW_GROUP_BYTES
 from ..export.features.pyarrow_package import import_pyarrow
 from ..export.features.request import Request
-from ..export.features.run import EncodeReport, Outcome, Target, encode_into
+from ..export.features.run import EncodeReport, Outcome, Target, encode_into, told_to_go_on
 from ..export.features.sources.source import Source
 from ..export.features.table import features_schema
 from ..export.features.working_folder import WorkingFolder
@@ -118,18 +118,18 @@ def run_on_ray(
 
     def run(working: WorkingFolder) -> Outcome:
         import_ray()
-        work = WorkFolder(working)
-        resumed = len(source)
-        try:
-            if not work.is_complete:
-                with connected(options.address, verbose=options.verbose) as ray:
-                    workers = plan_workers(nodes_of(ray), options)
-                    resumed = _run_all(ray, source, opened, request, work, (workers, options), progress)
-            failures = Failures()
-            work.finish(request, failures, force=force)
-        except BaseException:
-            working.keep = work.has_any
-            raise
+        work = WorkFolder(working, request)
+        resumed, failures = len(source), Failures()
+        with told_to_go_on(working):
+            try:
+                if not work.is_complete:
+                    with connected(options.address, verbose=options.verbose) as ray:
+                        workers = plan_workers(nodes_of(ray), options)
+                        resumed = _run_all(ray, source, opened, request, work, (workers, options), progress)
+                work.finish(failures, force=force)
+            except BaseException:
+                working.keep = work.has_any
+                raise
         working.keep = False
         progress("encode", len(source), len(source))
         return Outcome(failures, resumed)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.errors import ArtifactError
 from ..core.output_path import os_errors, put_folder
 from ..export.features.existing import Failures, count_all, shard_form
 from ..export.features.request import Request
@@ -44,8 +45,9 @@ class WorkFolder:
         root: holds `data/` and `checkpoint/`.
     """
 
-    def __init__(self, working: WorkingFolder) -> None:
+    def __init__(self, working: WorkingFolder, request: Request) -> None:
         self.out, home = working.out, working.path
+        self._working, self._request = working, request
         with os_errors(self.out):
             starts = sorted(path for path in home.iterdir() if _START.fullmatch(path.name))
             # A worker of an ended driver may have made an earlier one anew.
@@ -58,9 +60,19 @@ class WorkFolder:
                 self.root.mkdir()
             for path in starts:
                 shutil.rmtree(path, ignore_errors=True)
+            if self.is_complete and working.placing and not self._is_whole():
+                # The result was moved to the output; what is here now, if anything, was there before.
+                shutil.rmtree(self.root)
+                self.root.mkdir()
             if not self.is_complete:
                 self.data.mkdir(exist_ok=True)
                 self.checkpoint.mkdir(exist_ok=True)
+
+    def _is_whole(self) -> bool:
+        try:
+            return self.data.is_dir() and count_all(shard_form(self._request), self.data, self._request, Failures())
+        except ArtifactError:
+            return False
 
     @property
     def data(self) -> Path:
@@ -114,7 +126,7 @@ class WorkFolder:
         """Whether anything is done."""
         return self.is_complete or any(not file.name.endswith(PENDING) for file in self.checkpoint.iterdir())
 
-    def finish(self, request: Request, failures: Failures, *, force: bool) -> None:
+    def finish(self, failures: Failures, *, force: bool) -> None:
         """Gives the data files their final names, adds their failures to `failures`, and moves them to `out`.
 
         Raises ArtifactError if something is at `out` that must not be replaced.
@@ -125,17 +137,17 @@ class WorkFolder:
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
                 (self.root / COMPLETE).touch()
-            if not self.data.is_dir():  # it was moved, and then the run was interrupted
-                count_all(shard_form(request), self.out, request, failures)
-                return
             names = sorted(file.name for file in self.data.iterdir())
             taken = {name for name in names if name.startswith("part-")}
             free = (name for number in range(len(names)) if (name := f"part-{number:05d}.parquet") not in taken)
             for name in names:
                 if name not in taken:
                     (self.data / name).rename(self.data / next(free))
-            count_all(shard_form(request), self.data, request, failures)
-            put_folder(self.data, self.out, force=force, ours=shard_form(request).is_ours)
+            form = shard_form(self._request)
+            if not count_all(form, self.data, self._request, failures):
+                raise ArtifactError(f"images are missing in {self.data}; begin again with --force (force=True)")
+            self._working.mark_placing()
+            put_folder(self.data, self.out, force=force, ours=form.is_ours)
 
 
 def _key(name: str) -> int:

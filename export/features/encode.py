@@ -17,7 +17,7 @@ from .feature_form import FeatureForm
 from .output import Output, open_output
 from .pace import Pace
 from .request import make_request
-from .run import EncodeReport, Outcome, Target, encode_into
+from .run import EncodeReport, Outcome, Target, encode_into, told_to_go_on
 from .sources.path_source import PathCollector, PathSource
 from .sources.source import Source
 from .working_folder import WorkingFolder
@@ -44,10 +44,12 @@ def encode_images(
         workers: images that are decoded at the same time; by default as many as there are cores.
         progress: called as `encode` with the images done and their number, and told the pace in words.
 
+    Warns with UnfinishedWarning if the run ends early and the next one goes on.
+
     Raises:
         ArtifactError: `out` exists and `force` is off, it cannot be written (a full disk, no permission), another run
             writes it, or an earlier run of other arguments is not finished.
-        ConfigError: no images, a batch size under 1, or an impossible number of workers.
+        ConfigError: no images or a single path, a batch size under 1, or an impossible number of workers.
     """
     start = time.perf_counter()
     source: Source = images if isinstance(images, Source) else files(images)
@@ -65,17 +67,18 @@ def encode_images(
         output = _opened(target, working)
         resumed = output.done
         whole = False
-        try:
-            if output.done < len(source):
-                rest = source.part(output.done, len(source))
-                with BatchReader(rest, encoder.preprocessor, size, workers) as batches:
-                    _encode(batches, encoder, output, form, len(source), progress)
-            progress("encode", output.done, len(source))
-            output.finish(force=force)
-            whole = True
-        finally:
-            working.keep = not whole and (working.resumed or output.done > 0)
-            output.close(flush=not whole)
+        with told_to_go_on(working):
+            try:
+                if output.done < len(source):
+                    rest = source.part(output.done, len(source))
+                    with BatchReader(rest, encoder.preprocessor, size, workers) as batches:
+                        _encode(batches, encoder, output, form, len(source), progress)
+                progress("encode", output.done, len(source))
+                output.finish(force=force)
+                whole = True
+            finally:
+                working.keep = not whole and (working.resumed or output.done > 0)
+                output.close(flush=not whole)
         return Outcome(output.failures, resumed)
 
     return encode_into(target, work, start, encoder.chosen.why)
@@ -93,7 +96,9 @@ def _opened(target: Target, working: WorkingFolder) -> Output:
 
 
 def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
-    """Image files as a source. A missing one is an image that cannot be read."""
+    """Image files as a source. A missing one is an image that cannot be read. Raises ConfigError for a single path."""
+    if isinstance(paths, (str, os.PathLike)):
+        raise ConfigError(f"images are a list of files, or a source; give [{os.fspath(paths)!r}] or open_source([...])")
     collected = PathCollector()
     for path in paths:
         file = Path(path)

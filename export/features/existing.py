@@ -17,6 +17,9 @@ MAX_LISTED = 1000
 """Failures of a folder that are listed; its `error` column has all of them."""
 
 
+REPLACE = "replace it with --force (force=True) or choose another --out (out)"
+
+
 @dataclass
 class Failures:
     """Images without features: their number, and the first of them as (id, reason)."""
@@ -43,6 +46,8 @@ def check_output(out: Path, request: Request, source: Source, *, force: bool, ha
     """
     each = request.row_bytes
     if request.form == "safetensors":
+        if not force and (found := read_header(out)) is not None:
+            raise ArtifactError(f"{out} exists{_words(found[0].differs(request))}; {REPLACE}")
         need = 8 + reserved_bytes(request, source) + request.images * each
         check_file(out, force=force, need_bytes=max(0, need - have_bytes))
         return
@@ -52,10 +57,9 @@ def check_output(out: Path, request: Request, source: Source, *, force: bool, ha
         if not (out.is_dir() and shard_form(request).is_ours(out)):
             raise ArtifactError(f"{out} exists and is not what this command writes; choose another --out (out)")
         if not force:
-            raise ArtifactError(
-                f"{out} exists{_difference(out, request)}; replace it with --force (force=True) "
-                "or choose another --out (out)"
-            )
+            earlier = shard_form(request).request(out)
+            differs = [] if earlier is None else earlier.differs(request)
+            raise ArtifactError(f"{out} exists{_words(differs)}; {REPLACE}")
 
 
 def is_empty_folder(path: Path) -> bool:
@@ -63,9 +67,7 @@ def is_empty_folder(path: Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _difference(out: Path, request: Request) -> str:
-    found = shard_form(request).request(out)
-    differs = [] if found is None else found.differs(request)
+def _words(differs: list[str]) -> str:
     return f", of another {', another '.join(differs)}" if differs else ""
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ...core.errors import ConfigError
+from ...core.phrases import did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +54,14 @@ class FeatureForm:
     shard_rows: int | None = None
 
     def __post_init__(self) -> None:
+        choices: tuple[tuple[str, object, tuple[str, ...]], ...] = (
+            ("format", self.form, get_args(Form)),
+            ("pool", self.pool, get_args(Pool)),
+            ("dtype", self.dtype, get_args(DType)),
+        )
+        for name, value, known in choices:
+            if value not in known:
+                raise ConfigError(f"unknown {name} {value!r}; {did_you_mean(value, known)}")
         if self.shard_rows is None:
             return
         if self.form == "safetensors":

@@ -14,7 +14,7 @@ from .pending import Pending
 from .request import Request
 from .safetensors_file import check_names, reserved_bytes, write_header
 from .sources.source import Source
-from .working_folder import BEGIN_AGAIN, WorkingFolder
+from .working_folder import WorkingFolder
 
 
 class Output(Protocol):
@@ -58,12 +58,6 @@ def _is_not_whole(working: WorkingFolder, request: Request, source: Source) -> b
         return True
 
 
-def _check_ids(ids: list[str], source: Source, start: int) -> None:
-    """Raises ArtifactError unless these are the ids of the source's images from `start` on."""
-    if ids != list(source.part(start, start + len(ids)).ids()):
-        raise ArtifactError(f"the journal has other images than the source from image {start} on; {BEGIN_AGAIN}")
-
-
 class _Shards:
     """A folder of shards. Shard k has the images from k * shard_rows on."""
 
@@ -92,11 +86,14 @@ class _Shards:
             if path not in self._names():
                 path.unlink()
 
+    def _open_pending(self) -> Pending:
+        start = self.index * self.request.shard_rows
+        wanted = self.source.part(start, start + shard_images(self.request, self.index)).ids()
+        return Pending(*self._names(), wanted, self.request.shape, self.request.dtype)
+
     def _begin_shard(self) -> None:
-        self._pending = Pending(*self._names(), self.request.shape, self.request.dtype)
+        self._pending = self._open_pending()
         self.done += self._pending.images
-        if self._pending.images > shard_images(self.request, self.index):
-            raise ArtifactError(f"{self._names()[1]} is damaged; begin again with --force (force=True)")
         if self._pending.images:
             for name, reason in zip(*self._pending.entries(), strict=True):
                 if reason is not None:
@@ -121,14 +118,13 @@ class _Shards:
     def _finish_shard_if_full(self) -> None:
         if self._pending is None or self._pending.images < shard_images(self.request, self.index):
             return
-        _check_ids(self._pending.entries()[0], self.source, self.index * self.request.shard_rows)
         self.form.write(self.working.result, self.working.path, self.index, self._pending)
         self._pending.close()
         self._pending.remove()
         self._pending = None
         self.index += 1
         if self.done < self.request.images:
-            self._pending = Pending(*self._names(), self.request.shape, self.request.dtype)
+            self._pending = self._open_pending()
 
     def finish(self, *, force: bool) -> None:
         with os_errors(self.working.out):
@@ -146,12 +142,13 @@ class _File:
 
     def __init__(self, working: WorkingFolder, request: Request, source: Source) -> None:
         check_names(source)
-        self.working, self.request, self.source = working, request, source
+        self.working, self.request = working, request
         self.failures = Failures()
         self.reserved = reserved_bytes(request, source)
         self._pending = Pending(
-            working.result, working.path / "pending.jsonl", request.shape, request.dtype, 8 + self.reserved
-        )
+            working.result, working.path / "pending.jsonl", source.ids(), request.shape, request.dtype,
+            8 + self.reserved,
+        )  # fmt: skip
         self.done = self._pending.images
         if self.done:
             for name, reason in zip(*self._pending.entries(), strict=True):
@@ -170,7 +167,6 @@ class _File:
         with os_errors(self.working.out):
             ids, reasons = self._pending.entries()
             self._pending.close()
-            _check_ids(ids, self.source, 0)
             self.working.mark_placing()
             if self._pending.good:
                 write_header(self.working.result, self.request, ids, reasons, self.reserved)

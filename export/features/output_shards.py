@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -104,14 +104,8 @@ class ParquetShards:
         return _failures(self.path(folder, index))
 
     def is_ours(self, folder: Path) -> bool:
-        names = [path.name for path in folder.iterdir()]
-        return all(re.fullmatch(r"part-\d{5,}\.parquet", name) for name in names) and self._first_is_ours(folder)
-
-    def _first_is_ours(self, folder: Path) -> bool:
-        try:
-            return self.request(folder) is not None
-        except ArtifactError:
-            return False
+        paths = sorted(folder.iterdir())
+        return all(re.fullmatch(r"part-\d{5,}\.parquet", path.name) for path in paths) and _any_is_ours(paths)
 
 
 class NpyShards:
@@ -178,10 +172,8 @@ class NpyShards:
             return False
         pattern = re.compile(r"(img_emb_\d{5,}\.npy|(metadata|errors)_\d{5,}\.parquet)")
         inside = [path for name in self.FOLDERS if (folder / name).is_dir() for path in (folder / name).iterdir()]
-        try:
-            return all(pattern.fullmatch(path.name) for path in inside) and self.request(folder) is not None
-        except ArtifactError:
-            return False
+        tables = [path for path in inside if path.suffix == ".parquet"]
+        return all(pattern.fullmatch(path.name) for path in inside) and _any_is_ours(tables)
 
 
 DAMAGED_FIX = "remove the folder, or begin again with --force (force=True)"
@@ -218,6 +210,15 @@ def _failures(path: Path) -> Iterator[tuple[str, str]]:
         for batch in file.iter_batches(columns=["id", "error"]):
             for row in batch.filter(batch.column("error").is_valid()).to_pylist():
                 yield plain_line(str(row["id"])), plain_line(str(row["error"]))
+
+
+def _any_is_ours(paths: Iterable[Path]) -> bool:
+    """Whether one of the files records a request; others may be damaged."""
+    for path in paths:
+        with suppress(ArtifactError):
+            if _request_in(path) is not None:
+                return True
+    return False
 
 
 def _request_in(path: Path) -> Request | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,8 +93,6 @@ def encode_into(target: Target, work: Callable[[WorkingFolder], Outcome], start:
 
     Raises ArtifactError: the output exists and `force` is off, it cannot be written, another run writes it, an earlier
     run of another request is not finished, or it is a file that the run reads.
-
-    Warns with UnfinishedWarning if the work ends early, and the next run goes on.
     """
     out, request, source = target.out, target.request, target.source
     if request.form != "safetensors" and out.is_symlink() and out.is_dir():
@@ -113,27 +111,45 @@ def encode_into(target: Target, work: Callable[[WorkingFolder], Outcome], start:
         check_output(out, request, source, force=target.force, have_bytes=working.size())
     with working.held(request, force=target.force):
         with os_errors(out):  # once more, now that no other run can write it
-            failures = finished(out, request, source) if working.placing or not target.force else None
+            failures = _finished(target, out) if working.placing or not target.force else None
             if failures is not None:
                 working.keep = False
                 return report(Outcome(failures, len(source)))
             check_output(out, request, source, force=target.force, have_bytes=working.size())
-        try:
-            return report(work(working))
-        except BaseException:
-            if working.keep:
-                kept = "what is encoded is kept; the same command goes on from there"
-                warnings.warn(kept, UnfinishedWarning, stacklevel=3)
-            raise
+        return report(work(working))
+
+
+def _finished(target: Target, out: Path) -> Failures | None:
+    try:
+        return finished(out, target.request, target.source)
+    except ArtifactError:  # it is damaged
+        if target.force:
+            return None
+        raise
+
+
+@contextmanager
+def told_to_go_on(working: WorkingFolder) -> Iterator[None]:
+    """Warns with UnfinishedWarning if the block ends early and the working folder is kept."""
+    try:
+        yield
+    except BaseException:
+        if working.keep:
+            warnings.warn(
+                "what is encoded is kept; the same command goes on from there", UnfinishedWarning, stacklevel=3
+            )
+        raise
 
 
 def _check_not_read(target: Target) -> None:
     """Raises ArtifactError if the output is the artifact, one of its files, or a file of the source."""
     out = target.out
-    if not os.path.lexists(out):
-        return
+    if out.resolve() == Path.cwd() and target.request.form != "safetensors":
+        raise ArtifactError(f"{out} is the current folder; name a new folder with --out (out)")
     if out.resolve().is_relative_to(target.artifact.resolve()):
         raise ArtifactError(f"{out} is a part of the artifact; choose another --out (out)")
+    if not os.path.lexists(out):
+        return
     for path in target.source.files():
         with suppress(OSError, ValueError):
             if path.samefile(out):
@@ -144,7 +160,7 @@ def _drop(working: WorkingFolder, request: Request) -> None:
     """Removes what a run with the same request left beside its output, which is whole."""
     with suppress(ArtifactError):
         unfinished = working.unfinished()
-        if unfinished is not None and not unfinished.differs(request):
+        if working.path.is_dir() and (unfinished is None or not unfinished.differs(request)):
             with working.held(request, force=False):
                 working.keep = False
 

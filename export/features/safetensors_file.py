@@ -22,13 +22,15 @@ METADATA = "__metadata__"
 REQUEST = "request"
 MAX_HEADER_BYTES = 100_000_000
 """Readers of safetensors refuse a longer header."""
+LONGEST_VERSION = 200
 _TYPES = {"float32": "F32", "float16": "F16"}
 
 
 def reserved_bytes(request: Request, source: Source) -> int:
     """Bytes that the header can need, a multiple of 8. Raises ConfigError if the format allows no such header."""
     each = request.row_bytes
-    length = len(json.dumps({METADATA: _metadata(request)}))
+    # Of a version with a long name, since a run of another version may go on: the rows must not move.
+    length = len(json.dumps({METADATA: _metadata(request.replace(fvexport="9" * LONGEST_VERSION))}))
     for index, name in enumerate(source.ids()):
         length += len(_entry(request, name, index, each)) + 1
     if length > MAX_HEADER_BYTES:

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ...core.cleanup import surely, undone
 from ...core.errors import ArtifactError
 from ...core.input_file import read_bytes
 from ...core.locks import try_lock
@@ -65,21 +66,35 @@ class WorkingFolder:
         made = [folder for folder in self.out.parents if not folder.exists()]
         with os_errors(self.out):
             descriptor = self._lock()
+        self.keep = os.path.lexists(self.path / RUN)  # until it is known that nothing of it is wanted
+
+        def remove_all() -> None:
+            self._clear()
+            with suppress(OSError):
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
+                for folder in made:  # those that have nothing in them
+                    folder.rmdir()
+
+        with undone(lambda: None if self._has_work() else remove_all()):
+            try:
+                with os_errors(self.out):
+                    self._begin(request, force=force)
+                    self.keep = self.resumed
+                yield
+            finally:
+                if not self.keep:
+                    surely(remove_all)
+                if descriptor is not None:
+                    os.close(descriptor)
+
+    def _has_work(self) -> bool:
+        """Whether anything that took work is in the folder."""
         try:
-            with os_errors(self.out):
-                self._begin(request, force=force)
-                self.keep = self.resumed
-            yield
-        finally:
-            if not self.keep:
-                self._clear()
-                with suppress(OSError):
-                    (self.path / LOCK).unlink()
-                    self.path.rmdir()
-                    for folder in made:  # those that have nothing in them
-                        folder.rmdir()
-            if descriptor is not None:
-                os.close(descriptor)
+            files = [path for path in self.path.rglob("*") if path.name not in (RUN, LOCK) and path.is_file()]
+            return any(path.stat().st_size for path in files)
+        except OSError:
+            return True
 
     @property
     def placing(self) -> bool:
@@ -120,13 +135,11 @@ class WorkingFolder:
         try:
             earlier = self.unfinished()
         except ArtifactError:
-            self.keep = True
             if not force:
                 raise
-            earlier, self.keep = None, False
+            earlier = None
         differs = [] if earlier is None else earlier.differs(request)
-        if differs and not force:
-            self.keep = True
+        if differs and not force and self._has_work():
             raise ArtifactError(
                 f"{self.path} holds an unfinished run of {self.out.name} with another {', another '.join(differs)}; "
                 f"repeat the command that began it, or {BEGIN_AGAIN}"

@@ -25,6 +25,9 @@ class Listed:
     def ids(self) -> Iterator[str]:
         return (item.id for item in self.items)
 
+    def files(self) -> Iterator[Any]:
+        return (item.data for item in self.items if not isinstance(item.data, bytes | None))
+
     def part(self, start: int, stop: int) -> Listed:
         return Listed(self.items[start:stop])
 

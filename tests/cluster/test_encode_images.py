@@ -101,7 +101,7 @@ def test_wrong_arguments(artifact: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"no column 'image'; did you mean 'images'"):
         EncodeImages(artifact)({"images": np.array([b""], object)})
-    with pytest.raises(ConfigError, match="decoders must be at least 1"):
+    with pytest.raises(ConfigError, match="decoders must be a whole number"):
         EncodeImages(artifact, decoders=0)
     with pytest.raises(ArtifactError, match="no artifact at"):
         EncodeImages(artifact / "missing")
@@ -129,3 +129,38 @@ def test_in_a_pipeline(
     for row in rows:
         assert row["error"] is None
         np.testing.assert_array_equal(row["features"], encoder(row["path"])[0])
+
+
+@pytest.mark.parametrize(
+    "known", [np.array([np.nan, np.nan], np.float32), np.array([None, None]), np.array(["", None])]
+)
+def test_a_column_of_no_errors_is_none(artifact: Path, encoder: Any, images: Path, known: np.ndarray) -> None:
+    """Ray hands a column of None on as one of NaN."""
+    from fvexport.ray import EncodeImages
+
+    paths = [str(path) for path in sorted(images.iterdir())[:2]]
+    result = EncodeImages(artifact, column="path")({"path": np.array(paths), "error": known})
+    np.testing.assert_array_equal(result["features"], encoder(paths))
+    assert list(result["error"]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"pool": "max"}, {"dtype": "int8"}, {"batch_size": 2.5}, {"batch_size": 0}, {"decoders": 1.5}, {"threads": 0}],
+)
+def test_options_that_make_no_sense(artifact: Path, options: dict[str, Any]) -> None:
+    from fvexport.core.errors import ConfigError
+    from fvexport.ray import EncodeImages
+
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        EncodeImages(artifact, **options)
+
+
+def test_batches_of_another_kind(artifact: Path) -> None:
+    import pandas
+
+    from fvexport.core.errors import ConfigError
+    from fvexport.ray import EncodeImages
+
+    with pytest.raises(ConfigError, match="found DataFrame"):
+        EncodeImages(artifact, column="bytes")(pandas.DataFrame({"bytes": [b"x"]}))

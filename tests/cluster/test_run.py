@@ -91,3 +91,49 @@ def test_writes_and_resumes(
     assert kept in [file.stat().st_ino for file in out.iterdir()]  # not written again
     assert sorted(file.name for file in out.iterdir())[0] == "part-00000.parquet"
     assert [file.name for file in tmp_path.iterdir()] == ["features"]
+
+
+@pytest.mark.parametrize("moment", ["result moved", "exchanged with another output", "exchanged with the same"])
+def test_killed_when_the_result_is_put_in_place(
+    cluster: Any, source: Any, artifact: Path, encoder: Any, tmp_path: Path, moment: str
+) -> None:
+    """Each time the output is not taken for what it is not."""
+    from fvexport.cluster import run_on_ray
+    from fvexport.cluster.work_folder import COMPLETE, WorkFolder
+    from fvexport.export.features.working_folder import WorkingFolder
+
+    request, out = _request(encoder, source), tmp_path / "features"
+    other = request.replace(dtype="float16")
+    working = WorkingFolder(out)
+    with working.held(request, force=False):
+        (working.path / "ray-000001").mkdir()
+        (working.path / "ray-000001" / COMPLETE).touch()
+        if moment != "result moved":
+            _write(working.path / "ray-000001" / "data", source, encoder, request if "same" in moment else other)
+        working.mark_placing()
+        working.keep = True
+    if moment == "result moved":  # and the user moved the output away
+        with WorkingFolder(out).held(request, force=False):
+            work = WorkFolder(WorkingFolder(out), request)
+            assert not work.is_complete and work.settle() == 0
+        return
+    _write(out, source, encoder, request)
+    before = sorted(path.stat().st_ino for path in out.iterdir())
+    report = run_on_ray(source, artifact, request, out, force=True)
+    assert report.resumed == len(source)  # nothing was done
+    assert sorted(path.stat().st_ino for path in out.iterdir()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["features"]
+
+
+def _write(folder: Path, source: Any, encoder: Any, request: Any) -> None:
+    """A dataset of the source, by hand."""
+    import pyarrow.parquet as pq
+
+    from fvexport.export.features.table import features_schema, features_table
+
+    folder.mkdir()
+    ids = [item.id for item in source]
+    values = np.zeros((len(ids), *request.shape), request.dtype)
+    pq.write_table(
+        features_table(ids, values, [None] * len(ids), features_schema(request)), folder / "part-00000.parquet"
+    )

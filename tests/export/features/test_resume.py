@@ -27,6 +27,7 @@ from fvexport.export.features.encode import EncodeReport, files
 from fvexport.export.features.existing import check_output
 from fvexport.export.features.output import open_output
 from fvexport.export.features.pending import Pending
+from fvexport.export.features.request import make_request
 from fvexport.export.features.working_folder import WorkingFolder
 
 FORMS = [
@@ -264,7 +265,12 @@ def test_a_run_that_fails_when_it_goes_on_keeps_what_is_done(tmp_path, encoder, 
     out = tmp_path / "out"
     interrupt(images, encoder, out, form, 7)
     with monkeypatch.context() as patched:
-        patched.setattr(Pending, "_continue", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(WorkingFolder, "unfinished", lambda _self: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("fvexport.export.features.run.finished", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            encode_images(images, encoder, out, form=form)
+    with monkeypatch.context() as patched:
+        patched.setattr(Pending, "_continue", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             encode_images(images, encoder, out, form=form)
     with monkeypatch.context() as patched:
@@ -460,13 +466,13 @@ def test_files_that_are_cut_off_anywhere(
     folder = tmp_path_factory.mktemp("cut")
     names = [f"naïve {index} \n🐈" for index in range(len(failed))]
     rows, journal = folder / "rows", folder / "journal"
-    pending = Pending(rows, journal, (2,), "float32", offset)
+    pending = Pending(rows, journal, names, (2,), "float32", offset)
     for index, (name, bad) in enumerate(zip(names, failed, strict=True)):
         pending.append([name], np.full((0 if bad else 1, 2), index, np.float32), ["why" if bad else None])
     pending.close()
     os.truncate(rows, max(0, rows.stat().st_size - cut_rows))
     os.truncate(journal, max(0, journal.stat().st_size - cut_journal))
-    again = Pending(rows, journal, (2,), "float32", offset)
+    again = Pending(rows, journal, [*names, "new"], (2,), "float32", offset)
     found, reasons = again.entries()
     assert found == names[: len(found)] and [reason is not None for reason in reasons] == failed[: len(found)]
     good = [index for index, bad in enumerate(failed[: len(found)]) if not bad]
@@ -479,12 +485,96 @@ def test_files_that_are_cut_off_anywhere(
     again.close()
 
 
-@pytest.mark.parametrize("line", [b"{}\n", b"[]\n", b'["a", "b", "c"]\n', b"[1]\n", b"\xff\n", b"nonsense\n"])
-def test_a_journal_of_something_else_is_refused(pending_files: tuple[Path, Path], line: bytes) -> None:
+@pytest.mark.parametrize("line", [b"{}\n", b"[]\n", b'["b", "c", "d"]\n', b"[1]\n", b"\xff\n", b"\0" * 50, b'["c"]\n'])
+def test_a_journal_is_taken_up_to_what_is_not_wanted(pending_files: tuple[Path, Path], line: bytes) -> None:
+    """As after a loss of power."""
     rows, journal = pending_files
-    journal.write_bytes(b'["a", "failed"]\n' + line)
-    with pytest.raises(ArtifactError, match="damaged"):
-        Pending(rows, journal, (2,), "float32")
+    journal.write_bytes(b'["a", "failed"]\n' + line + b'["c", "failed"]\n')
+    pending = Pending(rows, journal, ["a", "b", "c"], (2,), "float32")
+    assert pending.entries() == (["a"], ["failed"]) and journal.read_bytes() == b'["a", "failed"]\n'
+    pending.append(["b"], np.zeros((1, 2), np.float32), [None])
+    pending.close()
+    assert journal.read_bytes() == b'["a", "failed"]\n["b"]\n'
+
+
+def test_a_write_of_the_journal_that_fails_half_way_is_repeated_whole(pending_files, monkeypatch) -> None:
+    rows, journal = pending_files
+    pending = Pending(rows, journal, ["a", "b"], (2,), "float32")
+    real = pending._journal
+
+    class Full:
+        """Writes a few bytes, and then the disk is full."""
+
+        def __getattr__(self, name: str):
+            return getattr(real, name)
+
+        def write(self, data: memoryview) -> int:
+            if len(data) > 5:
+                return real.write(data[:5])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    pending.append(["a", "b"], np.zeros((0, 2), np.float32), ["x" * 5, "y" * 5])
+    monkeypatch.setattr(pending, "_journal", Full())
+    with pytest.raises(OSError, match="No space"):
+        pending.sync()
+    monkeypatch.setattr(pending, "_journal", real)
+    pending.close()
+    assert journal.read_bytes() == b'["a","xxxxx"]\n["b","yyyyy"]\n'
+
+
+def test_another_version_goes_on(tmp_path: Path, encoder, images, monkeypatch) -> None:
+    """The rows of a safetensors file lie behind a header that has the version's name in it."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    encode_images(images, encoder, whole)
+    interrupt(images, encoder, out, FORMS[0], 9)
+    real = make_request
+    monkeypatch.setattr(
+        "fvexport.export.features.encode.make_request", lambda *given: real(*given).replace(fvexport="9.9.9.post123456")
+    )
+    assert encode_images(images, encoder, out).resumed == 9
+    assert same(content(out), content(whole))
+
+
+def test_force_over_a_damaged_output_that_was_about_to_be_replaced(
+    tmp_path: Path, encoder, images, monkeypatch
+) -> None:
+    for form in FORMS:
+        out = tmp_path / form.form
+        encode_images(images, encoder, out, form=form)
+        damaged = out if out.is_file() else next(path for path in sorted(out.rglob("*")) if path.is_file())
+        damaged.write_bytes(damaged.read_bytes()[:-20])
+        with monkeypatch.context() as patched:
+            for name in ("put_file", "put_folder"):
+                patched.setattr(
+                    f"fvexport.export.features.output.{name}", lambda *_, **__: (_ for _ in ()).throw(StopHere)
+                )
+            with pytest.raises(StopHere):
+                encode_images(images, encoder, out, form=form, force=True)
+        assert encode_images(images, encoder, out, form=form, force=True).encoded == 11
+        assert len([value for value in content(out).values() if value is not None]) == 11
+
+
+def test_the_lock_alone_is_removed(tmp_path: Path, encoder, images) -> None:
+    out = tmp_path / "out"
+    encode_images(images, encoder, out)
+    (tmp_path / ".out.encoding").mkdir()
+    (tmp_path / ".out.encoding" / "lock").touch()
+    encode_images(images, encoder, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_outputs_that_are_refused(tmp_path: Path, encoder, images, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="current folder"):
+        encode_images(images, encoder, ".", form=FORMS[1])
+    with pytest.raises(ArtifactError, match="part of the artifact"):
+        encode_images(images, encoder, encoder.artifact.path / "new.safetensors")
+    with pytest.raises(ConfigError, match="list of files"):
+        encode_images("photos", encoder, "out.safetensors")
+    encode_images(images, encoder, "out.safetensors")
+    with pytest.raises(ArtifactError, match=r"another --pool \(none, now mean\).*--force"):
+        encode_images(images, encoder, "out.safetensors", form=FeatureForm(pool="mean"))
+    assert not list(encoder.artifact.path.glob("*new*"))
 
 
 def test_a_damaged_record_of_the_run_is_refused(tmp_path: Path, encoder, images) -> None:
