@@ -19,6 +19,10 @@ for _name in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     _os.environ.setdefault(_name, "1")
 
 
+# Where `fvexport.ray` is; see there why it is no folder of its own.
+__path__.append(_os.path.join(_os.path.dirname(__file__), "aliases"))  # noqa: PTH118, PTH120 - pathlib costs milliseconds
+
+
 def __getattr__(name: str) -> object:
     import lazy_loader  # here, since the command handles signals before it imports anything else
 

@@ -41,6 +41,8 @@ OPTIONAL = {
     "transformers": "the language model",
     "matplotlib": "plots of a sweep's report",
     "jinja2": "a sweep's report",
+    "pyarrow": "datasets that encode reads and writes",
+    "ray": "encode on many machines",
     "openvino": "Intel CPUs and GPUs",
     "tensorrt": "NVIDIA engines",
     "tensorrt_rtx": "the same for RTX GPUs, built anywhere",
@@ -52,6 +54,8 @@ INSTALLS = {
     "transformers": 'pip install "fvexport[vlm]"',
     "matplotlib": 'pip install "fvexport[report]"',
     "jinja2": 'pip install "fvexport[report]"',
+    "pyarrow": 'pip install "fvexport[data]"',
+    "ray": 'pip install "fvexport[ray]"',
 }
 """The commands that install optional packages which no backend names."""
 LABELS = {"skimage": "scikit-image", "PIL": "pillow"}

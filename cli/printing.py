@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import click
@@ -21,8 +21,19 @@ MAX_NAMES = 4
 """Names of images listed in a row; the rest are counted."""
 
 
+_erase: list[Callable[[], None]] = []
+"""What removes the progress line from the terminal until it is drawn again."""
+
+
+def progress_line(erase: Callable[[], None] | None) -> None:
+    """Says that there is a progress line on stderr, which `erase` removes for a moment, or that there is none."""
+    _erase[:] = [] if erase is None else [erase]
+
+
 def write_line(line: object = "", *, err: bool = False) -> None:
     """One line on stdout, or on stderr with `err`, whatever it holds."""
+    if err and _erase:
+        _erase[0]()
     click.echo(plain_line(line), err=err)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,12 +15,17 @@ import click
 from ..core.plain_text import plain_line
 from ..core.progress import Progress, silent
 from .options import is_verbose
+from .printing import progress_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 DELAY = 1.0
 """Seconds before the line appears."""
+DOWNLOADS = "downloading"
+"""How tasks begin whose numbers are bytes."""
+LOG_SECONDS = 60.0
+"""How often a log says how fast a task goes."""
 
 
 @contextmanager
@@ -35,15 +41,22 @@ def progress_bar() -> Iterator[Progress]:
 
 
 class _Log:
-    """Logs a line when a task begins."""
+    """Logs a line when a task begins, and its pace now and then."""
 
     def __init__(self) -> None:
-        self.task = ""
+        self.task, self.words, self.logged = "", "", time.monotonic()
+
+    def note(self, text: str) -> None:
+        self.words = text
 
     def __call__(self, task: str, done: int, total: int | None) -> None:
+        log, now = logging.getLogger("fvexport"), time.monotonic()
         if task != self.task:
-            self.task = task
-            logging.getLogger("fvexport").info("%s%s", task, f" ({total})" if total else "")
+            self.task, self.words, self.logged = task, "", now
+            log.info("%s%s", task, f" ({total})" if total else "")
+        elif self.words and now - self.logged > LOG_SECONDS:
+            self.logged = now
+            log.info("%s %s: %s", task, _count(task, done, total), self.words)
 
 
 class _Line:
@@ -52,6 +65,7 @@ class _Line:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.state: tuple[str, int, int | None] = ("starting", 0, None)
+        self.words = ""
         self.shown: RichProgress | None = None
         # By a timer, because a phase that takes long does not call back in between.
         self.timer = threading.Timer(DELAY, self._show)
@@ -64,11 +78,23 @@ class _Line:
     def __exit__(self, *_: object) -> None:
         self.timer.cancel()
         with self.lock:
+            progress_line(None)
             if self.shown is not None:
                 self.shown.stop()
 
+    def _erase(self) -> None:
+        """Empties the line; the next update draws it again."""
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
+
+    def note(self, text: str) -> None:
+        with self.lock:
+            self.words = plain_line(text)
+
     def __call__(self, task: str, done: int, total: int | None) -> None:
         with self.lock:
+            if plain_line(task) != self.state[0]:
+                self.words = ""
             self.state = (plain_line(task), done, total)
             self._update()
 
@@ -85,6 +111,7 @@ class _Line:
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[count]}"),
                 TimeElapsedColumn(),
+                TextColumn("{task.fields[words]}", markup=False),
                 console=Console(stderr=True),
                 transient=True,
                 # With it on, rich would replace sys.stdout, which --json writes to.
@@ -93,6 +120,7 @@ class _Line:
             )
             self._update()
             self.shown.start()
+            progress_line(self._erase)
 
     def _update(self) -> None:
         if self.shown is None:
@@ -102,12 +130,14 @@ class _Line:
             # A new row, because rich cannot take a known total back.
             for old in self.shown.task_ids:
                 self.shown.remove_task(old)
-            self.shown.add_task(task, total=total, count="")
-        self.shown.update(self.shown.task_ids[0], completed=done, total=total, count=_count(done, total))
+            self.shown.add_task(task, total=total, count="", words="")
+        self.shown.update(
+            self.shown.task_ids[0], completed=done, total=total, count=_count(task, done, total), words=self.words
+        )
 
 
-def _count(done: int, total: int | None) -> str:
-    """`3/10`; from a million on these are bytes, shown as megabytes."""
+def _count(task: str, done: int, total: int | None) -> str:
+    """`3/10`; of a download in megabytes."""
     if total is None:
         return ""
-    return f"{done / 1e6:.0f}/{total / 1e6:.0f} MB" if total >= 1e6 else f"{done}/{total}"
+    return f"{done / 1e6:.0f}/{total / 1e6:.0f} MB" if task.startswith(DOWNLOADS) else f"{done}/{total}"

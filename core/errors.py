@@ -96,5 +96,9 @@ class ImageWarning(FvexportWarning):
     """An image that may not look as intended, or files that a search for images left out."""
 
 
+class UnfinishedWarning(FvexportWarning):
+    """A run ends early, and what it has done is kept for the next one."""
+
+
 class PlacementWarning(FvexportWarning):
     """An artifact is slow, or computed in a special way, on the backend and machine that run it."""

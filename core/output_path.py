@@ -69,9 +69,13 @@ def check_place(out: Path, need_bytes: int) -> None:
         raise ArtifactError(f"cannot write {out}: the file system of {parent} takes no files; choose another --out")
     if free < need_bytes:
         raise ArtifactError(
-            f"cannot write {out}: {need_bytes / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free on its disk; "
+            f"cannot write {out}: {_megabytes(need_bytes)} MB needed, {_megabytes(free)} MB free on its disk; "
             "free some space or choose another --out"
         )
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:.0f}" if count >= 1e7 else f"{count / 1e6:.3g}"
 
 
 def check_file(out: Path, *, force: bool, need_bytes: int = 0) -> None:
@@ -176,6 +180,8 @@ def why_not_written(error: OSError, folder: Path, *, elsewhere: str = "choose an
         return f"the disk is full; free some space or {elsewhere}"
     if number == errno.EFBIG:
         return f"the file would be larger than this user's limit (ulimit -f); raise it or {elsewhere}"
+    if number in (errno.EMFILE, errno.ENFILE):
+        return "too many open files; raise the limit with `ulimit -n`"
     reason = error.strerror or str(error)
     if number in (errno.EACCES, errno.EPERM):
         return f"{reason}; check the permissions of {folder} or {elsewhere}"

@@ -42,13 +42,13 @@ class Preprocessor:
         if not isinstance(self.config, PreprocessConfig):
             raise ConfigError(f"config must be a PreprocessConfig; found {self.config!r}")
 
-    def pixels(self, image: ImageLike) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """One image as uint8 levels (3, height, width), before normalization.
+    def pixels(self, image: ImageLike, notices: list[str] | None = None) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """One image as uint8 levels (3, height, width), before normalization. Warns as `load_image` does.
 
         Raises ImageError for what `load_image` refuses, for an image too long to be resized with a filter of which no
         part can be computed by itself (see `resize_window`), and where memory runs out.
         """
-        rgb = load_image(image)
+        rgb = load_image(image, notices)
         name = f"image {image}" if isinstance(image, (str, os.PathLike)) else "an image"
         prepare = {"pad": self._pad, "shortest": self._cover, "longest": self._fit, "squash": self._squash}
         try:

@@ -12,10 +12,11 @@ TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 WALKS = dict(re.findall(r"^### (.+?)\n\n((?:\d+\. .+\n)+)", TEXT, re.M))
 
 
-def test_there_are_three() -> None:
+def test_there_are_four() -> None:
     assert list(WALKS) == [
         "`--res` from the command line to the file",
         "`pixel_values` through `Encoder`",
+        "Many images through `encode`",
         "One cell of a sweep, to the page",
     ]
 

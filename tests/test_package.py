@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 JSON_FOLDERS = ("kernels/configs", "benchmarks/studies/gpu/predicted")
-FOLDERS = ("benchmarks", "calibration", "cli", "core", "encoder", "export", "kernels")
+FOLDERS = ("aliases", "benchmarks", "calibration", "cli", "cluster", "core", "encoder", "export", "kernels")
 LAZY = (
     "fvexport",
     *(f"fvexport.{name}" for name in ("encoder", "encoder.fastvlm", "export", "export.runtime", "kernels")),

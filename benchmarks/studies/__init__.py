@@ -12,6 +12,8 @@ No command of `fvexport` uses them. What lives here
     kernels/        each Triton kernel and the encoder on them against PyTorch, on a GPU
     gpu/            the encoder on an NVIDIA GPU: the performance model, and one command that proves it
     concurrency     threads that share one `Encoder`
+    decoding        reading and decoding images: threads against processes, and which part takes the time
+    scale/          time, cost and repeated work of many images on many GPUs
     results         figures as JSON, with the environment they were measured in
 
 May import everything but `cli`; is imported by nothing but its tests.

@@ -7,7 +7,7 @@
 - `find.py`: searches folders for images; `samples.py`: the photographs of scikit-image.
 """
 
-from .find import Found, find_images, search_images
+from .find import Found, find_images, image_suffixes, images_in, search_images
 from .inputs import ImageLike, as_images
 from .read import load_image
 from .samples import HELD_OUT, PHOTOGRAPHS, sample_images
@@ -19,6 +19,8 @@ __all__ = [
     "ImageLike",
     "as_images",
     "find_images",
+    "image_suffixes",
+    "images_in",
     "load_image",
     "sample_images",
     "search_images",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,27 +90,54 @@ def search_images(paths: Iterable[str | os.PathLike[str]]) -> Found:
         if not folder:
             found.files.append(path)
             continue
-        inside = _Search(path).found
-        if not inside.files:
-            if inside.left_out.get(UNREADABLE) == [path]:
-                raise ImageError(f"no permission to read folder {path}: change its owner or mode (chmod +rx)")
-            notice = inside.notice()
-            raise ImageError(
-                f"no image in folder {path}: looked for files such as .jpg, .png, .webp and .tiff"
-                + (f"; {notice}" if notice else "")
-            )
-        inside.files.sort()
+        inside = Found()
+        inside.files += map(Path, images_in(path, inside))
         found.add(inside)
     return found
 
 
-class _Search:
-    """The search of one folder: first all that is no link, then the links."""
+def images_in(folder: Path, found: Found) -> Iterator[str]:
+    """The paths of the images in a folder, in the order and with the errors of `search_images`.
 
-    def __init__(self, folder: Path) -> None:
-        self.found = Found()
-        self._suffixes = _suffixes()
-        self._seen: set[str] = set()
+    They are texts, which take a fourth of the memory, and are freed as they are used.
+
+    Args:
+        folder: to search.
+        found: is told what was left out, before the first path.
+    """
+    search = _Search(folder, found)
+    files = search.files
+    if not files:
+        if found.left_out.get(UNREADABLE) == [folder]:
+            raise ImageError(f"no permission to read folder {folder}: change its owner or mode (chmod +rx)")
+        notice = found.notice()
+        raise ImageError(
+            f"no image in folder {folder}: looked for files such as .jpg, .png, .webp and .tiff"
+            + (f"; {notice}" if notice else "")
+        )
+    files.sort(key=_order, reverse=True)
+    while files:
+        yield files.pop().replace("\0", os.sep)
+
+
+def _order(path: str) -> str:
+    """Sorts as `Path` does: name by name, and on Windows without regard to case."""
+    return os.path.normcase(path)
+
+
+class _Search:
+    """The search of one folder: first all that is no link, then the links.
+
+    Attributes:
+        files: the images, with NUL in place of the separator: so they sort name by name.
+    """
+
+    def __init__(self, folder: Path, found: Found) -> None:
+        self.files: list[str] = []
+        self.found = found
+        self._suffixes = image_suffixes()
+        self._read: set[str] = set()  # the real paths of folders, all of whose files have been taken
+        self._seen: set[str] = set()  # those of other folders, and of files that a link led to
         self._links: list[Path] = []
         self._folder(folder)
         while self._links:
@@ -124,7 +151,7 @@ class _Search:
         while waiting:
             folder = waiting.pop()
             real = os.path.realpath(folder)
-            if real in self._seen:
+            if real in self._seen or real in self._read:
                 self.found.leave_out(LINKED_TWICE, folder)
                 continue
             self._seen.add(real)
@@ -134,16 +161,17 @@ class _Search:
             except OSError:
                 self.found.leave_out(UNREADABLE, folder)
                 continue
+            self._read.add(real)
+            before = str(folder / "x")[:-1]
             for entry in entries:
-                path = folder / entry.name
                 if entry.name.startswith("."):
-                    self.found.leave_out(HIDDEN, path)
+                    self.found.leave_out(HIDDEN, folder / entry.name)
                 elif entry.is_symlink():
-                    self._links.append(path)
+                    self._links.append(folder / entry.name)
                 elif entry.is_dir(follow_symlinks=False):
-                    waiting.append(path)
+                    waiting.append(folder / entry.name)
                 else:
-                    self._file(path, os.path.join(real, entry.name))  # noqa: PTH118  # strings, for speed
+                    self._file(before + entry.name, os.path.join(real, entry.name), linked=False)  # noqa: PTH118
 
     def _entry(self, link: Path) -> None:
         """Follows a link."""
@@ -158,28 +186,36 @@ class _Search:
             if stat.S_ISDIR(mode):
                 self._folder(link)
             else:
-                self._file(link, real)
+                self._file(str(link), real, linked=True)
 
-    def _file(self, path: Path, real: str) -> None:
-        if path.suffix.lower() not in self._suffixes:
-            self.found.leave_out(OTHER, path)
+    def _file(self, path: str, real: str, *, linked: bool) -> None:
+        # Texts, because millions of files are looked at.
+        if os.path.splitext(path)[1].lower() not in self._suffixes:  # noqa: PTH122
+            self.found.leave_out(OTHER, Path(path))
             return
         try:
-            regular = stat.S_ISREG(Path(real).stat().st_mode)
+            regular = stat.S_ISREG(os.stat(real).st_mode)  # noqa: PTH116
         except OSError:
-            self.found.leave_out(UNREADABLE, path)
+            self.found.leave_out(UNREADABLE, Path(path))
             return
         if not regular:
-            self.found.leave_out(SPECIAL, path)
-        elif real in self._seen:
-            self.found.leave_out(LINKED_TWICE, path)
+            self.found.leave_out(SPECIAL, Path(path))
+        elif real in self._seen or (linked and self._has_taken(real)):
+            self.found.leave_out(LINKED_TWICE, Path(path))
         else:
-            self._seen.add(real)
-            self.found.files.append(path)
+            if linked:
+                self._seen.add(real)
+            self.files.append(path.replace(os.sep, "\0"))
+
+    def _has_taken(self, real: str) -> bool:
+        """Whether a file was found in its own folder, where hidden files and other suffixes are left out."""
+        folder, name = os.path.split(real)
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+        return folder in self._read and not name.startswith(".") and suffix in self._suffixes
 
 
-def _suffixes() -> set[str]:
-    """Suffixes, in lower case, of the files whose pixels Pillow can read."""
+def image_suffixes() -> set[str]:
+    """Suffixes, in lower case and with the dot, of the files whose pixels Pillow can read."""
     known = Image.registered_extensions()  # also loads the plugins, which fill Image.OPEN
     # MPO files (several JPEGs in one) are opened by the JPEG plugin.
     readable = {*Image.OPEN, "MPO"} - NO_PIXELS

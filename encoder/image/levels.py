@@ -51,7 +51,7 @@ def from_wide_mode(image: Image.Image, name: str, notices: list[str]) -> Image.I
     """A PIL image of mode `I`, `F` or `I;16...` as mode `L`; adds to `notices`."""
     values, name = np.asarray(image), f"{name} (mode {image.mode})"
     high = values.max()
-    if image.mode == "F" and high == 1 and not np.mod(values, 1).any() and values.min() >= 0:
+    if image.mode == "F" and high == 1 and values.min() >= 0 and not np.mod(values, 1).any():
         raise ImageError(
             f"{name} has the values 0 and 1 alone, which may be black and white or two of 255 levels: "
             'convert it to mode "L"'

@@ -11,10 +11,7 @@ import io
 import os
 import re
 import stat
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +25,7 @@ from . import jpeg, wide
 from .inputs import ArrayLike, ImageLike, as_array, encoded_bytes, file_name, is_encoded, is_tensor, not_an_image
 from .levels import from_array, from_wide_mode, to_levels
 from .png import without_metadata
+from .quiet import quiet_pillow
 
 NO_PIXELS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 """Formats that Pillow recognizes but cannot decode, or only by running another program."""
@@ -54,10 +52,8 @@ _PLANAR_TIFF = (284, 2)
 _URL = re.compile(r"(data:|[a-z][a-z0-9+.-]+:/)", re.IGNORECASE)
 """How a URL begins; `Path` makes one slash of two. A letter and a colon alone are a drive of Windows."""
 
-_warning_filters = threading.Lock()
 
-
-def load_image(source: ImageLike) -> Image.Image:
+def load_image(source: ImageLike, notices: list[str] | None = None) -> Image.Image:
     """Reads an image as 8-bit RGB: EXIF orientation applied, fully decoded, independent of `source`.
 
     8-bit modes become what `convert("RGB")` makes of them, as in the released processor: alpha is dropped, not
@@ -72,33 +68,32 @@ def load_image(source: ImageLike) -> Image.Image:
     what Pillow makes of them. Of a file with several frames, the first is read; of a PIL image, the current one.
     Metadata is ignored, except the orientation.
 
-    Warns with ImageWarning of 16-bit images that are nearly black, as 12-bit data is.
+    Warns with ImageWarning of 16-bit images that are nearly black, as 12-bit data is; or adds that to `notices`.
 
     Raises:
         ImageError: a missing, unreadable or damaged file; no image; over `PIL.Image.MAX_IMAGE_PIXELS`; not enough
             memory; no pixels; values out of range; an array of another shape or dtype.
     """
-    notices: list[str] = []
+    found: list[str] = [] if notices is None else notices
     try:
-        image = _loaded(source, notices)
+        image = _loaded(source, found)
     except MemoryError:
         raise ImageError(f"not enough memory to read {_name(source)}: shrink it first, or free some memory") from None
-    for notice in notices:
-        with _warning_filters:  # while no other thread has silenced warnings
-            warnings.warn(notice, ImageWarning, stacklevel=2)
+    for notice in found if notices is None else ():
+        warnings.warn(notice, ImageWarning, stacklevel=2)
     return image
 
 
 def _loaded(source: ImageLike, notices: list[str]) -> Image.Image:
     if isinstance(source, Image.Image):
-        with _quiet():
+        with quiet_pillow():
             _load(source, _name(source), given=True)
             return _to_rgb(source, _name(source), notices)
     if isinstance(source, (str, os.PathLike)):
         return _read(source, notices)
     if is_encoded(source):
         name = _name(source)
-        with io.BytesIO(encoded_bytes(source)) as file, _quiet():
+        with io.BytesIO(encoded_bytes(source)) as file, quiet_pillow():
             return _decode(file, name, notices)
     if is_tensor(source) or isinstance(source, (np.ndarray, ArrayLike, memoryview)):
         return from_array(as_array(source), notices)
@@ -121,17 +116,6 @@ def missing(path: str | os.PathLike[str]) -> str:
     return f"no image at {path}: check the path"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences Pillow, which warns on stderr about damaged metadata and about sizes that we check ourselves.
-
-    Warning filters belong to the process, so this holds a lock: decoding is serial, even from several threads.
-    """
-    with _warning_filters, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _read(source: str | os.PathLike[str], notices: list[str]) -> Image.Image:
     if not os.fspath(source):
         raise ImageError("the path of the image is empty: give the path of a file")
@@ -142,7 +126,7 @@ def _read(source: str | os.PathLike[str], notices: list[str]) -> Image.Image:
             raise ImageError(f"{path} is a folder: name an image file in it")
         if not stat.S_ISREG(mode):  # opening a pipe could wait for ever
             raise ImageError(f"{path} is no regular file: save the image to a file first")
-        with open_regular(path) as file, _quiet():
+        with open_regular(path) as file, quiet_pillow():
             return _decode(file, str(path), notices)
     except FileNotFoundError:
         raise ImageError(missing(os.fsdecode(source))) from None

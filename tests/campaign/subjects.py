@@ -43,6 +43,8 @@ class Subject(ABC):
     target: str
     resumes = False
     """A second run adds to the result of the first, and needs no --force."""
+    finished_by_another = False
+    """A run that finds the whole result of the same command has nothing to do, and succeeds."""
 
     @abstractmethod
     def argv(self) -> list[object]:
@@ -141,6 +143,9 @@ class Encode(Subject):
     """`fvexport encode`."""
 
     name, target = "encode", "features.safetensors"
+    finished_by_another = True
+    working = ".features.safetensors.encoding"
+    """From which the next run goes on."""
 
     def argv(self) -> list[object]:
         return ["encode", *inputs.photos(), "--artifact", inputs.artifact("new"), "--out", self.target]
@@ -153,6 +158,10 @@ class Encode(Subject):
         run(argv, place).check_success()
         return (place.work / "old.safetensors").read_bytes()
 
+    def names(self, place: Place) -> set[str]:
+        kept = {self.working} if (place.work / self.working / "run.json").exists() else set()
+        return super().names(place) | kept
+
     def put_old(self, place: Place) -> None:
         (place.work / self.target).write_bytes(self._old())
 
@@ -163,6 +172,7 @@ class Encode(Subject):
     def check_done(self, place: Place) -> None:
         import numpy as np
 
+        expect(not (place.work / self.working).exists(), "the working folder is still there after a whole run")
         found = _features(place.work / self.target)
         expect(sorted(found) == sorted(map(str, inputs.photos())), f"features of {len(found)} images, in another order")
         if place != self.reference.place:

@@ -118,7 +118,10 @@ def test_encode_table_and_json(fvexport, artifact: Path, photo: Path, tmp_path: 
     fvexport("encode", photo.name, "--artifact", artifact, "--out", "f.safetensors").one_line_error("--force")
     args = ("--artifact", artifact, "--out", "f.safetensors", "--force", "--batch-size", 2, "--json")
     answer = fvexport("encode", photo.name, *args).json
-    assert answer.keys() == {"out", "encoded", "failed", "seconds", "shape", "backend", "backend_why"}
+    assert answer.keys() == {
+        "out", "encoded", "resumed", "failed_count", "failed", "seconds", "shape", "dtype", "form", "backend",
+        "backend_why",
+    }  # fmt: skip
     assert answer["backend"] == "onnxruntime-cpu" and answer["backend_why"]
     assert answer["encoded"] == 1 and answer["failed"] == [] and answer["shape"] == [4, 256]
 

@@ -151,3 +151,20 @@ search_images([sys.argv[1] + "/secret"])
     assert f"{UNREADABLE}: 1" in done.stdout
     assert "secret" in done.stdout
     assert "ImageError: no permission to read folder" in done.stderr
+
+
+def test_the_order_is_that_of_paths(tmp_path, monkeypatch):
+    touch(tmp_path, "a/c.png", "a-b/c.png", "a.png", "a b/1.png", "a/b/1.png", "é/1.png", "B.png", "a/B.png")
+    files = search_images([tmp_path]).files
+    assert len(files) == 8 and files == sorted(files)
+    monkeypatch.chdir(tmp_path)
+    assert search_images(["."]).files == [file.relative_to(tmp_path) for file in files]
+
+
+def test_links_to_what_a_folder_leaves_out(tmp_path):
+    touch(tmp_path, "real/a.png", "real/.hidden.png", "real/b.bin")
+    for number, name in enumerate(("a.png", ".hidden.png", "b.bin", "b.bin")):
+        (tmp_path / f"{number}.png").symlink_to(tmp_path / "real" / name)
+    found = search_images([tmp_path])
+    assert [file.name for file in found.files] == ["1.png", "2.png", "a.png"]
+    assert [file.name for file in found.left_out[LINKED_TWICE]] == ["0.png", "3.png"]

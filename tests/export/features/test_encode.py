@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from fvexport.core.errors import ArtifactError, ConfigError
+from fvexport.export.features.request import read_request
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,8 @@ def test_features_and_metadata(tmp_path: Path, artifact: Path, encoder, monkeypa
             np.testing.assert_allclose(features, encoder(image)[0], rtol=1e-5, atol=1e-5)
         metadata = file.metadata()
     manifest = encoder.artifact.manifest
+    request = read_request(metadata.pop("request"))
+    assert (request.images, request.tokens, request.channels, request.form) == (5, 2, 256, "safetensors")
     assert metadata == {
         "artifact_sha256": manifest.files["encoder.onnx"].sha256,
         "checkpoint_sha256": manifest.checkpoint.sha256,
@@ -162,8 +165,8 @@ def test_refusals_before_any_work(tmp_path: Path, encoder, monkeypatch) -> None:
     with pytest.raises(ArtifactError, match="not a folder"):
         encode_images([image], encoder, image / "f.safetensors")
     with monkeypatch.context() as patched:
-        patched.setattr("fvexport.export.features.MAX_HEADER_BYTES", 100)
-        with pytest.raises(ConfigError, match="several files"):
+        patched.setattr("fvexport.export.features.safetensors_file.MAX_HEADER_BYTES", 100)
+        with pytest.raises(ConfigError, match="--format parquet"):
             encode_images([image], encoder, out)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(10, 10, 0))
@@ -176,22 +179,25 @@ def test_refusals_before_any_work(tmp_path: Path, encoder, monkeypatch) -> None:
     assert sorted(tmp_path.iterdir()) == [image, out]
 
 
-@pytest.mark.parametrize("moment", ["fsync", "write"])
+@pytest.mark.parametrize("moment", ["fsync", "fdatasync", "mkdir"])
 def test_a_disk_that_fills_up_leaves_the_old_file(tmp_path: Path, encoder, monkeypatch, moment: str) -> None:
-    from fvexport.export import features
+    """And the next run goes on where this one ended."""
+    from fvexport.export.features import encode_images
 
-    def full(*_args: object) -> None:
+    def full(*_args: object, **_options: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     image, out = make_image(tmp_path / "a.png"), tmp_path / "f.safetensors"
     out.write_text("old")
-    if moment == "fsync":
-        monkeypatch.setattr(os, "fsync", full)
-    else:
-        monkeypatch.setattr(features, "scratch_beside", full)
-    with pytest.raises(ArtifactError, match="the disk is full"):
-        features.encode_images([image], encoder, out, force=True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path if moment == "mkdir" else os, moment, full)
+        with pytest.raises(ArtifactError, match="the disk is full"):
+            encode_images([image], encoder, out, force=True)
     assert out.read_text() == "old"
+    left = [] if moment == "mkdir" else [tmp_path / ".f.safetensors.encoding"]
+    assert sorted(tmp_path.iterdir()) == sorted([*left, image, out])
+    report = encode_images([image], encoder, out, force=True)
+    assert (report.encoded, report.resumed) == (1, 1 if moment == "fsync" else 0)
     assert sorted(tmp_path.iterdir()) == [image, out]
 
 
@@ -230,21 +236,22 @@ def test_killed_half_way(tmp_path: Path, artifact: Path, encoder) -> None:
         assert len(list(file.keys())) == 8
 
 
-def test_two_runs_at_once_in_one_process(tmp_path: Path, encoder) -> None:
-    """Neither takes the other's unfinished file for that of a killed run."""
+def test_two_runs_at_once(tmp_path: Path, encoder) -> None:
+    """The second is refused, and the first is not disturbed."""
     from fvexport.export.features import encode_images
 
     images = [make_image(tmp_path / f"{i}.png", i) for i in range(6)]
     out = tmp_path / "f.safetensors"
-    inner = []
+    refused = []
 
     def meanwhile(_task: str, done: int, _total: int | None) -> None:
-        if done == 4 and not inner:  # the outer run has written some features by now
-            inner.append(None)
-            inner[0] = encode_images(images[:2], encoder, out, force=True)
+        if done == 4:
+            with pytest.raises(ArtifactError, match="another run writes") as caught:
+                encode_images(images, encoder, out, force=True)
+            refused.append(caught)
 
     report = encode_images(images, encoder, out, force=True, progress=meanwhile)
-    assert inner[0].encoded == 2
+    assert len(refused) == 1
     assert report.encoded == 6
     with safe_open(out, "np") as file:
         assert len(file.keys()) == 6
