@@ -144,9 +144,10 @@ def told_to_go_on(working: WorkingFolder) -> Iterator[None]:
 def _check_not_read(target: Target) -> None:
     """Raises ArtifactError if the output is the artifact, one of its files, or a file of the source."""
     out = target.out
-    if out.resolve() == Path.cwd() and target.request.form != "safetensors":
+    real = Path(os.path.realpath(out))  # also of a link that leads to itself
+    if real == Path.cwd() and target.request.form != "safetensors":
         raise ArtifactError(f"{out} is the current folder; name a new folder with --out (out)")
-    if out.resolve().is_relative_to(target.artifact.resolve()):
+    if real.is_relative_to(target.artifact.resolve()):
         raise ArtifactError(f"{out} is a part of the artifact; choose another --out (out)")
     if not os.path.lexists(out):
         return
