@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("benchmarks", "calibration", "cli", "core", "encoder", "export", "kernels")
+FOLDERS = ("aliases", "benchmarks", "calibration", "cli", "cluster", "core", "encoder", "export", "kernels")
 MOST = 8
 
 EXEMPT = ("jit", "triton.jit", "torch.library.custom_op", "register_fake")

@@ -10,8 +10,9 @@ assumption, prices included: give your own by --measured or --rate.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import click
 import msgspec
@@ -24,6 +25,23 @@ from .page import scale_tables
 from .rates import Engine, Job, Outcome, Rates, known, measured_decode, measured_encode, read_rates
 
 MOST_SIMULATED = 1e7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options."""
+
+    images: float
+    gpus: int
+    engine: Engine
+    res: int
+    batch: int
+    photo: str
+    rows: int | None
+    measured: Path | None
+    changes: tuple[str, ...]
+    by_events: bool
+    page: Path | None
 
 
 @click.command("python -m fvexport.benchmarks.studies.scale", help=(__doc__ or "").splitlines()[0])
@@ -40,23 +58,23 @@ MOST_SIMULATED = 1e7
 @click.option("--rate", "changes", multiple=True, metavar="NAME=VALUE", help="One rate; can be repeated.")
 @click.option("--simulate", "by_events", is_flag=True, help="Simulate every worker beside the closed form.")
 @click.option("--page", type=click.Path(path_type=Path, exists=True), help="Write the tables into this page.")
-def main(
-    images: float, gpus: int, engine: Engine, res: int, batch: int, photo: str, rows: int | None, measured: Path | None,
-    changes: tuple[str, ...], by_events: bool, page: Path | None,
-) -> None:  # fmt: skip
+def main(**given: Any) -> None:
     """Prints what a job takes."""
+    asked = Asked(**given)
     try:
-        if page:
-            page.write_text(put(scale_tables(), page.read_text(encoding="utf-8")), encoding="utf-8")
+        if asked.page:
+            content = asked.page.read_text(encoding="utf-8")
+            asked.page.write_text(put(scale_tables(), content), encoding="utf-8")
             return
-        rates = _changed(read_rates(measured) if measured else default_rates(res, batch, photo), changes)
-        job = Job(images=int(images), gpus=gpus, engine=engine, rows=rows or 1, rates=rates)
-        job = job if rows else msgspec.structs.replace(job, rows=best_rows(job))
-        if by_events and images > MOST_SIMULATED:
+        measured = read_rates(asked.measured) if asked.measured else default_rates(asked.res, asked.batch, asked.photo)
+        rates = _changed(measured, asked.changes)
+        job = Job(images=int(asked.images), gpus=asked.gpus, engine=asked.engine, rows=asked.rows or 1, rates=rates)
+        job = job if asked.rows else msgspec.structs.replace(job, rows=best_rows(job))
+        if asked.by_events and asked.images > MOST_SIMULATED:
             raise ConfigError(f"--simulate is for at most {MOST_SIMULATED:.0e} images; leave it out")
         click.echo("\n".join(_lines(job)))
         click.echo(_line("closed form", job, estimate(job)))
-        if by_events:
+        if asked.by_events:
             click.echo(_line("simulation", job, simulate(job)))
     except FvexportError as error:
         raise click.ClickException(str(error)) from None
