@@ -189,8 +189,8 @@ def encode(
         if cluster.engine == "ray":
             refuse_given(("workers",), "has no effect with --engine ray: a worker decodes with the CPUs that it has")
             report = encode_on_ray(
-                source, artifact, target.out, form, _ray_options(running, cluster), backend=running.backend,
-                resolution=running.res, force=target.force, progress=progress,
+                source, artifact, target.out, form, _ray_options(running, cluster), force=target.force,
+                progress=progress,
             )  # fmt: skip
         else:
             encoder = Encoder(artifact, running.backend, resolution=running.res, threads=running.threads)
@@ -214,6 +214,8 @@ def _ray_options(running: Running, cluster: Cluster) -> RayOptions:
         gpus_per_worker=cluster.gpus_per_worker,
         batch_size=running.batch_size,
         threads=running.threads,
+        backend=running.backend,
+        resolution=running.res,
         verbose=is_verbose(click.get_current_context()),
     )
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from ..core.errors import ConfigError
 from ..core.progress import Progress, silent
 from ..export.artifact import Artifact
-from ..export.export_options import AUTO
 from ..export.features.feature_form import FeatureForm
 from ..export.features.request import make_request
 from ..export.features.run import EncodeReport
@@ -20,8 +19,7 @@ from .workers import RayOptions
 
 def encode_on_ray(
     source: Source, artifact: str | os.PathLike[str], out: str | os.PathLike[str], form: FeatureForm,
-    options: RayOptions | None = None, *, backend: str = AUTO, resolution: tuple[int, int] | None = None,
-    force: bool = False, progress: Progress = silent,
+    options: RayOptions | None = None, *, force: bool = False, progress: Progress = silent,
 ) -> EncodeReport:  # fmt: skip
     """Writes the features of every image of a source into a Parquet dataset, as `encode_images` does.
 
@@ -31,8 +29,6 @@ def encode_on_ray(
         out: the folder to write, which all nodes must see too.
         form: what is written.
         options: how Ray is used.
-        backend: as `Encoder` takes it; `auto` is what is fastest on each worker's node.
-        resolution: (height, width), for artifacts with dynamic resolution.
         force: replace a dataset at `out`, and drop an unfinished run of other arguments.
         progress: called as `encode` with the images done and their number.
 
@@ -41,5 +37,7 @@ def encode_on_ray(
     opened = Artifact.open(artifact)
     if not len(source):
         raise ConfigError("no images given; name at least one image or folder")
-    request = make_request(opened, preprocessor_of(opened, resolution), backend, source, form, "ray")
+    options = options or RayOptions()
+    preprocessor = preprocessor_of(opened, options.resolution)
+    request = make_request(opened, preprocessor, options.backend, source, form, "ray")
     return run_on_ray(source, opened.path, request, Path(out), options, progress, force=force)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..core.errors import ConfigError, UnavailableError
 from ..core.phrases import counted
+from ..export.export_options import AUTO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,8 @@ class RayOptions:
             runs on the CPU, and as many threads decode.
         batch_size: images per call of the encoder; by default the artifact's own, 1 if it takes any number.
         threads: of the model; `cpus_per_worker` by default.
+        backend: as `Encoder` takes it; `auto` is what is fastest on each worker's node.
+        resolution: (height, width), for artifacts with dynamic resolution.
         verbose: show Ray's own progress and logs, on stderr.
     """
 
@@ -31,6 +34,8 @@ class RayOptions:
     cpus_per_worker: int | None = None
     batch_size: int | None = None
     threads: int | None = None
+    backend: str = AUTO
+    resolution: tuple[int, int] | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:

@@ -131,7 +131,7 @@ def on_ray(artifact: Artifact, encoder: Encoder, source: Source, folder: Path, s
     def run() -> float:
         watch = Watch(skip)
         encode_on_ray(
-            source, artifact.path, folder / "ray", FORM, RayOptions(), backend=encoder.chosen.name, force=True,
+            source, artifact.path, folder / "ray", FORM, RayOptions(backend=encoder.chosen.name), force=True,
             progress=watch,
         )  # fmt: skip
         return watch.rate
