@@ -16,7 +16,8 @@ from ..core.hardware import usable_processes
 from ..core.phrases import printable
 from ..encoder.preprocess import Preprocessor
 from ..export.artifact import Artifact
-from ..export.features.feature_form import DType, FeatureForm, Pool
+from ..export.features.feature_form import DType, FeatureForm, Pool, named
+from ..export.features.table import tensors
 from ..export.runtime.encoder import Encoder
 from .cells import column_cells, image_of
 from .shipping import ShippedArtifact
@@ -86,13 +87,13 @@ class EncodeImages:
         errors = [error if isinstance(error, str) and error else None for error in known or [None] * len(cells)]
         shape = self.form.shape(*self.encoder.shape)
         features = np.full((len(cells), *shape), 0 if table else np.nan, self.form.dtype)
-        for rows, pixels in self._batches(cells, errors, names):
+        for rows, pixels in self._batches(cells, errors):
             self._encode(rows, pixels, features, errors)
+        if names is not None:
+            errors = [error and named(error, str(name)) for error, name in zip(errors, names, strict=True)]
         return self._table(batch, features, errors) if table else self._arrays(batch, features, errors)
 
-    def _batches(
-        self, cells: list[Any], errors: list[str | None], names: list[Any] | None
-    ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    def _batches(self, cells: list[Any], errors: list[str | None]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
         """Rows and pixels of up to `batch_size` images that can be decoded; the others' errors are filled in."""
         rows: list[int] = []
         pixels: list[np.ndarray] = []
@@ -105,8 +106,7 @@ class EncodeImages:
             try:
                 pixels.append(future.result())
             except ImageError as error:
-                reason = str(error) if names is None else str(error).replace("the given bytes", str(names[row]))
-                errors[row] = printable(reason)
+                errors[row] = printable(str(error))
                 continue
             rows.append(row)
             if len(rows) == self.batch_size:
@@ -138,12 +138,8 @@ class EncodeImages:
 
         dropped = {"features", "error"} | (set() if self.keep else {self.column})
         kept = batch.select([name for name in batch.column_names if name not in dropped])
-        mask = pa.array([error is not None for error in errors], pa.bool_())
         kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(features.dtype), features.shape[1:])
-        storage = pa.FixedSizeListArray.from_arrays(
-            pa.array(features.reshape(-1)), int(np.prod(features.shape[1:])), mask=mask
-        )
-        kept = kept.append_column("features", pa.ExtensionArray.from_storage(kind, storage))
+        kept = kept.append_column("features", tensors(features, errors, kind))
         return kept.append_column("error", pa.array(errors, pa.string()))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.errors import first_line
 from ..core.input_file import read_bytes
+from ..export.features.sources.shards import MAX_IMAGE_BYTES
 from ..export.features.sources.source import Item, Source
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 16 << 20
 """About how many bytes of encoded images a block has at most."""
-LARGEST_IMAGE = 1 << 30
 
 
 def ray_source(source: Source, *, block_rows: int, task_rows: int, folder: str) -> Datasource:
@@ -99,7 +99,7 @@ def _row(item: Item) -> dict[str, Any]:
         path.encode()
     except UnicodeEncodeError:  # a name that Arrow has no text for
         try:
-            return {"id": item.id, "image": {"bytes": read_bytes(path, LARGEST_IMAGE), "path": None}, "error": None}
+            return {"id": item.id, "image": {"bytes": read_bytes(path, MAX_IMAGE_BYTES), "path": None}, "error": None}
         except OSError as error:
             return {"id": item.id, "image": None, "error": f"cannot read {item.id}: {first_line(error)}"}
     return {"id": item.id, "image": {"bytes": None, "path": path}, "error": None}

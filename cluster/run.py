@@ -20,9 +20,7 @@ from ..core.progress import Progress, silent
 from ..encoder.preprocess import Preprocessor
 from ..export.artifact import Artifact
 from ..export.features.existing import Failures
-from ..export.features.feature_form import named
-from ..export.features.output_shards import ROW_GROUP_BYTES
-from ..export.features.pyarrow_package import import_pyarrow
+from ..export.features.output_shards import WRITE_OPTIONS, row_group_rows
 from ..export.features.request import Request
 from ..export.features.run import EncodeReport, Outcome, Target, encode_into, told_to_go_on
 from ..export.features.sources.source import Source
@@ -69,12 +67,7 @@ class _Worker(EncodeImages):
         self._counted = 0
         result = super().__call__(batch)
         self._count.add.remote(batch.num_rows - self._counted, result.column("features").null_count)
-        errors = [
-            reason and named(reason, name)
-            for name, reason in zip(result.column("id").to_pylist(), result.column("error").to_pylist(), strict=True)
-        ]
-        pa = import_pyarrow()
-        return result.set_column(result.schema.get_field_index("error"), "error", pa.array(errors, pa.string()))
+        return result
 
     def _encode(
         self, rows: list[int], pixels: list[np.ndarray], features: np.ndarray, errors: list[str | None]
@@ -201,12 +194,9 @@ def _run_once(
                 os.fspath(work.data),
                 min_rows_per_file=request.shard_rows,
                 ray_remote_args={"num_cpus": 0},
-                row_group_size=max(1, ROW_GROUP_BYTES // request.row_bytes),
+                row_group_size=row_group_rows(request),
                 schema=features_schema(request),
-                # Floats hardly compress; the null count of `error` says how many failed.
-                compression="none",
-                use_dictionary=False,
-                write_statistics=["id", "error"],
+                **WRITE_OPTIONS,
             )
         except FvexportError:
             raise

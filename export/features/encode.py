@@ -18,7 +18,7 @@ from .output import Output, open_output
 from .pace import Pace
 from .request import make_request
 from .run import EncodeReport, Outcome, Target, encode_into, told_to_go_on
-from .sources.path_source import PathCollector, PathSource
+from .sources.path_source import PathCollector, PathSource, look
 from .sources.source import Source
 from .working_folder import WorkingFolder
 from .writer import Writer
@@ -102,11 +102,7 @@ def files(paths: Iterable[str | os.PathLike[str]]) -> PathSource:
     collected = PathCollector()
     for path in paths:
         file = Path(path)
-        try:
-            size = file.stat().st_size
-        except (OSError, ValueError):
-            size = -1
-        collected.add(str(file), size)
+        collected.add(str(file), look(file)[0])
     return collected.source([])
 
 

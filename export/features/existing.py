@@ -33,6 +33,12 @@ class Failures:
         if most is None or len(self.listed) < most:
             self.listed.append((name, reason))
 
+    def add_all(self, ids: list[str], reasons: list[str | None], most: int | None) -> None:
+        """Adds those of some images that have a reason."""
+        for name, reason in zip(ids, reasons, strict=True):
+            if reason is not None:
+                self.add(name, reason, most)
+
 
 def check_output(out: Path, request: Request, source: Source, *, force: bool, have_bytes: int) -> None:
     """Raises ArtifactError if `out` cannot be written.
@@ -57,7 +63,7 @@ def check_output(out: Path, request: Request, source: Source, *, force: bool, ha
         if not (out.is_dir() and shard_form(request).is_ours(out)):
             raise ArtifactError(f"{out} exists and is not what this command writes; choose another --out (out)")
         if not force:
-            earlier = shard_form(request).request(out)
+            earlier = shard_form(request).request_in(out)
             differs = [] if earlier is None else earlier.differs(request)
             raise ArtifactError(f"{out} exists{_words(differs)}; {REPLACE}")
 
@@ -92,7 +98,7 @@ def finished(out: Path, request: Request, source: Source) -> Failures | None:
     form = shard_form(request)
     if not out.is_dir() or is_empty_folder(out) or not form.is_ours(out):
         return None
-    earlier = form.request(out)
+    earlier = form.request_in(out)
     if earlier is None or earlier.differs(request):
         return None
     if not count_all(form, out, request, failures):
@@ -103,7 +109,7 @@ def finished(out: Path, request: Request, source: Source) -> Failures | None:
 def count_all(form: ShardForm, folder: Path, request: Request, failures: Failures) -> bool:
     """Adds the failures of all shards; whether these have all images. Ray's shards have whatever number of them."""
     index = images = 0
-    while (counted := form.count(folder, index, request)) is not None:
+    while (counted := form.count(folder, index)) is not None:
         if request.engine == "local" and counted[0] != shard_images(request, index):
             return False
         _add_failures(form, folder, index, counted[1], failures)
@@ -134,7 +140,7 @@ def shard_images(request: Request, index: int) -> int:
 
 def count_shard(form: ShardForm, folder: Path, index: int, request: Request, failures: Failures) -> bool:
     """Adds a shard's failures; False if there is no such shard. Raises ArtifactError if it is not whole."""
-    counted = form.count(folder, index, request)
+    counted = form.count(folder, index)
     if counted is None:
         return False
     if counted[0] != shard_images(request, index):

@@ -95,9 +95,7 @@ class _Shards:
         self._pending = self._open_pending()
         self.done += self._pending.images
         if self._pending.images:
-            for name, reason in zip(*self._pending.entries(), strict=True):
-                if reason is not None:
-                    self.failures.add(name, reason, MAX_LISTED)
+            self.failures.add_all(*self._pending.entries(), MAX_LISTED)
         self._finish_shard_if_full()
 
     def append(self, ids: list[str], values: np.ndarray, reasons: list[str | None]) -> None:
@@ -109,9 +107,7 @@ class _Shards:
                 why = reasons[start : start + room]
                 good = sum(reason is None for reason in why)
                 self._pending.append(ids[start : start + room], values[position : position + good], why)
-                for name, reason in zip(ids[start : start + room], why, strict=True):
-                    if reason is not None:
-                        self.failures.add(name, reason, MAX_LISTED)
+                self.failures.add_all(ids[start : start + room], why, MAX_LISTED)
                 start, position, self.done = start + len(why), position + good, self.done + len(why)
                 self._finish_shard_if_full()
 
@@ -151,17 +147,13 @@ class _File:
         )  # fmt: skip
         self.done = self._pending.images
         if self.done:
-            for name, reason in zip(*self._pending.entries(), strict=True):
-                if reason is not None:
-                    self.failures.add(name, reason, None)
+            self.failures.add_all(*self._pending.entries(), None)
 
     def append(self, ids: list[str], values: np.ndarray, reasons: list[str | None]) -> None:
         with os_errors(self.working.out):
             self._pending.append(ids, values, reasons)
         self.done += len(ids)
-        for name, reason in zip(ids, reasons, strict=True):
-            if reason is not None:
-                self.failures.add(name, reason, None)
+        self.failures.add_all(ids, reasons, None)
 
     def finish(self, *, force: bool) -> None:
         with os_errors(self.working.out):

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 ROW_GROUP_BYTES = 32 << 20
 """About how large a row group becomes: what a reader holds at once."""
+WRITE_OPTIONS: dict[str, Any] = {
+    "compression": "none", "use_dictionary": False, "write_statistics": ["id", "error"]
+}  # fmt: skip
+"""Floats hardly compress, and a dictionary of them is waste; the null count of `error` says how many failed."""
+
+
+def row_group_rows(request: Request) -> int:
+    """Images in a row group."""
+    return max(1, ROW_GROUP_BYTES // request.row_bytes)
 
 
 class ShardForm(Protocol):
@@ -40,14 +49,14 @@ class ShardForm(Protocol):
         """Writes shard `index` into `folder`, by way of the folder `aside` on the same file system."""
         ...
 
-    def count(self, folder: Path, index: int, request: Request | None = None) -> tuple[int, int] | None:
+    def count(self, folder: Path, index: int) -> tuple[int, int] | None:
         """(images, failed ones) of a shard; None if there is none.
 
-        Raises ArtifactError if it cannot be read, or if it was not written for `request`.
+        Raises ArtifactError if it cannot be read, or if it was written for another request than the form's.
         """
         ...
 
-    def request(self, folder: Path) -> Request | None:
+    def request_in(self, folder: Path) -> Request | None:
         """What the first shard's run was asked for; None if the folder holds something else."""
         ...
 
@@ -63,9 +72,8 @@ class ShardForm(Protocol):
 class ParquetShards:
     """A Parquet file for each shard."""
 
-    def __init__(self, request: Request | None = None) -> None:
-        self._schema = None if request is None else features_schema(request)
-        import_pyarrow()  # before the work
+    def __init__(self, request: Request) -> None:
+        self._request, self._schema = request, features_schema(request)
 
     def path(self, folder: Path, index: int) -> Path:
         """The file of a shard."""
@@ -75,13 +83,8 @@ class ParquetShards:
         pq = import_pyarrow().parquet
         ids, reasons = pending.entries()
         scratch, position = aside / "part.new", 0
-        rows = max(1, ROW_GROUP_BYTES // pending.each)
-        assert self._schema is not None
-        # Floats hardly compress, and a dictionary of them is waste; the null count of `error` says how many failed.
-        options: dict[str, Any] = {
-            "compression": "none", "use_dictionary": False, "write_statistics": ["id", "error"]
-        }  # fmt: skip
-        with pq.ParquetWriter(scratch, self._schema, **options) as writer:
+        rows = row_group_rows(self._request)
+        with pq.ParquetWriter(scratch, self._schema, **WRITE_OPTIONS) as writer:
             for start in range(0, len(ids), rows):
                 why = reasons[start : start + rows]
                 good = np.array([reason is None for reason in why])
@@ -94,10 +97,10 @@ class ParquetShards:
                 writer.write_table(features_table(ids[start : start + rows], part, why, self._schema))
         put_shard(scratch, self.path(folder, index))
 
-    def count(self, folder: Path, index: int, request: Request | None = None) -> tuple[int, int] | None:
-        return _counted(self.path(folder, index), request)
+    def count(self, folder: Path, index: int) -> tuple[int, int] | None:
+        return _counted(self.path(folder, index), self._request)
 
-    def request(self, folder: Path) -> Request | None:
+    def request_in(self, folder: Path) -> Request | None:
         return _request_in(self.path(folder, 0))
 
     def failures(self, folder: Path, index: int) -> Iterator[tuple[str, str]]:
@@ -113,8 +116,8 @@ class NpyShards:
 
     FOLDERS = ("img_emb", "metadata", "errors")
 
-    def __init__(self, request: Request | None = None) -> None:
-        self._metadata = None if request is None else metadata_of(request)
+    def __init__(self, request: Request) -> None:
+        self._request, self._metadata = request, metadata_of(request)
         import_pyarrow()  # before the work
 
     def paths(self, folder: Path, index: int) -> tuple[Path, Path, Path]:
@@ -149,19 +152,19 @@ class NpyShards:
             pa.parquet.write_table(table.replace_schema_metadata(self._metadata), scratch)
             put_shard(scratch, path)
 
-    def count(self, folder: Path, index: int, request: Request | None = None) -> tuple[int, int] | None:
+    def count(self, folder: Path, index: int) -> tuple[int, int] | None:
         array, names, errors = self.paths(folder, index)
-        failed = _rows(errors, request)  # the last to be written
+        failed = _rows(errors, self._request)  # the last to be written
         if failed is None:
             return None
-        good = _rows(names, request)
+        good = _rows(names, self._request)
         with _reading(array):
             rows = len(np.load(array, mmap_mode="r", allow_pickle=False))  # fails for one that is cut off
         if good != rows:
             raise ArtifactError(f"{array} has {rows} rows and {names} has {good or 0}; {DAMAGED_FIX}")
         return good + failed, failed
 
-    def request(self, folder: Path) -> Request | None:
+    def request_in(self, folder: Path) -> Request | None:
         return _request_in(self.paths(folder, 0)[2])
 
     def failures(self, folder: Path, index: int) -> Iterator[tuple[str, str]]:
@@ -233,7 +236,7 @@ def _request(path: Path, schema: pa.Schema) -> Request | None:
         raise ArtifactError(f"{path} has damaged metadata ({error}); {DAMAGED_FIX}") from None
 
 
-def _rows(path: Path, request: Request | None) -> int | None:
+def _rows(path: Path, request: Request) -> int | None:
     footer = _footer(path)
     if footer is None:
         return None
@@ -241,7 +244,7 @@ def _rows(path: Path, request: Request | None) -> int | None:
     return int(footer[0].num_rows)
 
 
-def _counted(path: Path, request: Request | None) -> tuple[int, int] | None:
+def _counted(path: Path, request: Request) -> tuple[int, int] | None:
     """(rows, rows with an error) of a Parquet file."""
     footer = _footer(path)
     if footer is None:
@@ -261,7 +264,7 @@ def _counted(path: Path, request: Request | None) -> tuple[int, int] | None:
     return int(metadata.num_rows), failed
 
 
-def _check_request(path: Path, schema: pa.Schema, request: Request | None) -> None:
+def _check_request(path: Path, schema: pa.Schema, request: Request) -> None:
     found = _request(path, schema)
-    if found is None or (request is not None and found.differs(request)):
+    if found is None or found.differs(request):
         raise ArtifactError(f"{path} belongs to another run; {DAMAGED_FIX}")

@@ -44,15 +44,17 @@ def features_table(ids: list[str], features: np.ndarray, errors: list[str | None
         schema: as `features_schema` makes it.
     """
     pa = import_pyarrow()
-    kind = schema.field("features").type
+    rows = tensors(features, errors, schema.field("features").type)
+    return pa.Table.from_arrays([pa.array(ids, pa.string()), rows, pa.array(errors, pa.string())], schema=schema)
+
+
+def tensors(features: np.ndarray, errors: list[str | None], kind: pa.FixedShapeTensorType) -> pa.ExtensionArray:
+    """Features (B, N, C) or (B, C) as an array of tensors of a type, null where there is an error."""
+    pa = import_pyarrow()
     flat = np.ascontiguousarray(features).reshape(-1)
-    length = int(np.prod(kind.shape))
     mask = pa.array([error is not None for error in errors], pa.bool_()) if any(errors) else None
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), length, mask=mask)
-    return pa.Table.from_arrays(
-        [pa.array(ids, pa.string()), pa.ExtensionArray.from_storage(kind, storage), pa.array(errors, pa.string())],
-        schema=schema,
-    )
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), int(np.prod(kind.shape)), mask=mask)
+    return pa.ExtensionArray.from_storage(kind, storage)
 
 
 def request_of(schema: pa.Schema) -> Request | None:

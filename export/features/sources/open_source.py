@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from ....core.input_file import open_regular
 from ....core.phrases import first_few
 from ....encoder.image import Found, image_suffixes, images_in
 from .path_list import read_list
-from .path_source import PathCollector
+from .path_source import PathCollector, look
 from .shards import shard_id
 from .source import Source
 
@@ -134,13 +133,13 @@ class _Files:
 
     def add(self, text: str) -> None:
         """Adds a file, or the images in a folder."""
-        size, folder = _look(text)
+        size, folder = look(text)
         if not text:
             raise ImageError("the path of an image is empty: give the path of a file or folder")
         if folder:
             found = Found()
             for file in images_in(Path(text), found):
-                self._paths.add(file, _look(file)[0])
+                self._paths.add(file, look(file)[0])
             self._left_out.add(found)
         else:
             self._paths.add(text, size)
@@ -196,7 +195,7 @@ def _classify(text: str, images: set[str], leave_out: Path | None) -> tuple[Kind
         kind: Kind = "tars" if lower.endswith(TARS) else "tables"
         found: list[Path] = []
         for path in paths:
-            if _look(path)[1]:  # Spark calls the folder of a dataset data.parquet
+            if look(path)[1]:  # Spark calls the folder of a dataset data.parquet
                 inside, shards = _inside(path, leave_out)
                 if inside != kind:
                     raise ImageError(f"no {lower.rpartition('.')[2]} file in folder {path}")
@@ -206,9 +205,9 @@ def _classify(text: str, images: set[str], leave_out: Path | None) -> tuple[Kind
             else:
                 found.append(path)
         return kind, found
-    if lower.endswith(COMPRESSED) and not _look(text)[1]:
+    if lower.endswith(COMPRESSED) and not look(text)[1]:
         raise ImageError(f"{text} is compressed, so images cannot be read by position; decompress it to a .tar file")
-    if _look(text)[1]:
+    if look(text)[1]:
         return _inside(Path(text), leave_out)
     return "images", []
 
@@ -287,16 +286,6 @@ def _choices(inner: str) -> Sequence[str]:
         numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
         return [f"{number:0{width}d}" for number in numbers]
     return inner.split(",") if "," in inner else [f"{{{inner}}}"]
-
-
-def _look(path: str | Path) -> tuple[int, bool]:
-    """The size of a file in bytes, -1 if it cannot be looked up; and whether it is a folder. No name raises."""
-    try:
-        found = os.stat(path)  # noqa: PTH116  # a text, for speed
-    except (OSError, ValueError):
-        return -1, False
-    folder = stat.S_ISDIR(found.st_mode)
-    return -1 if folder else found.st_size, folder
 
 
 def _once(paths: list[Path]) -> list[Path]:

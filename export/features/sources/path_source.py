@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -118,3 +120,13 @@ def path_item(name: str, path: str | Path) -> Item:
     if "\0" in text:
         return Item(name, None, f"{name}: the path of the image contains a NUL character")
     return Item(name, Path(path))
+
+
+def look(path: str | Path) -> tuple[int, bool]:
+    """The size of a file in bytes, -1 if it cannot be looked up; and whether it is a folder. No name raises."""
+    try:
+        found = os.stat(path)  # noqa: PTH116  # a text, for speed
+    except (OSError, ValueError):
+        return -1, False
+    folder = stat.S_ISDIR(found.st_mode)
+    return -1 if folder else found.st_size, folder
